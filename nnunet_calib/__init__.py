@@ -1,0 +1,30 @@
+"""Calibrated probabilities for nnU-Net: losses, measuring and temperature scaling."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_calib.metrics import calibration_errors
+    from nnunet_calib.statistics import CaseStatistics
+    from nnunet_calib.temperature import TemperatureFit, apply_temperature, fit_temperature
+
+__version__ = "0.1.0"
+
+__all__ = ["CaseStatistics", "TemperatureFit", "apply_temperature", "calibration_errors", "fit_temperature"]
+
+_HOMES = {
+    "CaseStatistics": "statistics",
+    "TemperatureFit": "temperature",
+    "apply_temperature": "temperature",
+    "calibration_errors": "metrics",
+    "fit_temperature": "temperature",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes seconds to import, and `nnunet_calib trainers --path` stands in people's shell profiles.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,206 @@
+"""The demo: nnU-Net from images to calibrated probabilities, on synthetic data whose true probabilities are known."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from nnunet_calib.files import write_json
+from nnunet_calib.integration.lookup import trainers_folder
+from nnunet_calib.synthetic import distance_to_truth, synthetic_case
+from nnunet_calib.temperature import apply_temperature
+
+DATASET = "Dataset999_CalibrationDemo"
+PLANS = "nnUNetPlansDemo"
+TRAINERS = ("nnUNetTrainerCalib_demo", "nnUNetTrainerML1ACE_demo")
+CASES = 20
+EPOCHS = 20
+_MARKER = "nnunet_calib_demo.json"
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs")
+
+# Also an example of how little a trainer of one's own needs.
+_TRAINER_MODULE = f'''"""Trainers of the demo: as in the package, but {EPOCHS} short epochs."""
+
+import torch
+
+from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerML1ACE
+
+
+class Short:
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = {EPOCHS}
+        self.num_iterations_per_epoch = 20
+        self.num_val_iterations_per_epoch = 3
+
+
+class nnUNetTrainerCalib_demo(Short, nnUNetTrainerCalib):
+    pass
+
+
+class nnUNetTrainerML1ACE_demo(Short, nnUNetTrainerML1ACE):
+    pass
+'''
+
+
+def _prepare_folder(folder: Path) -> None:
+    """An empty folder; an earlier demo in it is replaced, anything else is refused."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).is_file())):
+        raise ValueError(f"expected a new folder, an empty one or that of an earlier demo, got {folder}: choose with -o")
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir(parents=True)
+    write_json({"made by": "nnunet_calib demo; it is replaced when the demo is run again"}, folder / _MARKER)
+
+
+def _write_dataset(folder: Path) -> None:
+    """The synthetic cases in nnU-Net's raw format, and their true probabilities beside it."""
+    raw = folder / "nnUNet_raw" / DATASET
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).mkdir(parents=True)
+    for seed in range(CASES):
+        case = synthetic_case(seed)
+        name = f"demo_{seed:03d}"
+        sitk.WriteImage(sitk.GetImageFromArray(case.image), raw / "imagesTr" / f"{name}_0000.nii.gz")
+        sitk.WriteImage(sitk.GetImageFromArray(case.labels), raw / "labelsTr" / f"{name}.nii.gz")
+        np.savez_compressed(folder / "truth" / f"{name}.npz", probabilities=case.probabilities)
+    write_json(
+        {
+            "channel_names": {"0": "synthetic"},
+            "labels": {"background": 0, "bright": 1, "dark": 2},
+            "numTraining": CASES,
+            "file_ending": ".nii.gz",
+        },
+        raw / "dataset.json",
+    )
+
+
+def _write_plans(folder: Path) -> None:
+    """nnU-Net's plans with a network that a CPU can train in a minute."""
+    preprocessed = folder / "nnUNet_preprocessed" / DATASET
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    plans["plans_name"] = PLANS
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration.update(batch_size=2, patch_size=[32, 32, 32])
+    configuration["architecture"]["arch_kwargs"].update(
+        n_stages=3, features_per_stage=[8, 16, 32], kernel_sizes=[[3, 3, 3]] * 3, n_conv_per_stage=[2, 2, 2],
+        strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]], n_conv_per_stage_decoder=[1, 1],
+    )
+    write_json(plans, preprocessed / f"{PLANS}.json")
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """nnU-Net's variables, all of them inside the demo's folder."""
+    own = {name: str(folder / name) for name in _FOLDERS if name.startswith("nnUNet")}
+    own["nnUNet_extTrainer"] = os.pathsep.join([str(trainers_folder()), str(folder / "trainers")])
+    own |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_wandb_enabled": "0"}
+    return os.environ | own
+
+
+def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Run an nnU-Net command, keep its output in a log and yield it line by line.
+
+    Raises:
+        OSError: if the command fails.
+    """
+    # nnU-Net's commands lie beside the interpreter, whether or not its environment is activated
+    program = Path(sysconfig.get_path("scripts")) / command[0]
+    with (
+        open(log, "w", encoding="utf-8") as file,
+        subprocess.Popen(
+            [str(program), *command[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            yield line
+    if process.returncode:
+        raise OSError(f"expected {command[0]} to end well, it ended with status {process.returncode}: see {log}")
+
+
+def _rows(folder: Path, trainer: str) -> Iterator[tuple[str, ...]]:
+    """The lines of the table for a trainer: before and after temperature."""
+    validation = _validation(folder, trainer)
+    dice = json.loads((validation / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
+    summary = json.loads((validation / "calibration" / "summary.json").read_text(encoding="utf-8"))
+    distances: dict[str, list[float]] = {"uncalibrated": [], "calibrated": []}
+    for row in summary["metric_per_case"]:
+        with np.load(validation / f"{row['case']}.npz") as file:
+            p = file["probabilities"]
+        with np.load(folder / "truth" / f"{row['case']}.npz") as file:
+            truth = file["probabilities"]
+        distances["uncalibrated"].append(distance_to_truth(p, truth))
+        distances["calibrated"].append(distance_to_truth(apply_temperature(p, row["temperature"]), truth))
+    for name, metrics in summary["metrics"].items():
+        image = metrics["image"]
+        temperature = 1 if name == "uncalibrated" else summary["temperature"]["temperature"]
+        values = (*(image["foreground_mean"][m] for m in ("ece", "ace", "mce")), image["nll"], np.mean(distances[name]))
+        yield (trainer.removesuffix("_demo"), f"{temperature:.2f}", f"{dice:.3f}", *(f"{v:.4f}" for v in values))
+
+
+def _validation(folder: Path, trainer: str) -> Path:
+    return folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__3d_fullres" / "fold_0" / "validation"
+
+
+def run_demo(folder: Path) -> None:
+    """Make the data, run nnU-Net on it for two trainers, and print what was measured against the truth.
+
+    Args:
+        folder: everything goes here.
+
+    Raises:
+        ValueError: if the folder holds something else than an earlier demo.
+        OSError: if it cannot be written, or if a command of nnU-Net fails.
+    """
+    folder = folder.resolve()
+    _prepare_folder(folder)
+    environment = _environment(folder)
+    (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(_TRAINER_MODULE, encoding="utf-8")
+    with tqdm(total=3 + len(TRAINERS) * (EPOCHS + 2), file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}") as bar:
+
+        def step(what: str) -> None:
+            bar.set_description_str(f"{what:<42}")
+            bar.update()
+
+        step(f"making {CASES} synthetic cases")
+        _write_dataset(folder)
+        step("planning and preprocessing")
+        plan = ["nnUNetv2_plan_and_preprocess", "-d", "999", "-c", "3d_fullres", "-np", "2"]
+        for _ in _run(plan, folder / "logs" / "plan_and_preprocess.txt", environment):
+            pass
+        _write_plans(folder)
+        step("preprocessed")
+        for trainer in TRAINERS:
+            train = ["nnUNetv2_train", "999", "3d_fullres", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu", "--npz"]
+            step(f"starting {trainer}")
+            for line in _run(train, folder / "logs" / f"{trainer}.txt", environment):
+                if found := re.search(r": Epoch (\d+)\b", line):
+                    step(f"{trainer}, epoch {int(found[1]) + 1} of {EPOCHS}")
+                elif "Training done" in line:
+                    step(f"{trainer}, validating")
+
+    header = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "distance to truth")
+    rows = [header, *(row for trainer in TRAINERS for row in _rows(folder, trainer))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    print(f"\n{CASES // 5} validation cases; T = 1: as trained, else with temperature scaling; ECE, ACE, MCE: 20 bins, mean "
+          "over cases and foreground classes;\ndistance to truth: mean over voxels of sum_c |p_c - true p_c| / 2\n")
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nPictures:")
+    for trainer in TRAINERS:
+        for name in ("reliability.png", "dataset_reliability_histogram.png"):
+            print(f"  {_validation(folder, trainer) / 'calibration' / name}")

@@ -1,0 +1,40 @@
+"""Files that are either complete or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path`; what was written there takes its place if the block ends well, else is removed."""
+    path = Path(path)
+    # the suffix stays last, since writers look at it; the process id keeps two writers apart
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write strict JSON, NaN and infinities as null."""
+    with replaced_when_complete(path) as temporary:
+        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

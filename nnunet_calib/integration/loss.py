@@ -1,0 +1,107 @@
+"""Puts a calibration term into the loss that an nnU-Net trainer has built.
+
+The term is put inside what `super()._build_loss()` returns, never beside a copy of it: nnU-Net's weights over the
+output resolutions, its handling of DDP and of torch.compile, and whatever a trainer variant does there, are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from torch import Tensor, nn
+
+
+class LossWithTerm(nn.Module):
+    """base(output, target) + weight * term(output, target); with weight 0 the base alone, to the last bit."""
+
+    def __init__(self, base: nn.Module, term: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.base = base
+        self.term = term
+        self.weight = weight
+
+    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
+        """The sum of both."""
+        loss = self.base(net_output, target)
+        return loss if self.weight == 0 else loss + self.weight * self.term(net_output, target)
+
+    def extra_repr(self) -> str:
+        """The weight, which nnU-Net's debug.json then records."""
+        return f"weight={self.weight}"
+
+
+class LossWithFullResolutionTerm(LossWithTerm):
+    """The same around deep supervision: the term sees the outputs and targets of the full resolution only."""
+
+    def forward(self, net_output: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+        """The sum of both."""
+        loss = self.base(net_output, target)
+        return loss if self.weight == 0 else loss + self.weight * self.term(net_output[0], target[0])
+
+
+class NoTerm(nn.Module):
+    """Stands where nnU-Net's cross-entropy was: always zero."""
+
+    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
+        """A zero scalar."""
+        return torch.zeros((), device=net_output.device)
+
+
+def add_term(base: nn.Module, term: nn.Module, weight: float, *, every_resolution: bool = True) -> nn.Module:
+    """Add weight * term to an nnU-Net loss.
+
+    Args:
+        base: what an nnU-Net trainer's `_build_loss()` returned, with or without deep supervision.
+        term: loss of (logits, target) in nnU-Net's target convention.
+        weight: factor of the term, at least 0.
+        every_resolution: let the term take part at every resolution, with nnU-Net's own weights; else only at the full
+            resolution, with weight 1. Without deep supervision there is no difference.
+
+    Returns:
+        The loss to train with. `base` is changed.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+    if weight < 0:
+        raise ValueError(f"expected the weight of a calibration loss to be at least 0, got {weight}")
+    if not isinstance(base, DeepSupervisionWrapper):
+        return LossWithTerm(base, term, weight)
+    if not every_resolution:
+        return LossWithFullResolutionTerm(base, term, weight)
+    base.loss = LossWithTerm(base.loss, term, weight)
+    return base
+
+
+def replace_cross_entropy(base: nn.Module, term: nn.Module, num_heads: int) -> nn.Module:
+    """Put a term in the place of the CE (or BCE) of nnU-Net's Dice + CE loss; the Dice term stays as it is.
+
+    The term gets the scale of what it replaces: nnU-Net's BCE with an ignore label sums over the heads, where without
+    one it averages over them.
+
+    Args:
+        base: what an nnU-Net trainer's `_build_loss()` returned, with or without deep supervision.
+        term: loss of (logits, target), a mean over the voxels that count (and over the heads, for regions).
+        num_heads: number of segmentation heads.
+
+    Returns:
+        The loss to train with. `base` is changed.
+
+    Raises:
+        TypeError: if there is no such cross-entropy in `base`.
+    """
+    compound = base.loss if isinstance(base, DeepSupervisionWrapper) else base
+    while isinstance(compound, LossWithTerm):
+        compound = compound.base
+    if not isinstance(compound, DC_and_CE_loss | DC_and_BCE_loss):
+        raise TypeError(
+            f"expected nnU-Net's Dice + cross-entropy loss, whose cross-entropy SVLS replaces, got "
+            f"{type(compound).__name__}: use a trainer that keeps nnU-Net's own loss, or another calibration loss"
+        )
+    weight, compound.weight_ce, compound.ce = compound.weight_ce, 0, NoTerm()
+    if isinstance(compound, DC_and_BCE_loss) and compound.use_ignore_label:
+        weight *= num_heads
+    return add_term(base, term, weight)

@@ -1,0 +1,122 @@
+"""Mixins that turn an nnU-Net trainer into a calibrated one.
+
+`CalibrationMixin` measures after the validation; a loss mixin also changes what `super()._build_loss()` returns. Put one
+before a trainer, `class MyTrainer(NACLMixin, nnUNetTrainerDA5)`, or combine finished trainers, which also draws the
+figures: `class MyTrainer(nnUNetTrainerNACL, nnUNetTrainerDA5)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from nnunet_calib.integration.labels import check_dataset, plan_kernel_size
+from nnunet_calib.integration.loss import add_term, replace_cross_entropy
+from nnunet_calib.integration.validation import measured_validation
+from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+
+
+class CalibrationMixin:
+    """Measures calibration after nnU-Net's own validation and records the hyperparameters of the losses.
+
+    Attributes:
+        draw_figures: called with the calibration folder once its files are written; None draws nothing.
+    """
+
+    draw_figures: ClassVar[Callable[[Path], None] | None] = None
+
+    # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added.
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ) -> None:
+        check_dataset(dataset_json)
+        try:
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        except OSError as error:
+            raise OSError(
+                f"expected a results folder that can be written, got {error.strerror} for {error.filename}: "
+                f"set nnUNet_results to a folder in which you may create files"
+            ) from error
+
+    def initialize(self) -> None:
+        """nnU-Net's, and tells the logger the hyperparameters of the calibration losses."""
+        super().initialize()
+        self.logger.update_config({"calibration": self.calibration_hyperparameters()})
+
+    def calibration_hyperparameters(self) -> dict[str, Any]:
+        """Name and value of every hyperparameter that the mixins of this trainer have."""
+        names = [name for cls in reversed(type(self).__mro__) for name in vars(cls).get("hyperparameters", ())]
+        return {name: getattr(self, name) for name in names}
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's, with each case measured in the worker that exports it."""
+        measured_validation(self, super().perform_actual_validation, save_probabilities)
+
+    def _loss_mode(self) -> dict[str, Any]:
+        """The options that follow from the dataset's labels."""
+        return {"regions": self.label_manager.has_regions, "ignore_label": self.label_manager.ignore_label}
+
+
+class NACLMixin(CalibrationMixin):
+    """Adds neighbour-aware calibration (`nnunet_calib.losses.nacl_loss`) to the trainer's loss."""
+
+    nacl_weight = 0.1
+    nacl_kernel_size = 3
+    nacl_prior = "mean"
+    nacl_penalty = "l1"
+    nacl_on = "logits"
+    nacl_sigma = 1.0
+    nacl_every_resolution = True
+    hyperparameters = (
+        "nacl_weight", "nacl_kernel_size", "nacl_prior", "nacl_penalty", "nacl_on", "nacl_sigma", "nacl_every_resolution",
+    )
+
+    def _build_loss(self) -> nn.Module:
+        term = NACLLoss(
+            kernel_size=plan_kernel_size(self.nacl_kernel_size, self.configuration_manager), prior=self.nacl_prior,
+            penalty=self.nacl_penalty, on=self.nacl_on, sigma=self.nacl_sigma, **self._loss_mode(),
+        )
+        return add_term(super()._build_loss(), term, self.nacl_weight, every_resolution=self.nacl_every_resolution)
+
+
+class SVLSMixin(CalibrationMixin):
+    """Replaces the cross-entropy of the trainer's loss by spatially varying label smoothing (`svls_loss`)."""
+
+    svls_kernel_size = 3
+    svls_sigma = 1.0
+    hyperparameters = ("svls_kernel_size", "svls_sigma")
+
+    def _build_loss(self) -> nn.Module:
+        term = SVLSLoss(
+            kernel_size=plan_kernel_size(self.svls_kernel_size, self.configuration_manager), sigma=self.svls_sigma,
+            **self._loss_mode(),
+        )
+        return replace_cross_entropy(super()._build_loss(), term, self.label_manager.num_segmentation_heads)
+
+
+class ML1ACEMixin(CalibrationMixin):
+    """Adds the marginal L1 average calibration error (`nnunet_calib.losses.ml1_ace_loss`) to the trainer's loss."""
+
+    ml1_ace_weight = 1.0
+    ml1_ace_num_bins = 20
+    ml1_ace_reduction = "ace"
+    ml1_ace_binning = "hard"
+    ml1_ace_absent_classes = "skip"
+    ml1_ace_every_resolution = True
+    hyperparameters = (
+        "ml1_ace_weight", "ml1_ace_num_bins", "ml1_ace_reduction", "ml1_ace_binning", "ml1_ace_absent_classes",
+        "ml1_ace_every_resolution",
+    )
+
+    def _build_loss(self) -> nn.Module:
+        term = ML1ACELoss(
+            num_bins=self.ml1_ace_num_bins, reduction=self.ml1_ace_reduction, binning=self.ml1_ace_binning,
+            absent_classes=self.ml1_ace_absent_classes, **self._loss_mode(),
+        )
+        return add_term(
+            super()._build_loss(), term, self.ml1_ace_weight, every_resolution=self.ml1_ace_every_resolution
+        )

@@ -1,0 +1,150 @@
+"""Marginal L1 average calibration error (mL1-ACE) and its ECE and MCE forms as training losses."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nnunet_calib.binning import bin_index
+from nnunet_calib.losses.module import FunctionalLoss, check_options
+from nnunet_calib.losses.targets import activate, encode_target
+
+Reduction = Literal["ace", "ece", "mce"]
+Binning = Literal["hard", "soft"]
+AbsentClasses = Literal["skip", "zero", "keep"]
+
+# A soft bin that holds less than this many voxels' weight counts as empty (Barfoot et al. 2025).
+MIN_SOFT_BIN_WEIGHT = 0.01
+
+
+def _check(num_bins: int, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses) -> None:
+    if num_bins < 1:
+        raise ValueError(f"expected num_bins to be at least 1, got {num_bins}")
+    check_options(
+        reduction=(reduction, get_args(Reduction)),
+        binning=(binning, get_args(Binning)),
+        absent_classes=(absent_classes, get_args(AbsentClasses)),
+    )
+
+
+def _bin_shares(p: Tensor, num_bins: int, binning: Binning) -> list[tuple[Tensor, Tensor]]:
+    """(index, weight) pairs: to which bins each probability belongs, and with what weight.
+
+    Soft binning shares a probability linearly between the two nearest bin centres (m + 1/2) / M; below the first and
+    above the last centre it belongs wholly to the end bin.
+    """
+    if binning == "hard":
+        return [(bin_index(p, num_bins), torch.ones_like(p))]
+    position = (p * num_bins - 0.5).clamp(0, num_bins - 1)
+    lower = position.detach().long().clamp_(0, max(num_bins - 2, 0))
+    upper_weight = position - lower
+    return [(lower, 1 - upper_weight), ((lower + 1).clamp_(max=num_bins - 1), upper_weight)]
+
+
+def _bin_sums(
+    p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, probability and positives (B, C, M) of each bin, per image and head, in float64.
+
+    float64 because a float32 sum stalls: added to 2^20, a probability of .9999 is already rounded to a multiple of
+    1/8, and half a patch may lie in one bin.
+    """
+    p, y = p.flatten(2).double(), y.flatten(2).double()
+    sums = [p.new_zeros((*p.shape[:2], num_bins + 1)) for _ in range(3)]
+    for index, weight in _bin_shares(p, num_bins, binning):
+        if valid is not None:
+            index = torch.where(valid.flatten(2), index, num_bins)  # ignored voxels: one more bin, cut off below
+        for k, values in enumerate((weight, weight * p, weight * y)):
+            sums[k] = sums[k].scatter_add(2, index, values)
+    weight, probability, positive = (s[..., :num_bins] for s in sums)
+    return weight, probability, positive
+
+
+def ml1_ace_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    num_bins: int = 20,
+    reduction: Reduction = "ace",
+    binning: Binning = "hard",
+    absent_classes: AbsentClasses = "skip",
+    regions: bool = False,
+    ignore_label: int | None = None,
+) -> Tensor:
+    r"""Marginal calibration error of a batch, per image and class, unweighted.
+
+    The probabilities of one class in one image are put into M equal-width bins on [0, 1]. With e_m the mean
+    probability and o_m the observed frequency of the class among the n_m voxels of bin m, and N the voxels that count:
+
+    .. math::
+        \mathrm{ACE} = \frac{1}{|\{m : n_m > 0\}|} \sum_{n_m > 0} |o_m - e_m|, \quad
+        \mathrm{ECE} = \sum_m \frac{n_m}{N} |o_m - e_m|, \quad
+        \mathrm{MCE} = \max_m |o_m - e_m|
+
+    then the mean over classes, then over images. Hard bins are differentiable as they stand: for voxel i in bin m,
+    d ACE / d p_i = sign(e_m - o_m) / (|non-empty bins| n_m).
+
+    Args:
+        logits: (B, C, *spatial), 2D or 3D. Background takes part.
+        target: labels (B, 1, *spatial), or with `regions` binary maps (B, C, *spatial), followed by one channel that
+            marks ignored voxels when `ignore_label` is given.
+        num_bins: M.
+        reduction: "ace", "ece" or "mce".
+        binning: "hard", or "soft" to share each probability linearly between the two nearest bin centres.
+        absent_classes: what a class without a voxel in an image does there. "skip": it is left out, the mean runs over
+            the classes present. "zero": its error is 0, but it is counted (as published in 2025). "keep": its error is
+            that of a class with frequency 0 (as published in 2024).
+        regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
+        ignore_label: voxels with this label are left out.
+
+    Returns:
+        A scalar in at least float32, in [0, 1]; 0 with zero gradient where no voxel (or, for "skip", no class) counts.
+
+    Raises:
+        ValueError: for an unknown option, or shapes and labels that do not belong together.
+
+    References:
+        Barfoot et al., Average calibration error, MICCAI 2024, arXiv 2403.06759; follow-up with soft bins, 2025,
+        arXiv 2506.03942.
+    """
+    _check(num_bins, reduction, binning, absent_classes)
+    maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
+    p = activate(logits, regions)
+    weight, probability, positive = _bin_sums(p, maps, valid, num_bins, binning)
+
+    filled = weight >= (MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1)
+    gap = torch.where(filled, (positive - probability).abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
+    if reduction == "ace":
+        error = gap.sum(2) / filled.sum(2).clamp_min(1)
+    elif reduction == "ece":
+        error = (gap * weight).sum(2) / weight.sum(2).clamp_min(1)
+    else:
+        error = gap.amax(2)
+
+    present = positive.sum(2) > 0
+    counted = present if absent_classes == "skip" else filled.any(2)
+    if absent_classes != "keep":
+        error = torch.where(present, error, 0)
+    per_image = error.sum(1) / counted.sum(1).clamp_min(1)
+    return (per_image.sum() / counted.any(1).sum().clamp_min(1)).to(p.dtype)
+
+
+class ML1ACELoss(FunctionalLoss):
+    """Module form of `ml1_ace_loss`, which describes the options."""
+
+    def __init__(
+        self,
+        num_bins: int = 20,
+        reduction: Reduction = "ace",
+        binning: Binning = "hard",
+        absent_classes: AbsentClasses = "skip",
+        regions: bool = False,
+        ignore_label: int | None = None,
+    ) -> None:
+        _check(num_bins, reduction, binning, absent_classes)
+        super().__init__(
+            ml1_ace_loss, num_bins=num_bins, reduction=reduction, binning=binning, absent_classes=absent_classes,
+            regions=regions, ignore_label=ignore_label,
+        )

@@ -1,0 +1,68 @@
+"""Spatially varying label smoothing (SVLS): cross-entropy against labels softened near their borders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from nnunet_calib.losses.module import FunctionalLoss
+from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, spatially_varying_labels
+from nnunet_calib.losses.targets import at_least_float32, encode_target, masked_mean
+
+
+def svls_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize = 3,
+    sigma: float = 1.0,
+    regions: bool = False,
+    ignore_label: int | None = None,
+) -> Tensor:
+    r"""Cross-entropy with spatially smoothed labels, unweighted.
+
+    .. math:: -\frac{1}{B N} \sum_{b, i} \sum_c \tilde y_{b,c,i} \log \mathrm{softmax}(z_{b,i})_c
+
+    where y~ is the one-hot map smoothed by `spatially_varying_labels`: the voxel itself weighs 1/2, its neighbours
+    share the other half by a Gaussian. Away from label borders this is the ordinary cross-entropy. For regions each
+    head smooths its own binary map, and the loss is the binary cross-entropy, averaged over voxels and heads.
+
+    Args:
+        logits: (B, C, *spatial), 2D or 3D.
+        target: labels (B, 1, *spatial), or with `regions` binary maps (B, C, *spatial), followed by one channel that
+            marks ignored voxels when `ignore_label` is given.
+        kernel_size: odd k, or one per axis (1 leaves an axis out).
+        sigma: standard deviation of the Gaussian, in voxels.
+        regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
+        ignore_label: voxels with this label neither contribute nor soften their neighbours' labels.
+
+    Returns:
+        A scalar in at least float32, at least 0; 0 with zero gradient where every voxel is ignored.
+
+    Raises:
+        ValueError: for an even kernel size, or shapes and labels that do not belong together.
+
+    References:
+        Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
+    """
+    maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
+    soft = spatially_varying_labels(maps, valid, kernel_size, sigma)
+    logits = at_least_float32(logits)
+    if regions:
+        return masked_mean(binary_cross_entropy_with_logits(logits, soft, reduction="none"), valid)
+    return masked_mean(-(soft * torch.log_softmax(logits, dim=1)).sum(1, keepdim=True), valid)
+
+
+class SVLSLoss(FunctionalLoss):
+    """Module form of `svls_loss`, which describes the options."""
+
+    def __init__(
+        self,
+        kernel_size: KernelSize = 3,
+        sigma: float = 1.0,
+        regions: bool = False,
+        ignore_label: int | None = None,
+    ) -> None:
+        check_kernel_size(kernel_size)
+        super().__init__(svls_loss, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label)

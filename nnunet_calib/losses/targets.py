@@ -1,0 +1,76 @@
+"""What all losses share: nnU-Net's training targets as one-hot maps, and which voxels count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def activate(logits: Tensor, regions: bool) -> Tensor:
+    """Probabilities in at least float32: softmax over the classes, or a sigmoid per region."""
+    logits = at_least_float32(logits)
+    return torch.sigmoid(logits) if regions else torch.softmax(logits, dim=1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half-precision tensors as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@torch.no_grad()
+def encode_target(
+    logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """One-hot maps of a training target and the mask of the voxels that count.
+
+    Args:
+        logits: (B, C, *spatial); gives the number of heads, the device and the dtype of the maps.
+        target: labels (B, 1, *spatial), or with `regions` binary maps (B, C, *spatial) that are followed by one more
+            channel marking ignored voxels when an ignore label is given (nnU-Net's convention).
+        regions: whether each head is a binary map of its own.
+        ignore_label: the label value that marks ignored voxels; with `regions` only whether it is None matters.
+
+    Returns:
+        maps (B, C, *spatial), zero in ignored voxels, in at least float32, and the mask (B, 1, *spatial) of voxels that
+        count, or None if all do.
+
+    Raises:
+        ValueError: if the shapes do not belong together, or if a label has no head (on a CUDA device such a label
+            trips PyTorch's own device-side assertion instead, since looking for it would cost a synchronisation).
+    """
+    heads, spatial = logits.shape[1], logits.shape[2:]
+    channels = (heads + (ignore_label is not None)) if regions else 1
+    if logits.ndim not in (4, 5) or target.shape != (logits.shape[0], channels, *spatial):
+        raise ValueError(
+            f"expected logits (B, C, *spatial) with 2 or 3 spatial axes and a target of shape "
+            f"{(logits.shape[0], channels, *spatial)} (regions={regions}, ignore_label={ignore_label}), "
+            f"got logits {tuple(logits.shape)} and target {tuple(target.shape)}"
+        )
+    dtype = at_least_float32(logits).dtype
+    if regions:
+        if ignore_label is None:
+            return target.to(dtype), None
+        valid = target[:, heads:] == 0
+        return target[:, :heads].to(dtype) * valid, valid
+
+    valid = None if ignore_label is None else target != ignore_label
+    labels = target.long() if valid is None else torch.where(valid, target, 0).long()
+    try:
+        maps = torch.zeros_like(logits, dtype=dtype).scatter_(1, labels, 1)
+    except RuntimeError as error:
+        if logits.device.type == "cuda" or not labels.numel():
+            raise
+        raise ValueError(
+            f"expected labels from 0 to {heads - 1} (or the ignore label, {ignore_label}), got values from "
+            f"{int(labels.min())} to {int(labels.max())}: check the labels in dataset.json against the label maps"
+        ) from error
+    return (maps, None) if valid is None else (maps * valid, valid)
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of (B, C, *spatial) over the voxels that count and all C; zero (with zero gradient) where none does."""
+    if valid is None:
+        return values.mean()
+    # where, not a product: a NaN or Inf in an ignored voxel must not reach the loss
+    total = torch.where(valid, values, 0).sum()
+    return total / (valid.sum() * values.shape[1]).clamp_min(1)

@@ -1,0 +1,253 @@
+"""CaseStatistics: everything that is kept of a case, small, additive, and enough for every metric and figure.
+
+Sums first, ratios last: a case becomes fine histograms of its probabilities and a sample of its voxels. Statistics of
+cases add up to statistics of a fold, and every calibration error is computed from them, without the images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.histograms import Histograms
+from nnunet_calib.scopes import BOUNDARY_MM, scope_bits
+from nnunet_calib.temperature import log_probabilities
+from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
+
+FORMAT_VERSION = 1
+MAX_VOXELS = 100_000
+_SLAB_VOXELS = 1 << 20
+
+
+class Probabilities(Protocol):
+    """What is asked of probabilities: a shape (C, *spatial), and slabs along the first spatial axis."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...  # noqa: D102
+
+    def __getitem__(self, key: Any) -> Any: ...  # noqa: D105
+
+
+@dataclass(frozen=True)
+class CaseStatistics:
+    """Calibration statistics of one case, or of several that were added.
+
+    Attributes:
+        histograms: exact, over all voxels.
+        sample: voxels for fitting a temperature and for errors after it.
+        regions: whether the heads are overlapping regions rather than exclusive classes.
+        boundary_mm: half width of the boundary scope.
+        cases: names of the cases.
+        model: what identifies the model that made the predictions, as JSON values.
+    """
+
+    histograms: Histograms
+    sample: VoxelSample
+    regions: bool
+    boundary_mm: float
+    cases: tuple[str, ...]
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_heads(self) -> int:
+        """Number of classes or regions."""
+        return self.histograms.counts.shape[1] - 1
+
+    @classmethod
+    def from_probabilities(
+        cls,
+        probabilities: Probabilities,
+        labels: NDArray,
+        *,
+        regions: Sequence[tuple[int, ...]] | None = None,
+        ignore_label: int | None = None,
+        spacing: Sequence[float] | None = None,
+        max_voxels: int = MAX_VOXELS,
+        boundary_mm: float = BOUNDARY_MM,
+        crop: tuple[slice, ...] | None = None,
+        case: str = "",
+        model: dict[str, Any] | None = None,
+    ) -> CaseStatistics:
+        """Measure one case.
+
+        Args:
+            probabilities: (C, *spatial) in [0, 1], float16 to float64: softmax over the classes, or a sigmoid per region. A NumPy array, a
+                CPU tensor, or anything with a shape and slices along the first spatial axis.
+            labels: ground truth (*spatial), integers, 2D or 3D.
+            regions: the label values of each head, in channel order, for region-based models; None for the classes 0 to
+                C - 1.
+            ignore_label: label of voxels that are left out everywhere.
+            spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
+            max_voxels: size of the voxel sample; a case with fewer voxels is kept whole.
+            boundary_mm: half width of the boundary scope.
+            crop: where in `labels` the probabilities lie, if they cover only a part of it. The voxels around count
+                with p(class 0) = 1, for regions with p = 0: what nnU-Net exports there.
+            case: its name.
+            model: what identifies the model, as JSON values.
+
+        Returns:
+            The statistics; all zero where every voxel is ignored.
+
+        Raises:
+            ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], or if a label has no head.
+        """
+        labels = np.asarray(labels)
+        heads, sigmoid = probabilities.shape[0], regions is not None
+        crop = tuple(slice(0, n) for n in labels.shape) if crop is None else crop
+        valid = None if ignore_label is None else labels != ignore_label
+        _check(probabilities, labels if valid is None else labels[valid], crop, regions)
+        foreground = labels > 0 if regions is None else np.isin(labels, [v for region in regions for v in region])
+        bits = scope_bits(labels, foreground=foreground, valid=valid, spacing_mm=spacing, boundary_mm=boundary_mm)
+
+        def voxels(where: slice) -> tuple[NDArray, NDArray, NDArray]:
+            """Probabilities (C, n), targets (n,) or (C, n), and scope bits (n,) of a slab's voxels that count."""
+            keep = np.ones(labels[where].size, bool) if valid is None else valid[where].ravel()
+            p = _slab(probabilities, labels.shape, crop, where, not sigmoid).reshape(heads, -1)[:, keep]
+            y = labels[where].ravel()[keep].astype(np.uint16)
+            return p, y if regions is None else np.stack([np.isin(y, r) for r in regions]), bits[where].ravel()[keep]
+
+        slabs = list(_slabs(labels.shape))
+        histograms, unsure = Histograms.empty(heads, sigmoid), []
+        for where in slabs:
+            p, y, b = voxels(where)
+            if p.size and not (p.min() >= 0 and p.max() <= 1 + 1e-5):
+                raise ValueError(
+                    f"expected probabilities in [0, 1], got values from {p.min()} to {p.max()}: pass the outputs of "
+                    f"softmax or sigmoid, without NaN"
+                )
+            histograms += Histograms.of(p, y, b)
+            unsure.append((np.maximum(p, 1 - p).min(0) if sigmoid else p.max(0)) < UNSURE_BELOW)
+
+        chosen, weights = choose_voxels(np.concatenate(unsure), max_voxels)
+        starts = np.cumsum([0, *(len(u) for u in unsure)])
+        columns = []
+        for where, start, stop in zip(slabs, starts[:-1], starts[1:], strict=True):
+            p, y, b = voxels(where)
+            here = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)] - start
+            columns.append((log_probabilities(p[:, here], regions=sigmoid).T, y[..., here].T, b[here]))
+        logits, y, b = (np.concatenate(column) for column in zip(*columns, strict=True))
+        sample = VoxelSample(logits.astype(np.float16), y, weights, b)
+        return cls(histograms, sample, sigmoid, boundary_mm, (case,), model or {})
+
+    @classmethod
+    def merge(cls, parts: Sequence[CaseStatistics]) -> CaseStatistics:
+        """Statistics of the cases of all parts, as if measured together; `a + b` is the same for two.
+
+        Raises:
+            ValueError: if there is none, or if they describe different heads or scopes.
+        """
+        if not parts:
+            raise ValueError("expected at least one case's statistics to merge, got none")
+        first = parts[0]
+        for part in parts[1:]:
+            ours, theirs = ((s.num_heads, s.regions, s.boundary_mm) for s in (first, part))
+            if ours != theirs:
+                raise ValueError(
+                    f"expected statistics of the same heads and boundary width, got (heads, regions, boundary_mm) = "
+                    f"{ours} for {', '.join(first.cases)} and {theirs} for {', '.join(part.cases)}"
+                )
+        return replace(
+            first,
+            histograms=Histograms.merge([part.histograms for part in parts]),
+            sample=VoxelSample.merge([part.sample for part in parts]),
+            cases=tuple(case for part in parts for case in part.cases),
+            model=first.model if all(part.model == first.model for part in parts) else {},
+        )
+
+    def __add__(self, other: CaseStatistics) -> CaseStatistics:
+        """See `merge`."""
+        return CaseStatistics.merge([self, other])
+
+    def with_temperature(self, temperature: float) -> CaseStatistics:
+        """The histograms after temperature scaling, from the voxel sample: exact where it holds all voxels.
+
+        The sample stays that of T = 1.
+        """
+        return replace(self, histograms=self.sample.histograms(temperature))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz without pickles. It appears under its name only when it is complete."""
+        header = {
+            "format_version": FORMAT_VERSION, "regions": self.regions, "boundary_mm": self.boundary_mm,
+            "cases": self.cases, "model": self.model,
+        }
+        arrays = {f"{name}.{f.name}": getattr(part, f.name) for name, part in self._parts() for f in fields(part)}
+        with replaced_when_complete(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+
+    def _parts(self) -> tuple[tuple[str, Histograms], tuple[str, VoxelSample]]:
+        return ("histograms", self.histograms), ("sample", self.sample)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CaseStatistics:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file is none of ours, damaged, or of a newer format.
+            FileNotFoundError: if there is none.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                version = header["format_version"]
+                if version == FORMAT_VERSION:
+                    histograms, sample = (
+                        kind(**{f.name: file[f"{name}.{f.name}"] for f in fields(kind)})
+                        for name, kind in (("histograms", Histograms), ("sample", VoxelSample))
+                    )
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # zipfile, zlib, json and NumPy each have their own way to say "damaged"
+            raise ValueError(f"expected calibration statistics of a case, found {path} unreadable ({error})") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"expected calibration statistics of format {FORMAT_VERSION}, found {version} in {path}: use the "
+                f"nnunet-calib that wrote it, or measure the case again"
+            )
+        return cls(
+            histograms, sample, header["regions"], header["boundary_mm"], tuple(header["cases"]), header["model"]
+        )
+
+
+def _check(probabilities: Probabilities, labels: NDArray, crop: tuple[slice, ...], regions: object) -> None:
+    inside = tuple(s.stop - s.start for s in crop)
+    if tuple(probabilities.shape[1:]) != inside:
+        raise ValueError(
+            f"expected probabilities (C, *spatial) on the grid of the labels, {inside}, got "
+            f"{tuple(probabilities.shape)}: are they of the same case?"
+        )
+    heads = probabilities.shape[0]
+    if regions is None and labels.size and not (labels.min() >= 0 and labels.max() < heads):
+        raise ValueError(
+            f"expected labels from 0 to {heads - 1}, got values from {labels.min()} to {labels.max()}: check the labels "
+            f"in dataset.json against the label map"
+        )
+
+
+def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices along the first axis, each of about a million voxels."""
+    rows = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
+    return (slice(start, min(start + rows, shape[0])) for start in range(0, max(shape[0], 1), rows))
+
+
+def _slab(
+    probabilities: Probabilities, shape: tuple[int, ...], crop: tuple[slice, ...], where: slice, fill_background: bool
+) -> NDArray:
+    """The probabilities of a slab of the whole grid; outside the crop the background is certain."""
+    low, high = max(where.start, crop[0].start), min(where.stop, crop[0].stop)
+    rows = slice(low - crop[0].start, max(high, low) - crop[0].start)
+    if crop == tuple(slice(0, n) for n in shape):
+        return np.asarray(probabilities[:, rows])
+    p = np.zeros((probabilities.shape[0], where.stop - where.start, *shape[1:]), np.float32)
+    if fill_background:
+        p[0] = 1
+    if high > low:
+        p[:, low - where.start : high - where.start, *crop[1:]] = np.asarray(probabilities[:, rows])
+    return p

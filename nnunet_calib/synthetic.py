@@ -1,0 +1,78 @@
+"""Synthetic cases whose true probabilities are known, for the demo and for tests.
+
+An image holds bright blobs (class 1) and dark blobs (class 2) on grey. The probability of each class is a fixed function
+of the smoothed image, so that a network can learn it, and the label map is one draw from these probabilities. What no
+real dataset can show can be measured here: how far predicted probabilities are from the true ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.special import ndtr, softmax
+
+_BLOB_SIZE = 4.0  # standard deviations of the filters, in voxels
+_IMAGE_BLUR = 1.0
+_DRAW_SIZE = 1.2
+_NOISE = 0.3
+_THRESHOLD = 1.0  # of the smoothed image, in its standard deviations, where a class is as likely as background
+_STEEPNESS = 6.0
+
+
+@dataclass(frozen=True)
+class SyntheticCase:
+    """An image with its true probabilities and one draw from them.
+
+    Attributes:
+        image: (*spatial) float32.
+        labels: (*spatial) uint8: 0, 1 or 2.
+        probabilities: (3, *spatial) float32, summing to 1: the posterior of the labels given the image.
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+
+
+def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> NDArray[np.float64]:
+    """Smooth Gaussian noise that is standard normal in every voxel."""
+    impulse = np.zeros(shape)
+    impulse[(0,) * len(shape)] = 1
+    scale = np.sqrt(np.square(gaussian_filter(impulse, sigma, mode="wrap")).sum())
+    return gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap") / scale
+
+
+def true_probabilities(image: NDArray) -> NDArray[np.float32]:
+    """The posterior of the labels given an image, (3, *spatial): softmax(0, k (g - t), k (-g - t)) of the blurred image g."""
+    g = gaussian_filter(image.astype(np.float64), _IMAGE_BLUR, mode="wrap")
+    logits = np.stack([np.zeros_like(g), _STEEPNESS * (g - _THRESHOLD), _STEEPNESS * (-g - _THRESHOLD)])
+    return softmax(logits, axis=0).astype(np.float32)
+
+
+def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticCase:
+    """Make one case.
+
+    The labels are drawn with smooth noise, so that they form regions with plausible borders; in every voxel each label
+    has exactly its true probability.
+
+    Args:
+        seed: the same seed gives the same case.
+        shape: of the image, 2D or 3D.
+    """
+    rng = np.random.default_rng(seed)
+    image = (_unit_field(rng, shape, _BLOB_SIZE) + _NOISE * rng.standard_normal(shape)).astype(np.float32)
+    probabilities = true_probabilities(image)
+    # standard normal noise through its distribution function is uniform in every voxel
+    uniform = ndtr(_unit_field(rng, shape, _DRAW_SIZE))
+    # background in the middle: at a border, the noise moves the border and does not swap the classes
+    labels = np.where(uniform < probabilities[2], 2, np.where(uniform >= 1 - probabilities[1], 1, 0)).astype(np.uint8)
+    return SyntheticCase(image, labels, probabilities)
+
+
+def distance_to_truth(probabilities: NDArray, truth: NDArray) -> float:
+    """Mean over voxels of the total variation distance, sum_c |p_c - q_c| / 2, in [0, 1]; both (C, *spatial)."""
+    return float(np.abs(probabilities.astype(np.float64) - truth).sum(0).mean() / 2)
