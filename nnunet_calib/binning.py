@@ -26,7 +26,7 @@ def bin_index(probabilities: Array, num_bins: int) -> Array:
     below an edge may be counted above it.
 
     Args:
-        probabilities: any shape, values in [0, 1]. Values outside are put into the end bins; NaN into bin 0 (torch).
+        probabilities: any shape, values in [0, 1]. Others get some bin: no index is ever out of range.
         num_bins: M, at least 1.
 
     Returns:

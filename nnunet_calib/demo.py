@@ -106,7 +106,7 @@ def _environment(folder: Path) -> dict[str, str]:
     """nnU-Net's variables, all of them inside the demo's folder."""
     own = {name: str(folder / name) for name in _FOLDERS if name.startswith("nnUNet")}
     own["nnUNet_extTrainer"] = os.pathsep.join([str(trainers_folder()), str(folder / "trainers")])
-    own |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_wandb_enabled": "0"}
+    own |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_wandb_enabled": "0"}
     return os.environ | own
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.module import FunctionalLoss, check_options
-from nnunet_calib.losses.targets import activate, encode_target
+from nnunet_calib.losses.targets import activate, prepare
 
 Reduction = Literal["ace", "ece", "mce"]
 Binning = Literal["hard", "soft"]
@@ -110,11 +110,12 @@ def ml1_ace_loss(
         arXiv 2506.03942.
     """
     _check(num_bins, reduction, binning, absent_classes)
-    maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
-    p = activate(logits, regions)
+    z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
+    p = activate(z, regions)
     weight, probability, positive = _bin_sums(p, maps, valid, num_bins, binning)
 
-    filled = weight >= (MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1)
+    # in the negative: a NaN, which is in no order, must count, or the loss would hide it
+    filled = ~(weight < (MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1))
     gap = torch.where(filled, (positive - probability).abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
     if reduction == "ace":
         error = gap.sum(2) / filled.sum(2).clamp_min(1)
@@ -123,7 +124,7 @@ def ml1_ace_loss(
     else:
         error = gap.amax(2)
 
-    present = positive.sum(2) > 0
+    present = ~(positive.sum(2) <= 0)
     counted = present if absent_classes == "skip" else filled.any(2)
     if absent_classes != "keep":
         error = torch.where(present, error, 0)

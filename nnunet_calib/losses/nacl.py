@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnunet_calib.losses.module import FunctionalLoss, check_options
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, label_counts, spatially_varying_labels
-from nnunet_calib.losses.targets import activate, at_least_float32, encode_target, masked_mean
+from nnunet_calib.losses.targets import activate, masked_mean, prepare
 
 Prior = Literal["mean", "gaussian", "max", "min", "median", "mode"]
 Penalty = Literal["l1", "l2"]
@@ -106,12 +106,12 @@ def nacl_loss(
         segmentation networks, Medical Image Analysis 2024, arXiv 2401.14487.
     """
     _check(kernel_size, prior, penalty, on)
-    maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
+    z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     tau = neighbour_prior(maps, valid, kernel_size=kernel_size, prior=prior, sigma=sigma, regions=regions)
     if on == "logits":
-        difference = at_least_float32(logits) - (2 * tau - 1 if regions else tau)
+        difference = z - (2 * tau - 1 if regions else tau)
     else:
-        difference = activate(logits, regions) - tau
+        difference = activate(z, regions) - tau
     return masked_mean(difference.abs() if penalty == "l1" else difference.square(), valid)
 
 

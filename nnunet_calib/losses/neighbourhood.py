@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,43 +11,62 @@ from torch import Tensor
 KernelSize = int | Sequence[int]
 
 
+MIN_SIGMA = 0.1  # below, a neighbour's Gaussian weight underflows in float32
+
+
 def check_kernel_size(kernel_size: KernelSize) -> None:
     """Raise ValueError unless every size is odd and positive."""
-    sizes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-    if any(k < 1 or k % 2 == 0 for k in sizes):
+    if any(k < 1 or k % 2 == 0 for k in _as_tuple(kernel_size)):
         raise ValueError(f"expected kernel_size to be odd and positive (one number, or one per axis), got {kernel_size}")
 
 
+def check_sigma(sigma: float) -> None:
+    """Raise ValueError for a sigma that leaves neighbours no weight."""
+    if not sigma >= MIN_SIGMA:
+        raise ValueError(f"expected sigma to be at least {MIN_SIGMA} voxels, got {sigma}")
+
+
+def _as_tuple(kernel_size: KernelSize) -> tuple[int, ...]:
+    return tuple(kernel_size) if isinstance(kernel_size, Sequence) else (int(kernel_size),)
+
+
 def _sizes_per_axis(kernel_size: KernelSize, spatial_dims: int) -> tuple[int, ...]:
-    """One odd size per spatial axis; an int stands for all axes, 1 leaves an axis out."""
+    """One odd size per spatial axis; a single number stands for all axes, 1 leaves an axis out."""
     check_kernel_size(kernel_size)
-    sizes = (kernel_size,) * spatial_dims if isinstance(kernel_size, int) else tuple(kernel_size)
+    sizes = _as_tuple(kernel_size)
+    if not isinstance(kernel_size, Sequence):
+        sizes *= spatial_dims
     if len(sizes) != spatial_dims:
         raise ValueError(f"expected one kernel_size or {spatial_dims}, one per spatial axis, got {kernel_size}")
     return sizes
 
 
 def _gaussian(size: int, sigma: float) -> list[float]:
-    """Gaussian weights that sum to 1; the product over axes is the normalised d-dimensional Gaussian."""
-    offsets = torch.arange(size, dtype=torch.float64) - size // 2
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    return (weights / weights.sum()).tolist()
+    """Gaussian weights, 1 at the centre; their product over axes is the d-dimensional Gaussian."""
+    return [math.exp(-0.5 * ((position - size // 2) / sigma) ** 2) for position in range(size)]
 
 
-def _filter(maps: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
-    """Separable correlation over the spatial axes with replicate padding."""
+def _filter_axis(maps: Tensor, weights: Sequence[float], axis: int, *, centre: bool = True) -> Tensor:
+    """Correlation along one axis with replicate padding, with or without the centre's own weight."""
+    radius = len(weights) // 2
+    positions = torch.arange(maps.shape[axis], device=maps.device)
+    filtered = maps * (weights[radius] if centre else 0)
+    for offset in range(-radius, radius + 1):
+        if offset:
+            neighbours = (positions + offset).clamp_(0, maps.shape[axis] - 1)
+            filtered.add_(maps.index_select(axis, neighbours), alpha=weights[radius + offset])
+    return filtered
+
+
+def _neighbours_only(maps: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    """Separable correlation, centre weight 1 on every axis, less the centre voxel itself.
+
+    The centre is never added, rather than subtracted at the end, where it would swamp small neighbour weights.
+    """
+    total = torch.zeros_like(maps)
     for axis, row in enumerate(weights, start=2):
-        radius = len(row) // 2
-        if radius == 0:
-            continue
-        positions = torch.arange(maps.shape[axis], device=maps.device)
-        filtered = maps * row[radius]
-        for offset in range(-radius, radius + 1):
-            if offset:
-                neighbours = (positions + offset).clamp_(0, maps.shape[axis] - 1)
-                filtered.add_(maps.index_select(axis, neighbours), alpha=row[radius + offset])
-        maps = filtered
-    return maps
+        total = _filter_axis(total, row, axis) + _filter_axis(maps, row, axis, centre=False)
+    return total
 
 
 def label_counts(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize) -> tuple[Tensor, Tensor]:
@@ -61,23 +81,24 @@ def label_counts(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize) ->
         counts (B, C, *spatial) and totals, which broadcast against them. A volume's border is replicated; ignored
         voxels are no neighbours.
     """
-    ones = [[1.0] * k for k in _sizes_per_axis(kernel_size, maps.ndim - 2)]
-    everything = maps.new_ones((1, 1, *maps.shape[2:])) if valid is None else valid.to(maps.dtype)
-    return _filter(maps, ones), _filter(everything, ones)
+    total = maps.new_ones((1, 1, *maps.shape[2:])) if valid is None else valid.to(maps.dtype)
+    for axis, size in enumerate(_sizes_per_axis(kernel_size, maps.ndim - 2), start=2):
+        maps, total = (_filter_axis(x, [1.0] * size, axis) for x in (maps, total))
+    return maps, total
 
 
 def spatially_varying_labels(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize, sigma: float) -> Tensor:
     r"""Soft labels: the maps smoothed with a Gaussian whose centre weighs as much as all its neighbours.
 
-    With g the Gaussian over the neighbourhood (sum 1) and g_0 its centre, the weights are
+    With g the Gaussian over the neighbourhood and 0 its centre, the weights are
 
-    .. math:: w_j = \frac{g_j}{2 (1 - g_0)} \quad (j \ne 0), \qquad w_0 = \tfrac{1}{2}
+    .. math:: w_j = \frac{g_j}{2 \sum_{k \ne 0} g_k} \quad (j \ne 0), \qquad w_0 = \tfrac{1}{2}
 
     Args:
         maps: one-hot or binary maps (B, C, *spatial), zero in ignored voxels.
         valid: mask (B, 1, *spatial) of the voxels that count, or None if all do.
         kernel_size: odd, for all axes or one per axis.
-        sigma: standard deviation of the Gaussian, in voxels.
+        sigma: standard deviation of the Gaussian, in voxels, at least 0.1.
 
     Returns:
         (B, C, *spatial). The volume's border is replicated; ignored voxels are left out and the weights of the
@@ -86,15 +107,15 @@ def spatially_varying_labels(maps: Tensor, valid: Tensor | None, kernel_size: Ke
     References:
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
+    check_sigma(sigma)
     weights = [_gaussian(k, sigma) for k in _sizes_per_axis(kernel_size, maps.ndim - 2)]
-    centre = 1.0
-    for row in weights:
-        centre *= row[len(row) // 2]
-    if centre == 1.0:  # a neighbourhood of one voxel smooths nothing
+    # the weight of all neighbours, from a single voxel, whose every neighbour is its own replicate
+    mass = float(_neighbours_only(torch.ones((1, 1) + (1,) * len(weights), dtype=torch.float64), weights))
+    if mass == 0:  # a neighbourhood of one voxel smooths nothing
         return maps
 
     def smooth(x: Tensor) -> Tensor:
-        return (_filter(x, weights) + (1 - 2 * centre) * x) / (2 * (1 - centre))
+        return (_neighbours_only(x, weights) / mass + x) / 2
 
     if valid is None:
         return smooth(maps)

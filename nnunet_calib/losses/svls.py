@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from nnunet_calib.losses.module import FunctionalLoss
-from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, spatially_varying_labels
-from nnunet_calib.losses.targets import at_least_float32, encode_target, masked_mean
+from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, check_sigma, spatially_varying_labels
+from nnunet_calib.losses.targets import masked_mean, prepare
 
 
 def svls_loss(
@@ -41,17 +41,16 @@ def svls_loss(
         A scalar in at least float32, at least 0; 0 with zero gradient where every voxel is ignored.
 
     Raises:
-        ValueError: for an even kernel size, or shapes and labels that do not belong together.
+        ValueError: for an even kernel size, a sigma below 0.1, or shapes and labels that do not belong together.
 
     References:
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
-    maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
+    z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     soft = spatially_varying_labels(maps, valid, kernel_size, sigma)
-    logits = at_least_float32(logits)
     if regions:
-        return masked_mean(binary_cross_entropy_with_logits(logits, soft, reduction="none"), valid)
-    return masked_mean(-(soft * torch.log_softmax(logits, dim=1)).sum(1, keepdim=True), valid)
+        return masked_mean(binary_cross_entropy_with_logits(z, soft, reduction="none"), valid)
+    return masked_mean(-(soft * torch.log_softmax(z, dim=1)).sum(1, keepdim=True), valid)
 
 
 class SVLSLoss(FunctionalLoss):
@@ -65,4 +64,5 @@ class SVLSLoss(FunctionalLoss):
         ignore_label: int | None = None,
     ) -> None:
         check_kernel_size(kernel_size)
+        check_sigma(sigma)
         super().__init__(svls_loss, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label)

@@ -1,4 +1,4 @@
-"""What all losses share: nnU-Net's training targets as one-hot maps, and which voxels count."""
+"""What all losses share: logits and nnU-Net's training targets in the form that they compute with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from torch import Tensor
 
 
 def activate(logits: Tensor, regions: bool) -> Tensor:
-    """Probabilities in at least float32: softmax over the classes, or a sigmoid per region."""
-    logits = at_least_float32(logits)
+    """Probabilities: softmax over the classes, or a sigmoid per region."""
     return torch.sigmoid(logits) if regions else torch.softmax(logits, dim=1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half-precision tensors as float32; float32 and float64 as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def prepare(
+    logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits in at least float32 and 0 in ignored voxels, and what `encode_target` returns.
+
+    The zeros keep a NaN or Inf in an ignored voxel out of the gradients too: masking the loss alone would leave 0 * NaN.
+    """
+    maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
+    logits = at_least_float32(logits)
+    return (logits if valid is None else torch.where(valid, logits, 0)), maps, valid
 
 
 @torch.no_grad()
@@ -71,6 +82,4 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     """Mean of (B, C, *spatial) over the voxels that count and all C; zero (with zero gradient) where none does."""
     if valid is None:
         return values.mean()
-    # where, not a product: a NaN or Inf in an ignored voxel must not reach the loss
-    total = torch.where(valid, values, 0).sum()
-    return total / (valid.sum() * values.shape[1]).clamp_min(1)
+    return torch.where(valid, values, 0).sum() / (valid.sum() * values.shape[1]).clamp_min(1)
