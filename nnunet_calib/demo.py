@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.lookup import trainers_folder
-from nnunet_calib.synthetic import distance_to_truth, synthetic_case
+from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth, synthetic_case
 from nnunet_calib.temperature import apply_temperature
 
 DATASET = "Dataset999_CalibrationDemo"
@@ -29,6 +29,12 @@ EPOCHS = 20
 _MARKER = "nnunet_calib_demo.json"
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs")
 
+_LEGEND = f"""
+{CASES // 5} validation cases, mean over cases; T = 1 as trained, else with temperature scaling (fitted on other cases).
+ECE, ACE, MCE: 20 bins, foreground classes. NLL in nats; of it, KL to truth is what the model loses by not knowing the
+true probabilities q (the rest is chance): sum_c q_c log(q_c / p_c). Distance to truth: sum_c |p_c - q_c| / 2.
+"""
+
 # Also an example of how little a trainer of one's own needs.
 _TRAINER_MODULE = f'''"""Trainers of the demo: as in the package, but {EPOCHS} short epochs."""
 
@@ -38,9 +44,7 @@ from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerML1ACE
 
 
 class Short:
-    def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
-    ):
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = {EPOCHS}
         self.num_iterations_per_epoch = 20
@@ -59,7 +63,7 @@ class nnUNetTrainerML1ACE_demo(Short, nnUNetTrainerML1ACE):
 def _prepare_folder(folder: Path) -> None:
     """An empty folder; an earlier demo in it is replaced, anything else is refused."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).is_file())):
-        raise ValueError(f"expected a new folder, an empty one or that of an earlier demo, got {folder}: choose with -o")
+        raise ValueError(f"expected a new or empty folder, or that of an earlier demo, got {folder}: name one with -o")
     for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
@@ -137,19 +141,21 @@ def _rows(folder: Path, trainer: str) -> Iterator[tuple[str, ...]]:
     validation = _validation(folder, trainer)
     dice = json.loads((validation / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
     summary = json.loads((validation / "calibration" / "summary.json").read_text(encoding="utf-8"))
-    distances: dict[str, list[float]] = {"uncalibrated": [], "calibrated": []}
-    for row in summary["metric_per_case"]:
-        with np.load(validation / f"{row['case']}.npz") as file:
-            p = file["probabilities"]
-        with np.load(folder / "truth" / f"{row['case']}.npz") as file:
-            truth = file["probabilities"]
-        distances["uncalibrated"].append(distance_to_truth(p, truth))
-        distances["calibrated"].append(distance_to_truth(apply_temperature(p, row["temperature"]), truth))
     for name, metrics in summary["metrics"].items():
-        image = metrics["image"]
+        errors = []
+        for case in summary["metric_per_case"]:
+            p, truth = (_read(file / f"{case['case']}.npz") for file in (validation, folder / "truth"))
+            p = p if name == "uncalibrated" else apply_temperature(p, case["temperature"])
+            errors.append((divergence_from_truth(p, truth), distance_to_truth(p, truth)))
         temperature = 1 if name == "uncalibrated" else summary["temperature"]["temperature"]
-        values = (*(image["foreground_mean"][m] for m in ("ece", "ace", "mce")), image["nll"], np.mean(distances[name]))
-        yield (trainer.removesuffix("_demo"), f"{temperature:.2f}", f"{dice:.3f}", *(f"{v:.4f}" for v in values))
+        image = metrics["image"]
+        values = *(image["foreground_mean"][m] for m in ("ece", "ace", "mce")), image["nll"], *np.mean(errors, axis=0)
+        yield trainer.removesuffix("_demo"), f"{temperature:.2f}", f"{dice:.3f}", *(f"{v:.4f}" for v in values)
+
+
+def _read(path: Path) -> np.ndarray:
+    with np.load(path) as file:
+        return file["probabilities"]
 
 
 def _validation(folder: Path, trainer: str) -> Path:
@@ -193,11 +199,10 @@ def run_demo(folder: Path) -> None:
                 elif "Training done" in line:
                     step(f"{trainer}, validating")
 
-    header = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "distance to truth")
+    header = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth")
     rows = [header, *(row for trainer in TRAINERS for row in _rows(folder, trainer))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    print(f"\n{CASES // 5} validation cases; T = 1: as trained, else with temperature scaling; ECE, ACE, MCE: 20 bins, mean "
-          "over cases and foreground classes;\ndistance to truth: mean over voxels of sum_c |p_c - true p_c| / 2\n")
+    print(_LEGEND)
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\nPictures:")

@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path`; what was written there takes its place if the block ends well, else is removed."""
+    """A temporary name beside `path`, to be written to: it takes the place of `path` if the block ends well."""
     path = Path(path)
     # the suffix stays last, since writers look at it; the process id keeps two writers apart
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")

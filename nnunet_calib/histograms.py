@@ -38,8 +38,8 @@ class Histograms:
     counts: NDArray
     probability: NDArray[np.float64]
     positives: NDArray
-    nll: NDArray[np.float64]
-    brier: NDArray[np.float64]
+    nll: NDArray
+    brier: NDArray
     voxels: NDArray
 
     @classmethod
@@ -71,11 +71,14 @@ class Histograms:
             rows = [(p[c], y == c) for c in range(len(p))]
             top = (p.max(0, initial=0), p.argmax(0) == y, part, w)
         binned = [_binned(*row, part, w) for row in rows] + [_binned(*top)]
-        sums = [np.stack(columns, axis=1) for columns in zip(*binned, strict=True)]
+        counts, probability, positives = (np.stack(columns, axis=1) for columns in zip(*binned, strict=True))
         voxels = np.bincount(part, w, _PARTS)
         if weights is None:
-            sums[0], sums[2], voxels = (np.rint(s).astype(np.int64) for s in (sums[0], sums[2], voxels))
-        return cls(*sums, np.bincount(part, w * nll, _PARTS), np.bincount(part, w * brier, _PARTS), voxels)
+            counts, positives, voxels = (np.rint(x).astype(np.int64) for x in (counts, positives, voxels))
+        return cls(
+            counts, probability, positives,
+            nll=np.bincount(part, w * nll, _PARTS), brier=np.bincount(part, w * brier, _PARTS), voxels=voxels,
+        )
 
     @classmethod
     def empty(cls, heads: int, regions: bool) -> Histograms:
@@ -102,9 +105,9 @@ class Histograms:
         return Histograms(*(getattr(self, f.name)[members].sum(0) for f in fields(self)))
 
 
-def _binned(p: NDArray, y: NDArray, part: NDArray, w: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+def _binned(p: NDArray, y: NDArray, part: NDArray, w: NDArray) -> list[NDArray]:
     """Weight, weighted probability and weighted positives, each (4, fine bins)."""
     p = p.astype(np.float64)  # exact edges, see bin_index
     cell = part * FINE_BINS + bin_index(p, FINE_BINS)
     size = _PARTS * FINE_BINS
-    return tuple(np.bincount(cell, values, size).reshape(_PARTS, FINE_BINS) for values in (w, w * p, w * y))
+    return [np.bincount(cell, values, size).reshape(_PARTS, FINE_BINS) for values in (w, w * p, w * y)]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,12 @@ from numpy.typing import NDArray
 from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.scopes import BOUNDARY_MM, scope_bits
+from nnunet_calib.slabs import Probabilities, probability_slab, slab_slices
 from nnunet_calib.temperature import log_probabilities
 from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
 
 FORMAT_VERSION = 1
 MAX_VOXELS = 100_000
-_SLAB_VOXELS = 1 << 20
-
-
-class Probabilities(Protocol):
-    """What is asked of probabilities: a shape (C, *spatial), and slabs along the first spatial axis."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...  # noqa: D102
-
-    def __getitem__(self, key: Any) -> Any: ...  # noqa: D105
 
 
 @dataclass(frozen=True)
@@ -78,8 +69,8 @@ class CaseStatistics:
         """Measure one case.
 
         Args:
-            probabilities: (C, *spatial) in [0, 1], float16 to float64: softmax over the classes, or a sigmoid per region. A NumPy array, a
-                CPU tensor, or anything with a shape and slices along the first spatial axis.
+            probabilities: (C, *spatial) in [0, 1], float16 to float64: softmax over the classes, or a sigmoid per
+                region. A NumPy array, a CPU tensor, or anything with a shape and slices along the first spatial axis.
             labels: ground truth (*spatial), integers, 2D or 3D.
             regions: the label values of each head, in channel order, for region-based models; None for the classes 0 to
                 C - 1.
@@ -109,11 +100,12 @@ class CaseStatistics:
         def voxels(where: slice) -> tuple[NDArray, NDArray, NDArray]:
             """Probabilities (C, n), targets (n,) or (C, n), and scope bits (n,) of a slab's voxels that count."""
             keep = np.ones(labels[where].size, bool) if valid is None else valid[where].ravel()
-            p = _slab(probabilities, labels.shape, crop, where, not sigmoid).reshape(heads, -1)[:, keep]
+            p = probability_slab(probabilities, labels.shape, crop, where, fill_background=not sigmoid)
+            p = p.reshape(heads, -1)[:, keep]
             y = labels[where].ravel()[keep].astype(np.uint16)
             return p, y if regions is None else np.stack([np.isin(y, r) for r in regions]), bits[where].ravel()[keep]
 
-        slabs = list(_slabs(labels.shape))
+        slabs = list(slab_slices(labels.shape))
         histograms, unsure = Histograms.empty(heads, sigmoid), []
         for where in slabs:
             p, y, b = voxels(where)
@@ -178,12 +170,10 @@ class CaseStatistics:
             "format_version": FORMAT_VERSION, "regions": self.regions, "boundary_mm": self.boundary_mm,
             "cases": self.cases, "model": self.model,
         }
-        arrays = {f"{name}.{f.name}": getattr(part, f.name) for name, part in self._parts() for f in fields(part)}
+        parts = (("histograms", self.histograms), ("sample", self.sample))
+        arrays = {f"{name}.{f.name}": getattr(part, f.name) for name, part in parts for f in fields(part)}
         with replaced_when_complete(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-
-    def _parts(self) -> tuple[tuple[str, Histograms], tuple[str, VoxelSample]]:
-        return ("histograms", self.histograms), ("sample", self.sample)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CaseStatistics:
@@ -198,10 +188,8 @@ class CaseStatistics:
                 header = json.loads(str(file["header"]))
                 version = header["format_version"]
                 if version == FORMAT_VERSION:
-                    histograms, sample = (
-                        kind(**{f.name: file[f"{name}.{f.name}"] for f in fields(kind)})
-                        for name, kind in (("histograms", Histograms), ("sample", VoxelSample))
-                    )
+                    histograms = Histograms(*(file[f"histograms.{f.name}"] for f in fields(Histograms)))
+                    sample = VoxelSample(*(file[f"sample.{f.name}"] for f in fields(VoxelSample)))
         except FileNotFoundError:
             raise
         except Exception as error:  # zipfile, zlib, json and NumPy each have their own way to say "damaged"
@@ -226,28 +214,6 @@ def _check(probabilities: Probabilities, labels: NDArray, crop: tuple[slice, ...
     heads = probabilities.shape[0]
     if regions is None and labels.size and not (labels.min() >= 0 and labels.max() < heads):
         raise ValueError(
-            f"expected labels from 0 to {heads - 1}, got values from {labels.min()} to {labels.max()}: check the labels "
-            f"in dataset.json against the label map"
+            f"expected labels from 0 to {heads - 1}, got values from {labels.min()} to {labels.max()}: check the "
+            f"labels in dataset.json against the label map"
         )
-
-
-def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices along the first axis, each of about a million voxels."""
-    rows = max(1, _SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
-    return (slice(start, min(start + rows, shape[0])) for start in range(0, max(shape[0], 1), rows))
-
-
-def _slab(
-    probabilities: Probabilities, shape: tuple[int, ...], crop: tuple[slice, ...], where: slice, fill_background: bool
-) -> NDArray:
-    """The probabilities of a slab of the whole grid; outside the crop the background is certain."""
-    low, high = max(where.start, crop[0].start), min(where.stop, crop[0].stop)
-    rows = slice(low - crop[0].start, max(high, low) - crop[0].start)
-    if crop == tuple(slice(0, n) for n in shape):
-        return np.asarray(probabilities[:, rows])
-    p = np.zeros((probabilities.shape[0], where.stop - where.start, *shape[1:]), np.float32)
-    if fill_background:
-        p[0] = 1
-    if high > low:
-        p[:, low - where.start : high - where.start, *crop[1:]] = np.asarray(probabilities[:, rows])
-    return p

@@ -1,8 +1,8 @@
 """Synthetic cases whose true probabilities are known, for the demo and for tests.
 
-An image holds bright blobs (class 1) and dark blobs (class 2) on grey. The probability of each class is a fixed function
-of the smoothed image, so that a network can learn it, and the label map is one draw from these probabilities. What no
-real dataset can show can be measured here: how far predicted probabilities are from the true ones.
+An image holds bright blobs (class 1) and dark blobs (class 2) on grey. The probability of each class is a fixed
+function of the smoothed image, so that a network can learn it, and the label map is one draw from these probabilities.
+What no real dataset can show can be measured here: how far predicted probabilities are from the true ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr, softmax
+
+from nnunet_calib.temperature import log_probabilities
 
 _BLOB_SIZE = 4.0  # standard deviations of the filters, in voxels
 _IMAGE_BLUR = 1.0
@@ -47,7 +49,7 @@ def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) ->
 
 
 def true_probabilities(image: NDArray) -> NDArray[np.float32]:
-    """The posterior of the labels given an image, (3, *spatial): softmax(0, k (g - t), k (-g - t)) of the blurred image g."""
+    """The posterior of the labels given an image, (3, *spatial): softmax(0, k (g - t), k (-g - t)), g the image blurred."""
     g = gaussian_filter(image.astype(np.float64), _IMAGE_BLUR, mode="wrap")
     logits = np.stack([np.zeros_like(g), _STEEPNESS * (g - _THRESHOLD), _STEEPNESS * (-g - _THRESHOLD)])
     return softmax(logits, axis=0).astype(np.float32)
@@ -73,6 +75,16 @@ def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticC
     return SyntheticCase(image, labels, probabilities)
 
 
+def divergence_from_truth(probabilities: NDArray, truth: NDArray) -> float:
+    """Mean over voxels of the Kullback-Leibler divergence sum_c q_c log(q_c / p_c) in nats; both (C, *spatial).
+
+    It is what a model's expected NLL exceeds that of the true probabilities q by; 0 for p = q. Zeros are clamped.
+    """
+    p = log_probabilities(probabilities.astype(np.float64))
+    q = log_probabilities(truth.astype(np.float64))
+    return float((np.exp(q) * (q - p)).sum(0).mean())
+
+
 def distance_to_truth(probabilities: NDArray, truth: NDArray) -> float:
-    """Mean over voxels of the total variation distance, sum_c |p_c - q_c| / 2, in [0, 1]; both (C, *spatial)."""
+    """Mean over voxels of the total variation distance sum_c |p_c - q_c| / 2, in [0, 1]; both (C, *spatial)."""
     return float(np.abs(probabilities.astype(np.float64) - truth).sum(0).mean() / 2)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -50,7 +50,7 @@ class TemperatureFit:
 
 
 def log_probabilities(probabilities: Array, *, regions: bool = False) -> Array:
-    """Logits that belong to probabilities: log p for a softmax (equal up to a constant per voxel), logit(p) for regions.
+    """Logits that belong to probabilities: log p for a softmax (up to a constant per voxel), logit(p) for regions.
 
     Works on any shape. Zeros (and ones, for regions) are clamped, so that the result is finite.
     """
@@ -142,8 +142,8 @@ def fit_temperature(
         labels: (n,) integers in [0, C), or (n, C) binary with `regions`.
         weights: (n,) how many voxels each one stands for; None means 1.
         regions: whether the columns are sigmoids of their own rather than a softmax.
-        groups: (n,) integers from 0, e.g. the case a voxel comes from. Voxels of a case resemble each other; with groups
-            the standard error takes only the groups as independent (the sandwich estimate), else every voxel.
+        groups: (n,) integers from 0, e.g. the case a voxel comes from. Voxels of a case resemble each other; with
+            groups the standard error takes only the groups as independent (the sandwich estimate), else every voxel.
 
     Returns:
         The fit. Where no temperature changes the likelihood, T = 1 with an infinite standard error.

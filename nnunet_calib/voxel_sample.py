@@ -51,8 +51,8 @@ class VoxelSample:
 def choose_voxels(unsure: NDArray[np.bool_], max_voxels: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Which voxels to keep, and their weights.
 
-    A small case is kept whole. Of a large one up to three quarters of the budget go to the unsure voxels, the rest to the
-    others; where a group must be thinned, a seeded random part of it is taken and each of its voxels stands for n / k.
+    A small case is kept whole. Of a large one up to three quarters of the budget go to the unsure voxels, the rest to
+    the others; where a group must be thinned, a seeded random part of it is taken and each voxel stands for n / k.
 
     Args:
         unsure: (n,) which voxels the model is unsure of.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def case_file(calibration_folder: Path, case: str) -> Path:
 def read_cases(
     calibration_folder: Path, cases: Sequence[str], model: dict[str, Any]
 ) -> tuple[list[CaseStatistics], list[str]]:
-    """Statistics of the cases that this model's files hold, and the names of the others (absent, or of other weights)."""
+    """Statistics of the cases measured with this model, and the names of the others (no file, or other weights)."""
     found, missing = [], []
     for case in sorted(cases):
         path = case_file(calibration_folder, case)
@@ -89,7 +90,7 @@ def _nanmean(values: Sequence[float]) -> float:
 
 
 def _average(per_case: Sequence[dict[str, Any]], heads: Heads) -> dict[str, Any]:
-    """Means over cases (those that have the class), then, for mean and foreground_mean, over classes, as nnU-Net does."""
+    """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
     result = {}
     for scope in SCOPES:
         measured = [case[scope] for case in per_case]
@@ -169,7 +170,7 @@ def write_fold(
         "format_version": FORMAT_VERSION,
         "nnunet_calib": nnunet_calib.__version__,
         "model": model,
-        "heads": {"keys": heads.keys, "names": heads.names, "regions": heads.regions, "ignore_label": heads.ignore_label},
+        "heads": asdict(heads),
         "definitions": _definitions(statistics),
         "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")},
         "missing_cases": missing,

@@ -13,9 +13,15 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 
+Outputs = Tensor | Sequence[Tensor]
+
 
 class LossWithTerm(nn.Module):
-    """base(output, target) + weight * term(output, target); with weight 0 the base alone, to the last bit."""
+    """base(output, target) + weight * term(output, target); with weight 0 the base alone, to the last bit.
+
+    Inside deep supervision, output and target are tensors, and the term takes part at every resolution. Around it they
+    are lists, from the full resolution down, and the term sees the first.
+    """
 
     def __init__(self, base: nn.Module, term: nn.Module, weight: float) -> None:
         super().__init__()
@@ -23,23 +29,18 @@ class LossWithTerm(nn.Module):
         self.term = term
         self.weight = weight
 
-    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
+    def forward(self, net_output: Outputs, target: Outputs) -> Tensor:
         """The sum of both."""
         loss = self.base(net_output, target)
-        return loss if self.weight == 0 else loss + self.weight * self.term(net_output, target)
+        if self.weight == 0:
+            return loss
+        if not isinstance(net_output, Tensor):
+            net_output, target = net_output[0], target[0]
+        return loss + self.weight * self.term(net_output, target)
 
     def extra_repr(self) -> str:
         """The weight, which nnU-Net's debug.json then records."""
         return f"weight={self.weight}"
-
-
-class LossWithFullResolutionTerm(LossWithTerm):
-    """The same around deep supervision: the term sees the outputs and targets of the full resolution only."""
-
-    def forward(self, net_output: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-        """The sum of both."""
-        loss = self.base(net_output, target)
-        return loss if self.weight == 0 else loss + self.weight * self.term(net_output[0], target[0])
 
 
 class NoTerm(nn.Module):
@@ -68,10 +69,8 @@ def add_term(base: nn.Module, term: nn.Module, weight: float, *, every_resolutio
     """
     if weight < 0:
         raise ValueError(f"expected the weight of a calibration loss to be at least 0, got {weight}")
-    if not isinstance(base, DeepSupervisionWrapper):
+    if not isinstance(base, DeepSupervisionWrapper) or not every_resolution:
         return LossWithTerm(base, term, weight)
-    if not every_resolution:
-        return LossWithFullResolutionTerm(base, term, weight)
     base.loss = LossWithTerm(base.loss, term, weight)
     return base
 

@@ -1,15 +1,15 @@
 """Mixins that turn an nnU-Net trainer into a calibrated one.
 
-`CalibrationMixin` measures after the validation; a loss mixin also changes what `super()._build_loss()` returns. Put one
-before a trainer, `class MyTrainer(NACLMixin, nnUNetTrainerDA5)`, or combine finished trainers, which also draws the
-figures: `class MyTrainer(nnUNetTrainerNACL, nnUNetTrainerDA5)`.
+`CalibrationMixin` measures after the validation; a loss mixin also changes what `super()._build_loss()` returns. Put
+one before a trainer, `class MyTrainer(NACLMixin, nnUNetTrainerDA5)`, or combine finished trainers, which also draws
+the figures: `class MyTrainer(nnUNetTrainerNACL, nnUNetTrainerDA5)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,20 +18,29 @@ from nnunet_calib.integration.labels import check_dataset, plan_kernel_size
 from nnunet_calib.integration.loss import add_term, replace_cross_entropy
 from nnunet_calib.integration.validation import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.losses.ml1_ace import AbsentClasses, Binning, Reduction
+from nnunet_calib.losses.nacl import On, Penalty, Prior
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
+else:
+    Trainer = object
+
+CUDA = torch.device("cuda")
 
 
-class CalibrationMixin:
+class CalibrationMixin(Trainer):
     """Measures calibration after nnU-Net's own validation and records the hyperparameters of the losses.
 
     Attributes:
         draw_figures: called with the calibration folder once its files are written; None draws nothing.
     """
 
-    draw_figures: ClassVar[Callable[[Path], None] | None] = None
+    draw_figures: Callable[[Path], None] | None = None
 
     # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added.
     def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = CUDA
     ) -> None:
         check_dataset(dataset_json)
         try:
@@ -66,13 +75,14 @@ class NACLMixin(CalibrationMixin):
 
     nacl_weight = 0.1
     nacl_kernel_size = 3
-    nacl_prior = "mean"
-    nacl_penalty = "l1"
-    nacl_on = "logits"
+    nacl_prior: Prior = "mean"
+    nacl_penalty: Penalty = "l1"
+    nacl_on: On = "logits"
     nacl_sigma = 1.0
     nacl_every_resolution = True
     hyperparameters = (
-        "nacl_weight", "nacl_kernel_size", "nacl_prior", "nacl_penalty", "nacl_on", "nacl_sigma", "nacl_every_resolution",
+        "nacl_weight", "nacl_kernel_size", "nacl_prior", "nacl_penalty", "nacl_on", "nacl_sigma",
+        "nacl_every_resolution",
     )
 
     def _build_loss(self) -> nn.Module:
@@ -103,9 +113,9 @@ class ML1ACEMixin(CalibrationMixin):
 
     ml1_ace_weight = 1.0
     ml1_ace_num_bins = 20
-    ml1_ace_reduction = "ace"
-    ml1_ace_binning = "hard"
-    ml1_ace_absent_classes = "skip"
+    ml1_ace_reduction: Reduction = "ace"
+    ml1_ace_binning: Binning = "hard"
+    ml1_ace_absent_classes: AbsentClasses = "skip"
     ml1_ace_every_resolution = True
     hyperparameters = (
         "ml1_ace_weight", "ml1_ace_num_bins", "ml1_ace_reduction", "ml1_ace_binning", "ml1_ace_absent_classes",

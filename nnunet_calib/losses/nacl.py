@@ -108,10 +108,11 @@ def nacl_loss(
     _check(kernel_size, prior, penalty, on)
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     tau = neighbour_prior(maps, valid, kernel_size=kernel_size, prior=prior, sigma=sigma, regions=regions)
-    if on == "logits":
-        difference = z - (2 * tau - 1 if regions else tau)
-    else:
-        difference = activate(z, regions) - tau
+    if on == "probabilities":
+        z = activate(z, regions)
+    elif regions:
+        tau = 2 * tau - 1
+    difference = z - tau
     return masked_mean(difference.abs() if penalty == "l1" else difference.square(), valid)
 
 

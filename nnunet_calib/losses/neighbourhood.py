@@ -17,7 +17,7 @@ MIN_SIGMA = 0.1  # below, a neighbour's Gaussian weight underflows in float32
 def check_kernel_size(kernel_size: KernelSize) -> None:
     """Raise ValueError unless every size is odd and positive."""
     if any(k < 1 or k % 2 == 0 for k in _as_tuple(kernel_size)):
-        raise ValueError(f"expected kernel_size to be odd and positive (one number, or one per axis), got {kernel_size}")
+        raise ValueError(f"expected kernel_size to be odd and positive, one number or one per axis, got {kernel_size}")
 
 
 def check_sigma(sigma: float) -> None:

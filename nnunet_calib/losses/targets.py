@@ -21,7 +21,7 @@ def prepare(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits in at least float32 and 0 in ignored voxels, and what `encode_target` returns.
 
-    The zeros keep a NaN or Inf in an ignored voxel out of the gradients too: masking the loss alone would leave 0 * NaN.
+    The zeros keep a NaN or Inf in an ignored voxel out of the gradients too: masking only the loss leaves 0 * NaN.
     """
     maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
     logits = at_least_float32(logits)
@@ -64,8 +64,8 @@ def encode_target(
         valid = target[:, heads:] == 0
         return target[:, :heads].to(dtype) * valid, valid
 
-    valid = None if ignore_label is None else target != ignore_label
-    labels = target.long() if valid is None else torch.where(valid, target, 0).long()
+    mask = None if ignore_label is None else target != ignore_label
+    labels = target.long() if mask is None else torch.where(mask, target, 0).long()
     try:
         maps = torch.zeros_like(logits, dtype=dtype).scatter_(1, labels, 1)
     except RuntimeError as error:
@@ -75,7 +75,7 @@ def encode_target(
             f"expected labels from 0 to {heads - 1} (or the ignore label, {ignore_label}), got values from "
             f"{int(labels.min())} to {int(labels.max())}: check the labels in dataset.json against the label maps"
         ) from error
-    return (maps, None) if valid is None else (maps * valid, valid)
+    return (maps, None) if mask is None else (maps * mask, mask)
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:

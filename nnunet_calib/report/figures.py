@@ -1,4 +1,4 @@
-"""Figures from statistics alone. Each function takes an Axes and draws; matplotlib is imported only when one is used."""
+"""Figures from statistics alone; matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 

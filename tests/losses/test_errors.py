@@ -12,7 +12,7 @@ from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, na
 PAIRS = {NACLLoss: nacl_loss, SVLSLoss: svls_loss, ML1ACELoss: ml1_ace_loss}
 KERNEL_LOSSES = (NACLLoss, SVLSLoss)
 LOGITS, TARGET = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5, dtype=torch.long)
-KERNEL = "expected kernel_size to be odd and positive (one number, or one per axis), got {}"
+KERNEL = "expected kernel_size to be odd and positive, one number or one per axis, got {}"
 OPTIONS = [
     (NACLLoss, {"prior": "average"}, "'mean', 'gaussian', 'max', 'min', 'median', 'mode'"),
     (NACLLoss, {"penalty": "huber"}, "'l1', 'l2'"),

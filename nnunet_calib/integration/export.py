@@ -1,0 +1,108 @@
+"""What runs in nnU-Net's export worker: the export itself, then the measuring of the case."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.integration.folds import case_file
+from nnunet_calib.integration.labels import Heads
+from nnunet_calib.statistics import CaseStatistics
+
+
+class _TappedConfiguration:
+    """nnU-Net's configuration manager, which keeps the logits that it resamples to the image's grid."""
+
+    def __init__(self, configuration: Any) -> None:
+        self._configuration = configuration
+        self.logits: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._configuration, name)
+
+    def resampling_fn_probabilities(self, *args: Any, **kwargs: Any) -> Any:
+        self.logits = self._configuration.resampling_fn_probabilities(*args, **kwargs)
+        return self.logits
+
+
+class _LazyProbabilities:
+    """Probabilities of logits, computed slab by slab, so that they never exist for the whole volume."""
+
+    def __init__(self, logits: torch.Tensor, nonlinearity: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._logits = logits
+        self._nonlinearity = nonlinearity
+        self.shape = tuple(logits.shape)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return self._nonlinearity(self._logits[key]).numpy()
+
+
+@dataclass(frozen=True)
+class ExportAndMeasure:
+    """Picklable stand-in for nnU-Net's `export_prediction_from_logits`.
+
+    Attributes:
+        export: the function it stands for.
+        calibration_folder: where the case files go.
+        labels_folder: the ground truth, one file per case.
+        heads: of the network.
+        model: what identifies the network.
+    """
+
+    export: Callable[..., None]
+    calibration_folder: Path
+    labels_folder: Path
+    heads: Heads
+    model: dict[str, Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Export as nnU-Net does, then measure; only the export can raise."""
+        call = inspect.signature(self.export).bind(*args, **kwargs)
+        tapped = _TappedConfiguration(call.arguments["configuration_manager"])
+        call.arguments["configuration_manager"] = tapped
+        self.export(*call.args, **call.kwargs)
+        case = Path(call.arguments["output_file_truncated"]).name
+        target = case_file(self.calibration_folder, case)
+        try:
+            # an old file must not be taken for this case's if measuring fails
+            target.unlink(missing_ok=True)
+            self.measure(case, tapped.logits, call.arguments).save(target)
+        except Exception:
+            try:
+                with replaced_when_complete(failure_file(target)) as temporary:
+                    temporary.write_text(traceback.format_exc(), encoding="utf-8")
+            except OSError:  # the folder itself cannot be written: the missing case file says enough
+                traceback.print_exc()
+
+    def measure(self, case: str, logits: Any, arguments: dict[str, Any]) -> CaseStatistics:
+        """Statistics of one case from the logits on the grid of the cropped image."""
+        plans, properties = arguments["plans_manager"], arguments["properties_dict"]
+        dataset = arguments["dataset_json_dict_or_file"]
+        reader = plans.image_reader_writer_class()
+        labels = reader.read_seg(str(self.labels_folder / f"{case}{dataset['file_ending']}"))[0][0]
+        back = plans.transpose_backward
+        box = properties["bbox_used_for_cropping"]
+        logits = torch.as_tensor(logits).permute(0, *(axis + 1 for axis in back))
+        return CaseStatistics.from_probabilities(
+            _LazyProbabilities(logits, plans.get_label_manager(dataset).apply_inference_nonlin),
+            labels,
+            regions=self.heads.regions,
+            ignore_label=self.heads.ignore_label,
+            spacing=properties["spacing"],
+            crop=tuple(slice(*map(int, box[axis])) for axis in back),
+            case=case,
+            model=self.model,
+        )
+
+
+def failure_file(case_path: Path) -> Path:
+    """Where a worker leaves the traceback of a case that it could not measure."""
+    return case_path.with_suffix(".failed.txt")
