@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_calib.integration.lookup import trainers_folder
 
-
+# Each command imports what it needs: --help and errors come at once, and an import that fails is told in one sentence.
 def _trainers(args: argparse.Namespace) -> None:
+    from nnunet_calib.integration.lookup import trainers_folder
+
     if args.path:
         print(trainers_folder())
         return

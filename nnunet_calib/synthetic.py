@@ -49,7 +49,7 @@ def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) ->
 
 
 def true_probabilities(image: NDArray) -> NDArray[np.float32]:
-    """The posterior of the labels given an image, (3, *spatial): softmax(0, k (g - t), k (-g - t)), g the image blurred."""
+    """The posterior of the labels given an image, (3, *spatial): softmax(0, k (g - t), k (-g - t)) of its blur g."""
     g = gaussian_filter(image.astype(np.float64), _IMAGE_BLUR, mode="wrap")
     logits = np.stack([np.zeros_like(g), _STEEPNESS * (g - _THRESHOLD), _STEEPNESS * (-g - _THRESHOLD)])
     return softmax(logits, axis=0).astype(np.float32)
