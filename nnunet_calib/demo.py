@@ -64,10 +64,13 @@ def _prepare_folder(folder: Path) -> None:
     """An empty folder; an earlier demo in it is replaced, anything else is refused."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).is_file())):
         raise ValueError(f"expected a new or empty folder, or that of an earlier demo, got {folder}: name one with -o")
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir(parents=True)
-    write_json({"made by": "nnunet_calib demo; it is replaced when the demo is run again"}, folder / _MARKER)
+    try:
+        for name in _FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / name).mkdir(parents=True)
+        write_json({"made by": "nnunet_calib demo; it is replaced when the demo is run again"}, folder / _MARKER)
+    except OSError as error:
+        raise OSError(f"expected a folder that can be written, got {error}: name another with -o") from error
 
 
 def _write_dataset(folder: Path) -> None:
