@@ -55,6 +55,7 @@ class Histograms:
             weights: (n,) how many voxels each one stands for; None counts in integers.
         """
         regions = y.ndim == 2
+        p = p.astype(np.result_type(p, np.float32), copy=False)
         part = scope_bits.astype(np.int64)
         w = np.ones(p.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
         if regions:

@@ -57,6 +57,7 @@ def boundary_band(
         return edge
     spacing = np.ones(labels.ndim) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
     # the distance transform is slow and the band is thin: only the box that can contain it is transformed
+    width_mm *= 1 + 1e-6  # a multiple of the spacing is in, whatever way it is rounded
     margin = np.ceil(width_mm / spacing).astype(int)
     box = tuple(
         slice(max(b.start - m, 0), min(b.stop + m, n)) for b, m, n in zip(box, margin, labels.shape, strict=True)

@@ -76,7 +76,7 @@ class CaseStatistics:
                 C - 1.
             ignore_label: label of voxels that are left out everywhere.
             spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
-            max_voxels: size of the voxel sample; a case with fewer voxels is kept whole.
+            max_voxels: size of the voxel sample, at least 2; a case with fewer voxels is kept whole.
             boundary_mm: half width of the boundary scope.
             crop: where in `labels` the probabilities lie, if they cover only a part of it. The voxels around count
                 with p(class 0) = 1, for regions with p = 0: what nnU-Net exports there.
@@ -91,7 +91,8 @@ class CaseStatistics:
         """
         labels = np.asarray(labels)
         heads, sigmoid = probabilities.shape[0], regions is not None
-        crop = tuple(slice(0, n) for n in labels.shape) if crop is None else crop
+        crop = (slice(None),) * labels.ndim if crop is None else crop
+        crop = tuple(slice(*s.indices(n)[:2]) for s, n in zip(crop, labels.shape, strict=True))
         valid = None if ignore_label is None else labels != ignore_label
         _check(probabilities, labels if valid is None else labels[valid], crop, regions)
         foreground = labels > 0 if regions is None else np.isin(labels, [v for region in regions for v in region])
@@ -184,7 +185,7 @@ class CaseStatistics:
             FileNotFoundError: if there is none.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
                 version = header["format_version"]
                 if version == FORMAT_VERSION:

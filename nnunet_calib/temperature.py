@@ -54,13 +54,21 @@ def log_probabilities(probabilities: Array, *, regions: bool = False) -> Array:
 
     Works on any shape. Zeros (and ones, for regions) are clamped, so that the result is finite.
     """
-    p = torch.as_tensor(probabilities)
+    p = _as_tensor(probabilities)
+    p = p.float() if p.dtype in (torch.float16, torch.bfloat16) else p  # too coarse for the clamps
     if regions:
         p = p.clamp(MIN_REGION_PROBABILITY, 1 - MIN_REGION_PROBABILITY)
         logits = torch.log(p) - torch.log1p(-p)
     else:
         logits = torch.log(p.clamp_min(MIN_PROBABILITY))
     return logits if isinstance(probabilities, torch.Tensor) else logits.numpy()
+
+
+def _as_tensor(x: ArrayLike) -> Tensor:
+    """A tensor, without a copy where PyTorch can share the memory (not of read-only and of flipped arrays)."""
+    if isinstance(x, np.ndarray) and not (x.flags.writeable and all(stride >= 0 for stride in x.strides)):
+        x = x.copy()
+    return torch.as_tensor(x)
 
 
 def apply_temperature(probabilities: Array, temperature: float, *, regions: bool = False) -> Array:
@@ -86,7 +94,7 @@ def scale_logits(logits: Array, temperature: float, *, regions: bool = False) ->
     """softmax(z / T) over the first axis, or sigmoid(z / T); shapes, types and errors as `apply_temperature`."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"expected a temperature above 0, got {temperature}")
-    z = torch.as_tensor(logits) / temperature
+    z = _as_tensor(logits) / temperature
     p = torch.sigmoid(z) if regions else torch.softmax(z, dim=0)
     return p if isinstance(logits, torch.Tensor) else p.numpy()
 
@@ -104,6 +112,7 @@ def _pass(z: Tensor, y: Tensor, w: Tensor | None, beta: float, regions: bool, ea
             gradient = ((p - labels) * logits).mean(1)
             curvature = (p * (1 - p) * logits.square()).mean(1)
         else:
+            logits = logits - logits.amax(1, keepdim=True)  # exact zeros where all are equal
             log_p = torch.log_softmax(beta * logits, dim=1)
             p = log_p.exp()
             labels = labels.long()[:, None]
@@ -154,8 +163,8 @@ def fit_temperature(
     References:
         Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
     """
-    z, y = torch.as_tensor(logits), torch.as_tensor(labels)
-    w = None if weights is None else torch.as_tensor(weights)
+    z, y = _as_tensor(logits), _as_tensor(labels)
+    w = None if weights is None else _as_tensor(weights)
     if z.ndim != 2 or len(z) == 0 or y.shape != (z.shape if regions else z.shape[:1]):
         raise ValueError(
             f"expected logits (n, C) with n > 0 and labels {'(n, C)' if regions else '(n,)'}, got "
@@ -187,11 +196,12 @@ def fit_temperature(
         theta = target
 
     beta = math.exp(theta)
-    temperature = min(max(1 / beta, TEMPERATURE_BOUNDS[0]), TEMPERATURE_BOUNDS[1])
+    # exactly the bound, where it is one
+    temperature = {bounds[0]: TEMPERATURE_BOUNDS[1], bounds[1]: TEMPERATURE_BOUNDS[0]}.get(theta, 1 / beta)
     _, gradients = _pass(z, y, w, beta, regions, each=True)
     if groups is not None:
-        gradients = torch.zeros(int(torch.as_tensor(groups).max()) + 1, dtype=torch.float64).index_add_(
-            0, torch.as_tensor(groups).long(), gradients
+        gradients = torch.zeros(int(_as_tensor(groups).max()) + 1, dtype=torch.float64).index_add_(
+            0, _as_tensor(groups).long(), gradients
         )
     spread = float(gradients.square().sum().sqrt())
     return TemperatureFit(

@@ -60,11 +60,16 @@ def choose_voxels(unsure: NDArray[np.bool_], max_voxels: int) -> tuple[NDArray[n
 
     Returns:
         Rising indices into `unsure` and float32 weights that sum to n.
+
+    Raises:
+        ValueError: for a budget below 2, one voxel of each group.
     """
+    if max_voxels < 2:
+        raise ValueError(f"expected max_voxels to be at least 2, got {max_voxels}")
     if unsure.size <= max_voxels:
         return np.arange(unsure.size), np.ones(unsure.size, np.float32)
     groups = [np.flatnonzero(unsure), np.flatnonzero(~unsure)]
-    first = min(groups[0].size, max(int(max_voxels * _UNSURE_SHARE), max_voxels - groups[1].size))
+    first = min(groups[0].size, max(int(max_voxels * _UNSURE_SHARE), max_voxels - groups[1].size, 1))
     budgets = [first, min(groups[1].size, max_voxels - first)]
     rng = np.random.default_rng(_SEED)
     picked = [rng.choice(g, k, replace=False, shuffle=False) for g, k in zip(groups, budgets, strict=True)]

@@ -1,0 +1,1 @@
+"""Tests of what is measured: bins, scopes, statistics, metrics and temperature."""
