@@ -7,6 +7,7 @@ the figures: `class MyTrainer(nnUNetTrainerNACL, nnUNetTrainerDA5)`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,13 +44,14 @@ class CalibrationMixin(Trainer):
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = CUDA
     ) -> None:
         check_dataset(dataset_json)
+        wanted = "expected a results folder that can be written, got {} for {}: set nnUNet_results to another"
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
-            raise OSError(
-                f"expected a results folder that can be written, got {error.strerror} for {error.filename}: "
-                f"set nnUNet_results to a folder in which you may create files"
-            ) from error
+            raise OSError(wanted.format(error.strerror, error.filename)) from error
+        # nnU-Net goes on if it cannot write its log, and would lose the first checkpoint
+        if not os.access(self.output_folder, os.W_OK):
+            raise OSError(wanted.format("no permission to write", self.output_folder))
 
     def initialize(self) -> None:
         """nnU-Net's, and tells the logger the hyperparameters of the calibration losses."""
