@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.lookup import trainers_folder
+from nnunet_calib.metrics import calibration_errors
+from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth, synthetic_case
 from nnunet_calib.temperature import apply_temperature
 
@@ -25,14 +27,14 @@ DATASET = "Dataset999_CalibrationDemo"
 PLANS = "nnUNetPlansDemo"
 TRAINERS = ("nnUNetTrainerCalib_demo", "nnUNetTrainerML1ACE_demo")
 CASES = 20
-EPOCHS = 20
+EPOCHS = 25
 _MARKER = "nnunet_calib_demo.json"
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs")
 
 _LEGEND = f"""
 {CASES // 5} validation cases, mean over cases; T = 1 as trained, else with temperature scaling (fitted on other cases).
 ECE, ACE, MCE: 20 bins, foreground classes. NLL in nats; of it, KL to truth is what the model loses by not knowing the
-true probabilities q (the rest is chance): sum_c q_c log(q_c / p_c). Distance to truth: sum_c |p_c - q_c| / 2.
+true probabilities q: sum_c q_c log(q_c / p_c). Distance to truth: sum_c |p_c - q_c| / 2. Last line: what chance leaves.
 """
 
 # Also an example of how little a trainer of one's own needs.
@@ -156,6 +158,17 @@ def _rows(folder: Path, trainer: str) -> Iterator[tuple[str, ...]]:
         yield trainer.removesuffix("_demo"), f"{temperature:.2f}", f"{dice:.3f}", *(f"{v:.4f}" for v in values)
 
 
+def _truth_row(folder: Path, cases: Sequence[str]) -> tuple[str, ...]:
+    """The line of the true probabilities: what chance alone leaves of every error."""
+    errors = []
+    for case in cases:
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(folder / "nnUNet_raw" / DATASET / "labelsTr" / f"{case}.nii.gz"))
+        truth = _read(folder / "truth" / f"{case}.npz")
+        measured = calibration_errors(CaseStatistics.from_probabilities(truth, labels))
+        errors.append([*(float(np.nanmean(measured[m][1:])) for m in ("ece", "ace", "mce")), float(measured["nll"])])
+    return "true probabilities", "-", "-", *(f"{v:.4f}" for v in (*np.mean(errors, axis=0), 0, 0))
+
+
 def _read(path: Path) -> np.ndarray:
     with np.load(path) as file:
         return file["probabilities"]
@@ -204,6 +217,7 @@ def run_demo(folder: Path) -> None:
 
     header = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth")
     rows = [header, *(row for trainer in TRAINERS for row in _rows(folder, trainer))]
+    rows.append(_truth_row(folder, [path.stem for path in sorted(_validation(folder, TRAINERS[0]).glob("*.npz"))]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     print(_LEGEND)
     for row in rows:

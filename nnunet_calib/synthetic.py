@@ -20,9 +20,9 @@ from nnunet_calib.temperature import log_probabilities
 _BLOB_SIZE = 4.0  # standard deviations of the filters, in voxels
 _IMAGE_BLUR = 1.0
 _DRAW_SIZE = 1.2
-_NOISE = 0.3
+_NOISE = 0.2
 _THRESHOLD = 1.0  # of the smoothed image, in its standard deviations, where a class is as likely as background
-_STEEPNESS = 6.0
+_STEEPNESS = 8.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticC
         shape: of the image, 2D or 3D.
     """
     rng = np.random.default_rng(seed)
-    image = (_unit_field(rng, shape, _BLOB_SIZE) + _NOISE * rng.standard_normal(shape)).astype(np.float32)
+    image = _unit_field(rng, shape, _BLOB_SIZE) + _NOISE * rng.standard_normal(shape)
+    # nnU-Net standardises each image; done here, the image that the network sees still determines the probabilities
+    image = ((image - image.mean()) / image.std()).astype(np.float32)
     probabilities = true_probabilities(image)
     # standard normal noise through its distribution function is uniform in every voxel
     uniform = ndtr(_unit_field(rng, shape, _DRAW_SIZE))

@@ -1,5 +1,6 @@
 """Everything that touches nnU-Net. No other part of the package imports nnunetv2."""
 
+import re
 from importlib import metadata
 
 MINIMUM_NNUNET = (2, 8)
@@ -15,7 +16,7 @@ def require_nnunet() -> None:
         found = metadata.version("nnunetv2")
     except metadata.PackageNotFoundError:
         found = None
-    if found is None or tuple(int(part) for part in found.split(".")[:2]) < MINIMUM_NNUNET:
+    if found is None or tuple(map(int, re.findall(r"\d+", found)[:2])) < MINIMUM_NNUNET:
         raise ImportError(
             f"nnunet-calib needs nnunetv2 {wanted} or newer, found {found or 'none'}: "
             f"run pip install --upgrade 'nnunetv2>={wanted}'"

@@ -58,15 +58,18 @@ def cross_fitted_temperatures(cases: Sequence[CaseStatistics]) -> list[float]:
     """For each case a temperature that was fitted without it.
 
     The cases are dealt into five groups (fewer if there are fewer cases); a case gets the temperature of the other
-    groups. A single case leaves nothing to fit on and gets NaN.
+    groups. A case without a voxel that counts gets NaN, and so does a single one, which leaves nothing to fit on.
     """
-    if len(cases) < 2:
-        return [float("nan")] * len(cases)
-    groups = min(_CROSS_FITS, len(cases))
-    fits = [
-        fit_cases([case for i, case in enumerate(cases) if i % groups != group]).temperature for group in range(groups)
-    ]
-    return [fits[i % groups] for i in range(len(cases))]
+    temperatures = [float("nan")] * len(cases)
+    measured = [i for i, case in enumerate(cases) if len(case.sample)]
+    if len(measured) < 2:
+        return temperatures
+    groups = min(_CROSS_FITS, len(measured))
+    for group in range(groups):
+        fit = fit_cases([cases[i] for k, i in enumerate(measured) if k % groups != group])
+        for i in measured[group::groups]:
+            temperatures[i] = fit.temperature
+    return temperatures
 
 
 def _measure(statistics: CaseStatistics, heads: Heads) -> dict[str, Any]:

@@ -92,15 +92,18 @@ def replace_cross_entropy(base: nn.Module, term: nn.Module, num_heads: int) -> n
     Raises:
         TypeError: if there is no such cross-entropy in `base`.
     """
-    compound = base.loss if isinstance(base, DeepSupervisionWrapper) else base
-    while isinstance(compound, LossWithTerm):
-        compound = compound.base
-    if not isinstance(compound, DC_and_CE_loss | DC_and_BCE_loss):
+    if isinstance(base, DeepSupervisionWrapper):
+        base.loss = replace_cross_entropy(base.loss, term, num_heads)
+        return base
+    if isinstance(base, LossWithTerm):
+        base.base = replace_cross_entropy(base.base, term, num_heads)
+        return base
+    if not isinstance(base, DC_and_CE_loss | DC_and_BCE_loss):
         raise TypeError(
             f"expected nnU-Net's Dice + cross-entropy loss, whose cross-entropy SVLS replaces, got "
-            f"{type(compound).__name__}: use a trainer that keeps nnU-Net's own loss, or another calibration loss"
+            f"{type(base).__name__}: use a trainer that keeps nnU-Net's own loss, or another calibration loss"
         )
-    weight, compound.weight_ce, compound.ce = compound.weight_ce, 0, NoTerm()
-    if isinstance(compound, DC_and_BCE_loss) and compound.use_ignore_label:
+    weight, base.weight_ce, base.ce = base.weight_ce, 0, NoTerm()
+    if isinstance(base, DC_and_BCE_loss) and base.use_ignore_label:
         weight *= num_heads
-    return add_term(base, term, weight)
+    return LossWithTerm(base, term, weight)

@@ -116,7 +116,8 @@ def reliability_figure(
         for row, (ax, name) in enumerate(zip(line, names, strict=True)):
             top = row == len(names) - 1
             ece, ace = (float(errors[f"top_label_{m}"] if top else errors[m][row]) for m in ("ece", "ace"))
-            draw_reliability(ax, curve, row, f"{name}, {when}\nACE {ace:.3f}, ECE {ece:.4f}")
+            said = "in no case" if np.isnan(ace) else f"ACE {ace:.3f}, ECE {ece:.4f}"
+            draw_reliability(ax, curve, row, f"{name}, {when}\n{said}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(f"Reliability, voxels of {len(before)} cases pooled, {NUM_BINS} bins", fontsize=10)
     return figure
@@ -147,9 +148,12 @@ def draw_fold(calibration_folder: Path) -> None:
     before = [CaseStatistics.load(calibration_folder / "cases" / f"{row['case']}.npz") for row in rows]
     # a fold of one case has no temperature fitted without it
     after = [case.with_temperature(row["temperature"] or temperature) for case, row in zip(before, rows, strict=True)]
+    from matplotlib import style
+
     for draw, name in (
         (reliability_figure, "reliability.png"),
         (dataset_reliability_figure, "dataset_reliability_histogram.png"),
     ):
-        with replaced_when_complete(calibration_folder / name) as temporary:
+        # nnU-Net's logger leaves seaborn's settings with fonts 2.5 times as large in the training process
+        with style.context("default"), replaced_when_complete(calibration_folder / name) as temporary:
             draw(before, after, temperature, names).savefig(temporary, dpi=150, bbox_inches="tight")

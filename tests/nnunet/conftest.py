@@ -56,9 +56,11 @@ class World:
 
     @property
     def preprocessed(self) -> Path:
+        """Where nnU-Net keeps the plans, the splits and the preprocessed cases."""
         return self.folder / "preprocessed" / self.dataset
 
     def fold(self, trainer: str, configuration: str) -> Path:
+        """Where nnU-Net writes the results of fold 0."""
         return self.folder / "results" / self.dataset / f"{trainer}__{PLANS}__{configuration}" / "fold_0"
 
     def environment(self) -> dict[str, str]:

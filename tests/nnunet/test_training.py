@@ -125,7 +125,8 @@ def test_failures_cost_nothing(world, capsys):
     world.train("nnUNetTrainerCalib_short", "2d", only_run_validation=True)
     output = capsys.readouterr().out
     assert "Traceback" in output
-    assert f"nnUNetv2_train {world.dataset} 2d 0 -tr nnUNetTrainerCalib_short -p nnUNetPlans --val -device cpu" in output
+    command = f"nnUNetv2_train {world.dataset} 2d 0 -tr nnUNetTrainerCalib_short -p nnUNetPlans --val -device cpu"
+    assert command in output
 
     shutil.rmtree(fold / "validation" / "calibration")
     (fold / "validation" / "calibration").write_text("in the way")

@@ -1,0 +1,194 @@
+"""What a fold's files say, from statistics made here: no nnU-Net is run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nnunet_calib import CaseStatistics, calibration_errors
+from nnunet_calib.integration.folds import case_file, fit_cases, write_fold
+from nnunet_calib.integration.labels import Heads
+from nnunet_calib.scopes import SCOPES
+from tests.measuring.conftest import make_case
+
+MODEL = {"weights_sha256": "ours", "fold": 0}
+LABELS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
+REGIONS = Heads(("(1, 2, 3)", "(2, 3)", "3"), ("any", "inner", "core"), ((1, 2, 3), (2, 3), (3,)), None)
+BINNED, SCORES = ("ece", "ace", "mce"), ("nll", "brier")
+
+
+def case(seed, mode="labels", without=None, shape=(9, 9, 6)):
+    """A case of three heads; `without` is a label that background replaces."""
+    made = make_case(mode, shape, seed=seed)
+    if without is not None:
+        made.labels[made.labels == without] = 0
+    return made
+
+
+def save(folder, cases, model=MODEL):
+    """Measure cases by name into a calibration folder."""
+    for name, made in cases.items():
+        path = case_file(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.measure(case=name, model=model).save(path)
+
+
+def strict(text):
+    """Parse JSON, which knows no NaN."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def files(folder):
+    """Both JSON files of a fold."""
+    return (strict((folder / name).read_text(encoding="utf-8")) for name in ("summary.json", "temperature.json"))
+
+
+def fold(folder, cases, heads=LABELS, model=MODEL):
+    """Write a fold of these cases and read its files."""
+    save(folder, cases, model)
+    write_fold(folder, [*cases], heads, model)
+    return files(folder)
+
+
+def mean(values):
+    """Mean of the numbers that are there; None, as in the files, for none."""
+    finite = [v for v in values if not np.isnan(v)]
+    return pytest.approx(np.mean(finite), rel=1e-12) if finite else None
+
+
+def load(folder, name):
+    """The statistics of a case."""
+    return CaseStatistics.load(case_file(folder, name))
+
+
+@pytest.mark.parametrize("heads", [LABELS, REGIONS], ids=["labels", "regions"])
+def test_values(tmp_path, heads):
+    """Means over cases per class, then over classes: absent classes left out and counted, background no foreground."""
+    mode = "labels" if heads is LABELS else "regions"
+    absent = 2 if heads is LABELS else 3
+    cases = {f"case.{i}": case(i, mode, absent if i == 1 else None) for i in range(3)}
+    summary, temperature = fold(tmp_path, cases, heads)
+
+    assert summary["heads"]["keys"] == [*heads.keys]
+    assert summary["missing_cases"] == []
+    assert [row["case"] for row in summary["metric_per_case"]] == temperature["cases"] == sorted(cases)
+    assert summary["temperature"]["temperature"] == temperature["temperature"]
+    assert temperature["nll_after"] < temperature["nll_before"]
+    foreground = [*heads.keys][1 if heads is LABELS else 0:]
+    for name in ("uncalibrated", "calibrated"):
+        measured = []
+        for row in summary["metric_per_case"]:
+            statistics = load(tmp_path, row["case"])
+            if name == "calibrated":
+                statistics = statistics.with_temperature(row["temperature"])
+            measured.append({scope: calibration_errors(statistics, 20, scope) for scope in SCOPES})
+            of_case = row[name]["image"]["per_class"][heads.keys[1]]
+            assert of_case == {m: pytest.approx(measured[-1]["image"][m][1]) for m in BINNED}
+            assert row["voxels"] == row["kept_voxels"] == cases[row["case"]].labels.size
+        for scope in SCOPES:
+            written = summary["metrics"][name][scope]
+            for i, key in enumerate(heads.keys):
+                expected = {m: mean([errors[scope][m][i] for errors in measured]) for m in BINNED}
+                assert written["per_class"][key] == expected | {"cases": 2 if i == 2 else 3}
+            for m in BINNED:
+                assert written["mean"][m] == mean([written["per_class"][k][m] for k in heads.keys])
+                assert written["foreground_mean"][m] == mean([written["per_class"][k][m] for k in foreground])
+            assert written["top_label"] == {m: mean([e[scope][f"top_label_{m}"] for e in measured]) for m in BINNED}
+            assert {m: written[m] for m in SCORES} == {m: mean([e[scope][m] for e in measured]) for m in SCORES}
+
+
+def test_own_labels_do_not_calibrate_a_case(tmp_path):
+    """A case's temperature comes from other cases: its own labels, however wild, cannot change it."""
+    cases = {f"case{i}": case(i) for i in range(7)}
+    before, fitted = fold(tmp_path / "a", cases)
+    wild = cases["case0"]
+    wild.labels[:] = wild.probabilities.argmin(0)
+    after, refitted = fold(tmp_path / "b", cases)
+    assert refitted["temperature"] > 1.05 * fitted["temperature"]
+    pairs = zip(before["metric_per_case"], after["metric_per_case"], strict=True)
+    same = [row["case"] for row, other in pairs if row["temperature"] == other["temperature"]]
+    assert same == ["case0", "case5"]  # five groups: these two are fitted on the same other cases
+
+
+def test_single_case(tmp_path):
+    """Nothing else to fit on: no temperature of its own, and the fold's is used."""
+    summary, temperature = fold(tmp_path, {"case0": case(0)})
+    (row,) = summary["metric_per_case"]
+    assert row["temperature"] is None
+    calibrated = load(tmp_path, "case0").with_temperature(temperature["temperature"])
+    assert row["calibrated"]["image"]["nll"] == pytest.approx(float(calibration_errors(calibrated)["nll"]))
+    assert row["calibrated"]["image"]["nll"] < row["uncalibrated"]["image"]["nll"]
+
+
+def test_missing_and_foreign_cases(tmp_path):
+    """Cases without a file, or measured with other weights, are named and take no part."""
+    ours = {f"case{i}": case(i) for i in range(2)}
+    save(tmp_path / "a", {"case2": case(2)}, MODEL | {"weights_sha256": "theirs"})
+    save(tmp_path / "a", ours)
+    write_fold(tmp_path / "a", ["case3", "case2", *ours], LABELS, MODEL)
+    summary, temperature = files(tmp_path / "a")
+    assert summary["missing_cases"] == ["case2", "case3"]
+    expected_summary, expected_temperature = fold(tmp_path / "b", ours)
+    assert temperature == expected_temperature
+    assert summary == expected_summary | {"missing_cases": ["case2", "case3"]}
+
+
+@pytest.mark.parametrize(("number", "in_sample"), [(0, False), ("all", True)])
+def test_in_sample(tmp_path, number, in_sample):
+    """Fold "all" validates on what it trained on, and both files say so."""
+    summary, temperature = fold(tmp_path, {f"case{i}": case(i) for i in range(2)}, model=MODEL | {"fold": number})
+    assert temperature["in_sample"] is summary["temperature"]["in_sample"] is in_sample
+    assert temperature["folds"] == [number]
+
+
+def test_class_that_no_case_has(tmp_path):
+    """Null in the files, zero cases, and the means are over the other classes."""
+    summary, _ = fold(tmp_path, {f"case{i}": case(i, without=2) for i in range(2)})
+    image = summary["metrics"]["calibrated"]["image"]
+    assert image["per_class"]["2"] == {"ece": None, "ace": None, "mce": None, "cases": 0}
+    assert image["foreground_mean"]["ace"] == image["per_class"]["1"]["ace"] > 0
+
+
+def test_case_without_a_voxel(tmp_path):
+    """A case whose every voxel is ignored counts for nothing, and the fold is measured all the same."""
+    empty = case(1, "labels+ignore")
+    empty.labels[:] = empty.ignore_label
+    cases = {"case0": case(0, "labels+ignore"), "case1": empty}
+    summary, temperature = fold(tmp_path, cases, replace(LABELS, ignore_label=empty.ignore_label))
+    assert temperature["temperature"] == fit_cases([load(tmp_path, "case0")]).temperature
+    assert [row["voxels"] for row in summary["metric_per_case"]][1] == 0
+
+
+def test_no_case(tmp_path):
+    """A sentence with the number of cases and the folder; nothing is written."""
+    with pytest.raises(ValueError, match=rf"expected statistics of 2 cases in {tmp_path}, found none with a voxel"):
+        write_fold(tmp_path, ["case0", "case1"], LABELS, MODEL)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_repetition(tmp_path):
+    """The same bytes again, in whatever order the cases are named; nothing else is left behind."""
+    cases = [f"case{i}" for i in range(6)]
+    save(tmp_path, {name: case(i) for i, name in enumerate(cases)})
+    contents = []
+    for order in (cases, cases[::-1]):
+        write_fold(tmp_path, order, LABELS, MODEL)
+        contents.append([(tmp_path / name).read_bytes() for name in ("summary.json", "temperature.json")])
+    assert contents[0] == contents[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cases", "summary.json", "temperature.json"]
+
+
+def test_standard_error(tmp_path):
+    """Only cases are independent: every voxel of a case twice is no more evidence."""
+    cases = [case(i) for i in range(4)]
+    once = fit_cases([c.measure() for c in cases])
+    twice = fit_cases([c.measure() + c.measure() for c in cases])
+    assert twice.standard_error == pytest.approx(once.standard_error, rel=1e-4)
+    assert 0 < once.standard_error < np.inf
+    _, temperature = fold(tmp_path, {f"case{i}": c for i, c in enumerate(cases)})
+    assert temperature["standard_error"] == pytest.approx(once.standard_error)

@@ -1,0 +1,105 @@
+"""nnU-Net's own look-up finds the trainers, and finds the same classes every time and in every process."""
+
+import importlib.util
+import multiprocessing
+import os
+import pickle
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from nnunet_calib import trainers
+from nnunet_calib.integration.lookup import MODULE, trainers_folder
+
+NAMES = [trainer.__name__ for trainer in trainers.TRAINERS]
+
+# nnU-Net's imports, and the paths that it does not find set
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def find(name: str) -> type:
+    """What nnUNetv2_train and nnUNetv2_predict call."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    return recursive_find_trainer_class_by_name(name)
+
+
+def is_what_the_lookup_finds(cls: type) -> bool:
+    """Whether a class that came through a pickle is the one that this process finds."""
+    return find(cls.__name__) is cls
+
+
+@pytest.fixture
+def folder(monkeypatch):
+    """The trainers folder, as users set it."""
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+    return trainers_folder()
+
+
+@pytest.fixture
+def other_folder(tmp_path):
+    """A folder of trainers that a user has beside ours."""
+    (tmp_path / "my_trainers.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
+        "class nnUNetTrainerOfTheUser(nnUNetTrainer):\n    pass\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_found_once_and_again(folder, name):
+    """Each look-up returns the class of the installed package, where another one would break isinstance and pickles."""
+    first, second = find(name), find(name)
+    assert first is second is getattr(trainers, name)
+    assert first.__name__ == name
+    assert pickle.loads(pickle.dumps(first)) is first
+
+
+def test_spawned_process(folder):
+    """Spawned workers, which start without our imports, get the class that they find themselves."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(is_what_the_lookup_finds, trainers.TRAINERS)) == [True] * len(NAMES)
+
+
+def test_no_trace_of_the_look_up(folder):
+    """Neither the module nor the folder stays behind: the bare name would hide another module of that name."""
+    path = [*sys.path]
+    find(NAMES[0])
+    assert MODULE.removesuffix(".py") not in sys.modules
+    assert sys.path == path
+    assert "nnunet_calib.trainers" in sys.modules
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_beside_another_folder(monkeypatch, other_folder, ours_first):
+    """Both folders of nnUNet_extTrainer are searched, whichever comes first."""
+    paths = [str(trainers_folder()), str(other_folder)]
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(paths if ours_first else paths[::-1]))
+    for name in NAMES:
+        assert find(name) is getattr(trainers, name)
+    assert find("nnUNetTrainerOfTheUser").__module__ == "my_trainers"
+
+
+def test_not_found_without_the_folder(monkeypatch, other_folder):
+    """The classes are found through the folder alone, so that the tests above say something."""
+    monkeypatch.setenv("nnUNet_extTrainer", str(other_folder))
+    with pytest.raises(RuntimeError, match=f"Could not find requested nnunet trainer {NAMES[0]}"):
+        find(NAMES[0])
+
+
+def test_content_of_the_folder(folder):
+    """Only modules, since nnU-Net imports all it finds, and no package, which it would walk into."""
+    content = [p for p in folder.iterdir() if p.name != "__pycache__"]  # Python's own
+    assert MODULE in [p.name for p in content]
+    assert all(p.is_file() and p.suffix == ".py" for p in content)
+    assert not (folder / "__init__.py").exists()
+
+
+def test_every_trainer_is_exported(folder):
+    """The folder's module names the trainers of the package, all of them and nothing else."""
+    spec = importlib.util.spec_from_file_location("exported", folder / MODULE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    exported = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    assert exported == dict(zip(NAMES, trainers.TRAINERS, strict=True))

@@ -1,0 +1,121 @@
+"""The demo end to end, shortened: its table, its pictures, and that it stays in its folder."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from nnunet_calib import demo
+
+pytestmark = pytest.mark.slow
+
+COLUMNS = ["trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth"]
+SHORT = {"EPOCHS": 1, "CASES": 10}  # two validation cases: a single one would have no temperature of its own
+ITERATIONS = 2
+
+
+def shorten(patch):
+    """The demo in a minute."""
+    text = demo._TRAINER_MODULE
+    for name, value in (("epochs", SHORT["EPOCHS"]), ("iterations_per_epoch", ITERATIONS)):
+        text, replaced = re.subn(rf"self\.num_{name} = \d+", f"self.num_{name} = {value}", text)
+        assert replaced == 1
+    patch.setattr(demo, "_TRAINER_MODULE", text)
+    for name, value in SHORT.items():
+        patch.setattr(demo, name, value)
+
+
+def earlier_demo(folder):
+    """What an earlier demo left, half of it."""
+    demo._prepare_folder(folder)
+    (folder / "nnUNet_results" / "earlier").mkdir()
+    (folder / "truth" / "earlier.npz").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a demo that replaced an earlier one, and what was printed. It ran beside an empty folder."""
+    base = tmp_path_factory.mktemp("demo")
+    (base / "working").mkdir()
+    folder = earlier_demo(base / "demo")
+    environment, printed = dict(os.environ), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        shorten(patch)
+        patch.chdir(base / "working")
+        demo.run_demo(Path("..") / "demo")
+    assert dict(os.environ) == environment
+    return folder, printed.getvalue()
+
+
+def test_table(finished):
+    """A line for each trainer before and after temperature, then the truth; every number finite and in its range."""
+    _, printed = finished
+    lines = [re.split(r"\s{2,}", line) for line in printed.splitlines()]
+    start = lines.index(COLUMNS)
+    *rows, truth = lines[start + 1 : lines.index([""], start)]
+    assert truth[:3] == ["true probabilities", "-", "-"]
+    assert all(0 < float(v) < 1 for v in truth[3:7])  # chance leaves something even of the truth
+    assert [float(v) for v in truth[7:]] == [0, 0]
+    names = [trainer.removesuffix("_demo") for trainer in demo.TRAINERS]
+    assert [row[0] for row in rows] == [names[0]] * 2 + [names[1]] * 2
+    for row in rows:
+        values = dict(zip(COLUMNS[1:], map(float, row[1:]), strict=True))
+        assert all(math.isfinite(v) and v >= 0 for v in values.values())
+        assert all(values[name] <= 1 for name in ("Dice", "ECE", "ACE", "MCE", "distance to truth"))
+        assert values["ECE"] <= values["MCE"]
+        assert values["KL to truth"] < values["NLL"]  # the rest is chance
+    assert [row[1] for row in rows[::2]] == ["1.00", "1.00"]
+    # scaling keeps the segmentation
+    assert rows[0][2] == rows[1][2]
+    assert rows[2][2] == rows[3][2]
+
+
+def test_table_is_that_of_the_files(finished):
+    """The printed errors are those of the summaries."""
+    folder, printed = finished
+    for trainer in demo.TRAINERS:
+        (path,) = folder.glob(f"nnUNet_results/*/{trainer}__*/fold_0/validation/calibration/summary.json")
+        for metrics in json.loads(path.read_text())["metrics"].values():
+            image = metrics["image"]
+            values = *(image["foreground_mean"][m] for m in ("ece", "ace", "mce")), image["nll"]
+            assert "  ".join(f"{v:.4f}" for v in values) in printed
+
+
+def test_pictures(finished):
+    """Those that are named exist."""
+    folder, printed = finished
+    paths = [Path(line.strip()) for line in printed.partition("Pictures:")[2].splitlines() if line.strip()]
+    assert len(paths) == len(set(paths)) == 4
+    for path in paths:
+        assert path.is_relative_to(folder)
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_replaces_an_earlier_demo_and_stays_in_its_folder(finished):
+    """Nothing of the earlier demo is left; nothing appears beside the folder or where the command was typed."""
+    folder, _ = finished
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["demo", "working"]
+    assert not [*(folder.parent / "working").iterdir()]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*demo._FOLDERS, demo._MARKER])
+    assert not [*folder.rglob("earlier*")]
+    assert len([*(folder / "truth").iterdir()]) == SHORT["CASES"]
+    assert len([*(folder / "logs").iterdir()]) == 1 + len(demo.TRAINERS)
+
+
+def test_failing_command(tmp_path, monkeypatch):
+    """nnU-Net's failure is one sentence that names the log, which holds nnU-Net's reason."""
+    shorten(monkeypatch)
+    monkeypatch.setattr(demo, "_write_dataset", lambda folder: None)
+    folder = earlier_demo(tmp_path / "demo")
+    log = folder / "logs" / "plan_and_preprocess.txt"
+    text = f"expected nnUNetv2_plan_and_preprocess to end well, it ended with status 1: see {log}"
+    with pytest.raises(OSError, match=re.escape(text)):
+        demo.run_demo(folder)
+    assert "Could not find a dataset with the ID 999" in log.read_text(encoding="utf-8")
+    assert not [*folder.rglob("earlier*")]
