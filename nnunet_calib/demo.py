@@ -27,7 +27,7 @@ DATASET = "Dataset999_CalibrationDemo"
 PLANS = "nnUNetPlansDemo"
 TRAINERS = ("nnUNetTrainerCalib_demo", "nnUNetTrainerML1ACE_demo")
 CASES = 20
-EPOCHS = 25
+EPOCHS = 20
 _MARKER = "nnunet_calib_demo.json"
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs")
 
