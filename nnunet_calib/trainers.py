@@ -7,8 +7,13 @@ the folder that `nnunet_calib trainers --path` prints.
 from __future__ import annotations
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import (
+    nnUNetTrainer_5epochs,
+    nnUNetTrainer_100epochs,
+    nnUNetTrainer_250epochs,
+)
 
-from nnunet_calib.integration.trainer import CalibrationMixin, ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.integration.trainer import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from nnunet_calib.report.figures import draw_fold
 
 
@@ -30,4 +35,84 @@ class nnUNetTrainerML1ACE(ML1ACEMixin, nnUNetTrainerCalib):
     """nnU-Net's loss + hard-binned marginal L1 average calibration error (mL1-ACE)."""
 
 
-TRAINERS = (nnUNetTrainerCalib, nnUNetTrainerNACL, nnUNetTrainerSVLS, nnUNetTrainerML1ACE)
+class nnUNetTrainerSoftML1ACE(nnUNetTrainerML1ACE):
+    """nnU-Net's loss + mL1-ACE with soft bins."""
+
+    ml1_ace_binning = "soft"
+
+
+class nnUNetTrainerML1ECE(nnUNetTrainerML1ACE):
+    """nnU-Net's loss + the expected calibration error: bins weigh by their voxels."""
+
+    ml1_ace_reduction = "ece"
+
+
+class nnUNetTrainerML1MCE(nnUNetTrainerML1ACE):
+    """nnU-Net's loss + the maximum calibration error: the worst bin alone."""
+
+    ml1_ace_reduction = "mce"
+
+
+class nnUNetTrainerDiceML1ACE(ML1ACEMixin, DiceOnlyMixin, nnUNetTrainerCalib):
+    """Dice without cross-entropy + mL1-ACE."""
+
+
+class nnUNetTrainerNACLML1ACE(nnUNetTrainerNACL, nnUNetTrainerML1ACE):
+    """nnU-Net's loss + 0.1 NACL + mL1-ACE."""
+
+
+class nnUNetTrainerCalib_5epochs(nnUNetTrainerCalib, nnUNetTrainer_5epochs):
+    """`nnUNetTrainerCalib` for 5 epochs."""
+
+
+class nnUNetTrainerCalib_100epochs(nnUNetTrainerCalib, nnUNetTrainer_100epochs):
+    """`nnUNetTrainerCalib` for 100 epochs."""
+
+
+class nnUNetTrainerCalib_250epochs(nnUNetTrainerCalib, nnUNetTrainer_250epochs):
+    """`nnUNetTrainerCalib` for 250 epochs."""
+
+
+class nnUNetTrainerNACL_5epochs(nnUNetTrainerNACL, nnUNetTrainer_5epochs):
+    """`nnUNetTrainerNACL` for 5 epochs."""
+
+
+class nnUNetTrainerNACL_100epochs(nnUNetTrainerNACL, nnUNetTrainer_100epochs):
+    """`nnUNetTrainerNACL` for 100 epochs."""
+
+
+class nnUNetTrainerNACL_250epochs(nnUNetTrainerNACL, nnUNetTrainer_250epochs):
+    """`nnUNetTrainerNACL` for 250 epochs."""
+
+
+class nnUNetTrainerSVLS_5epochs(nnUNetTrainerSVLS, nnUNetTrainer_5epochs):
+    """`nnUNetTrainerSVLS` for 5 epochs."""
+
+
+class nnUNetTrainerSVLS_100epochs(nnUNetTrainerSVLS, nnUNetTrainer_100epochs):
+    """`nnUNetTrainerSVLS` for 100 epochs."""
+
+
+class nnUNetTrainerSVLS_250epochs(nnUNetTrainerSVLS, nnUNetTrainer_250epochs):
+    """`nnUNetTrainerSVLS` for 250 epochs."""
+
+
+class nnUNetTrainerML1ACE_5epochs(nnUNetTrainerML1ACE, nnUNetTrainer_5epochs):
+    """`nnUNetTrainerML1ACE` for 5 epochs."""
+
+
+class nnUNetTrainerML1ACE_100epochs(nnUNetTrainerML1ACE, nnUNetTrainer_100epochs):
+    """`nnUNetTrainerML1ACE` for 100 epochs."""
+
+
+class nnUNetTrainerML1ACE_250epochs(nnUNetTrainerML1ACE, nnUNetTrainer_250epochs):
+    """`nnUNetTrainerML1ACE` for 250 epochs."""
+
+
+# A trainer stands under its own name in this module, and only trainers do.
+TRAINERS = tuple(
+    value
+    for name, value in list(globals().items())
+    if name.startswith("nnUNetTrainer") and value.__module__ == __name__
+)
+__all__ = [trainer.__name__ for trainer in TRAINERS]

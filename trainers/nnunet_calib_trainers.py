@@ -5,9 +5,4 @@ here could not be pickled, would not reach spawned workers and would be another 
 classes live in the installed package.
 """
 
-from nnunet_calib.trainers import (  # noqa: F401
-    nnUNetTrainerCalib,
-    nnUNetTrainerML1ACE,
-    nnUNetTrainerNACL,
-    nnUNetTrainerSVLS,
-)
+from nnunet_calib.trainers import *  # noqa: F403

@@ -75,7 +75,7 @@ def add_term(base: nn.Module, term: nn.Module, weight: float, *, every_resolutio
     return base
 
 
-def replace_cross_entropy(base: nn.Module, term: nn.Module, num_heads: int) -> nn.Module:
+def replace_cross_entropy(base: nn.Module, term: nn.Module | None, num_heads: int = 1) -> nn.Module:
     """Put a term in the place of the CE (or BCE) of nnU-Net's Dice + CE loss; the Dice term stays as it is.
 
     The term gets the scale of what it replaces: nnU-Net's BCE with an ignore label sums over the heads, where without
@@ -83,7 +83,8 @@ def replace_cross_entropy(base: nn.Module, term: nn.Module, num_heads: int) -> n
 
     Args:
         base: what an nnU-Net trainer's `_build_loss()` returned, with or without deep supervision.
-        term: loss of (logits, target), a mean over the voxels that count (and over the heads, for regions).
+        term: loss of (logits, target), a mean over the voxels that count (and over the heads, for regions); None leaves
+            the Dice alone.
         num_heads: number of segmentation heads.
 
     Returns:
@@ -100,10 +101,10 @@ def replace_cross_entropy(base: nn.Module, term: nn.Module, num_heads: int) -> n
         return base
     if not isinstance(base, DC_and_CE_loss | DC_and_BCE_loss):
         raise TypeError(
-            f"expected nnU-Net's Dice + cross-entropy loss, whose cross-entropy SVLS replaces, got "
+            f"expected nnU-Net's Dice + cross-entropy loss, whose cross-entropy is to be replaced, got "
             f"{type(base).__name__}: use a trainer that keeps nnU-Net's own loss, or another calibration loss"
         )
     weight, base.weight_ce, base.ce = base.weight_ce, 0, NoTerm()
     if isinstance(base, DC_and_BCE_loss) and base.use_ignore_label:
         weight *= num_heads
-    return LossWithTerm(base, term, weight)
+    return base if term is None else LossWithTerm(base, term, weight)

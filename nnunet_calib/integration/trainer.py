@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from nnunet_calib.integration.labels import check_dataset, plan_kernel_size
-from nnunet_calib.integration.loss import add_term, replace_cross_entropy
+from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_entropy
+from nnunet_calib.integration.schedule import Schedule, scheduled_weight
 from nnunet_calib.integration.validation import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.ml1_ace import AbsentClasses, Binning, Reduction
@@ -35,9 +36,11 @@ class CalibrationMixin(Trainer):
 
     Attributes:
         draw_figures: called with the calibration folder once its files are written; None draws nothing.
+        hyperparameters: names of the class attributes that a mixin adds.
     """
 
     draw_figures: Callable[[Path], None] | None = None
+    hyperparameters: tuple[str, ...] = ()
 
     # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added.
     def __init__(
@@ -82,17 +85,36 @@ class NACLMixin(CalibrationMixin):
     nacl_on: On = "logits"
     nacl_sigma = 1.0
     nacl_every_resolution = True
-    hyperparameters = (
+    nacl_schedule: Schedule = "constant"
+    nacl_schedule_rate = 1.0
+    nacl_schedule_every = 100
+    nacl_max_weight = 100.0
+    hyperparameters: tuple[str, ...] = (
         "nacl_weight", "nacl_kernel_size", "nacl_prior", "nacl_penalty", "nacl_on", "nacl_sigma",
-        "nacl_every_resolution",
+        "nacl_every_resolution", "nacl_schedule", "nacl_schedule_rate", "nacl_schedule_every", "nacl_max_weight",
     )
+
+    def nacl_weight_in(self, epoch: int) -> float:
+        """The weight that the schedule gives to an epoch."""
+        return scheduled_weight(
+            self.nacl_weight, epoch, schedule=self.nacl_schedule, rate=self.nacl_schedule_rate,
+            every=self.nacl_schedule_every, maximum=self.nacl_max_weight,
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's, with the epoch's weight."""
+        super().on_train_epoch_start()
+        for module in self.loss.modules():
+            if isinstance(module, LossWithTerm) and isinstance(module.term, NACLLoss):
+                module.weight = self.nacl_weight_in(self.current_epoch)
 
     def _build_loss(self) -> nn.Module:
         term = NACLLoss(
             kernel_size=plan_kernel_size(self.nacl_kernel_size, self.configuration_manager), prior=self.nacl_prior,
             penalty=self.nacl_penalty, on=self.nacl_on, sigma=self.nacl_sigma, **self._loss_mode(),
         )
-        return add_term(super()._build_loss(), term, self.nacl_weight, every_resolution=self.nacl_every_resolution)
+        weight = self.nacl_weight_in(self.current_epoch)
+        return add_term(super()._build_loss(), term, weight, every_resolution=self.nacl_every_resolution)
 
 
 class SVLSMixin(CalibrationMixin):
@@ -100,7 +122,7 @@ class SVLSMixin(CalibrationMixin):
 
     svls_kernel_size = 3
     svls_sigma = 1.0
-    hyperparameters = ("svls_kernel_size", "svls_sigma")
+    hyperparameters: tuple[str, ...] = ("svls_kernel_size", "svls_sigma")
 
     def _build_loss(self) -> nn.Module:
         term = SVLSLoss(
@@ -108,6 +130,13 @@ class SVLSMixin(CalibrationMixin):
             **self._loss_mode(),
         )
         return replace_cross_entropy(super()._build_loss(), term, self.label_manager.num_segmentation_heads)
+
+
+class DiceOnlyMixin(CalibrationMixin):
+    """Takes the cross-entropy out of the trainer's loss and leaves the Dice, ignore label included."""
+
+    def _build_loss(self) -> nn.Module:
+        return replace_cross_entropy(super()._build_loss(), None)
 
 
 class ML1ACEMixin(CalibrationMixin):
@@ -119,15 +148,17 @@ class ML1ACEMixin(CalibrationMixin):
     ml1_ace_binning: Binning = "hard"
     ml1_ace_absent_classes: AbsentClasses = "skip"
     ml1_ace_every_resolution = True
-    hyperparameters = (
+    ml1_ace_pool_with_batch_dice = False
+    hyperparameters: tuple[str, ...] = (
         "ml1_ace_weight", "ml1_ace_num_bins", "ml1_ace_reduction", "ml1_ace_binning", "ml1_ace_absent_classes",
-        "ml1_ace_every_resolution",
+        "ml1_ace_every_resolution", "ml1_ace_pool_with_batch_dice",
     )
 
     def _build_loss(self) -> nn.Module:
+        pooled = self.ml1_ace_pool_with_batch_dice and self.configuration_manager.batch_dice
         term = ML1ACELoss(
             num_bins=self.ml1_ace_num_bins, reduction=self.ml1_ace_reduction, binning=self.ml1_ace_binning,
-            absent_classes=self.ml1_ace_absent_classes, **self._loss_mode(),
+            absent_classes=self.ml1_ace_absent_classes, pool="batch" if pooled else "image", **self._loss_mode(),
         )
         return add_term(
             super()._build_loss(), term, self.ml1_ace_weight, every_resolution=self.ml1_ace_every_resolution

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.module import FunctionalLoss, check_options
@@ -14,18 +14,22 @@ from nnunet_calib.losses.targets import activate, prepare
 Reduction = Literal["ace", "ece", "mce"]
 Binning = Literal["hard", "soft"]
 AbsentClasses = Literal["skip", "zero", "keep"]
+Pool = Literal["image", "batch"]
 
 # A soft bin that holds less than this many voxels' weight counts as empty (Barfoot et al. 2025).
 MIN_SOFT_BIN_WEIGHT = 0.01
 
 
-def _check(num_bins: int, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses) -> None:
+def _check(
+    num_bins: int, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses, pool: Pool
+) -> None:
     if num_bins < 1:
         raise ValueError(f"expected num_bins to be at least 1, got {num_bins}")
     check_options(
         reduction=(reduction, get_args(Reduction)),
         binning=(binning, get_args(Binning)),
         absent_classes=(absent_classes, get_args(AbsentClasses)),
+        pool=(pool, get_args(Pool)),
     )
 
 
@@ -43,10 +47,8 @@ def _bin_shares(p: Tensor, num_bins: int, binning: Binning) -> list[tuple[Tensor
     return [(lower, 1 - upper_weight), ((lower + 1).clamp_(max=num_bins - 1), upper_weight)]
 
 
-def _bin_sums(
-    p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, probability and positives (B, C, M) of each bin, per image and head, in float64.
+def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning) -> Tensor:
+    """Weight, probability and positives (3, B, C, M) of each bin, per image and head, in float64.
 
     float64 because a float32 sum stalls: added to 2^20, a probability of .9999 is already rounded to a multiple of
     1/8, and half a patch may lie in one bin.
@@ -58,8 +60,21 @@ def _bin_sums(
             index = torch.where(valid.flatten(2), index, num_bins)  # ignored voxels: one more bin, cut off below
         for k, values in enumerate((weight, weight * p, weight * y)):
             sums[k] = sums[k].scatter_add(2, index, values)
-    weight, probability, positive = (s[..., :num_bins] for s in sums)
-    return weight, probability, positive
+    return torch.stack(sums)[..., :num_bins]
+
+
+def _pool(sums: Tensor) -> Tensor:
+    """Sums (3, B, C, M) of a batch as those of one image, over all ranks of a distributed training.
+
+    The all-reduce sums gradients over the ranks in its backward pass; since DDP then averages them, each parameter gets
+    the gradient that one process with the whole batch would give it.
+    """
+    sums = sums.sum(1, keepdim=True)
+    if distributed.is_available() and distributed.is_initialized():
+        from torch.distributed.nn.functional import all_reduce  # builds without distributed training lack it
+
+        sums = all_reduce(sums)
+    return sums
 
 
 def ml1_ace_loss(
@@ -70,6 +85,7 @@ def ml1_ace_loss(
     reduction: Reduction = "ace",
     binning: Binning = "hard",
     absent_classes: AbsentClasses = "skip",
+    pool: Pool = "image",
     regions: bool = False,
     ignore_label: int | None = None,
 ) -> Tensor:
@@ -96,6 +112,8 @@ def ml1_ace_loss(
         absent_classes: what a class without a voxel in an image does there. "skip": it is left out, the mean runs over
             the classes present. "zero": its error is 0, but it is counted (as published in 2025). "keep": its error is
             that of a class with frequency 0 (as published in 2024).
+        pool: "image" bins each image by itself; "batch" bins all images together, in a distributed training those of
+            all ranks, as nnU-Net does for its batch Dice.
         regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
         ignore_label: voxels with this label are left out.
 
@@ -109,10 +127,11 @@ def ml1_ace_loss(
         Barfoot et al., Average calibration error, MICCAI 2024, arXiv 2403.06759; follow-up with soft bins, 2025,
         arXiv 2506.03942.
     """
-    _check(num_bins, reduction, binning, absent_classes)
+    _check(num_bins, reduction, binning, absent_classes, pool)
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     p = activate(z, regions)
-    weight, probability, positive = _bin_sums(p, maps, valid, num_bins, binning)
+    sums = _bin_sums(p, maps, valid, num_bins, binning)
+    weight, probability, positive = sums if pool == "image" else _pool(sums)
 
     # in the negative: a NaN, which is in no order, must count, or the loss would hide it
     filled = ~(weight < (MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1))
@@ -143,9 +162,10 @@ class ML1ACELoss(FunctionalLoss):
         absent_classes: AbsentClasses = "skip",
         regions: bool = False,
         ignore_label: int | None = None,
+        pool: Pool = "image",
     ) -> None:
-        _check(num_bins, reduction, binning, absent_classes)
+        _check(num_bins, reduction, binning, absent_classes, pool)
         super().__init__(
             ml1_ace_loss, num_bins=num_bins, reduction=reduction, binning=binning, absent_classes=absent_classes,
-            regions=regions, ignore_label=ignore_label,
+            pool=pool, regions=regions, ignore_label=ignore_label,
         )

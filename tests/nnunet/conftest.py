@@ -18,6 +18,12 @@ CASES = 5
 PLANS = "nnUNetPlans"
 TRAINERS = ("nnUNetTrainerCalib", "nnUNetTrainerNACL", "nnUNetTrainerSVLS", "nnUNetTrainerML1ACE")
 
+# the other losses that trainers of the package combine
+MORE_TRAINERS = (
+    "nnUNetTrainerSoftML1ACE", "nnUNetTrainerML1ECE", "nnUNetTrainerML1MCE", "nnUNetTrainerDiceML1ACE",
+    "nnUNetTrainerNACLML1ACE",
+)
+
 # label mode -> labels of dataset.json, regions_class_order
 LABEL_MODES = {
     "labels": ({"background": 0, "bright": 1, "dark": 2}, None),
@@ -43,7 +49,7 @@ class Short:
 
 class nnUNetTrainer_short(Short, nnUNetTrainer):
     pass
-""" + "".join(f"\n\nclass {name}_short(Short, trainers.{name}):\n    pass\n" for name in TRAINERS)
+""" + "".join(f"\n\nclass {name}_short(Short, trainers.{name}):\n    pass\n" for name in TRAINERS + MORE_TRAINERS)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_svls_without_cross_entropy(world, stock, loss):
         pass
 
     trainer = make(Replaced, world, "2d")
-    with pytest.raises(TypeError, match=rf"whose cross-entropy SVLS replaces, got {loss}: use a trainer that keeps"):
+    with pytest.raises(TypeError, match=rf"cross-entropy is to be replaced, got {loss}: use a trainer that keeps"):
         trainer.initialize()
 
 

@@ -1,0 +1,43 @@
+"""How the weight of a loss term changes over the epochs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Schedule = Literal["constant", "add", "multiply", "step"]
+
+
+def scheduled_weight(
+    weight: float, epoch: int, *, schedule: Schedule, rate: float, every: int, maximum: float
+) -> float:
+    r"""The weight in an epoch (from 0), a function of the epoch alone, so that continued trainings agree.
+
+    .. math::
+        \text{constant: } \lambda, \quad \text{add: } \lambda + r e, \quad \text{multiply: } \lambda r^e, \quad
+        \text{step: } \lambda r^{\lfloor e / n \rfloor}
+
+    each but the first capped at the maximum.
+
+    Args:
+        weight: lambda, in epoch 0.
+        epoch: e.
+        schedule: which of these.
+        rate: r.
+        every: n, for "step".
+        maximum: the cap.
+
+    Raises:
+        ValueError: for an unknown schedule, or for "step" with n < 1.
+    """
+    if schedule == "constant":
+        return weight
+    if schedule == "add":
+        return min(weight + rate * epoch, maximum)
+    if schedule == "multiply":
+        return min(weight * rate**epoch, maximum)
+    if schedule == "step" and every >= 1:
+        return min(weight * rate ** (epoch // every), maximum)
+    raise ValueError(
+        f"expected the schedule to be constant, add, multiply or step (with at least one epoch a step), got "
+        f"{schedule!r} with {every}"
+    )
