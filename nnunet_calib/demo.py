@@ -25,7 +25,7 @@ from nnunet_calib.temperature import apply_temperature
 
 DATASET = "Dataset999_CalibrationDemo"
 PLANS = "nnUNetPlansDemo"
-TRAINERS = ("nnUNetTrainerCalib_demo", "nnUNetTrainerML1ACE_demo")
+TRAINERS = ("nnUNetTrainerCalib_demo", "nnUNetTrainerNACL_demo")
 CASES = 20
 EPOCHS = 20
 _MARKER = "nnunet_calib_demo.json"
@@ -42,7 +42,7 @@ _TRAINER_MODULE = f'''"""Trainers of the demo: as in the package, but {EPOCHS} s
 
 import torch
 
-from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerML1ACE
+from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerNACL
 
 
 class Short:
@@ -57,7 +57,7 @@ class nnUNetTrainerCalib_demo(Short, nnUNetTrainerCalib):
     pass
 
 
-class nnUNetTrainerML1ACE_demo(Short, nnUNetTrainerML1ACE):
+class nnUNetTrainerNACL_demo(Short, nnUNetTrainerNACL):
     pass
 '''
 
