@@ -7,13 +7,61 @@ output resolutions, its handling of DDP and of torch.compile, and whatever a tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
+from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 
+from nnunet_calib.losses import ML1ACELoss
+from nnunet_calib.losses.fused import fused_loss
+
 Outputs = Tensor | Sequence[Tensor]
+
+
+def fusible(net_output: Tensor, target: Tensor) -> bool:
+    """Whether `fused_loss` takes these tensors: labels on a CPU; nnU-Net's sums are float32 even for float64 logits."""
+    return (
+        net_output.device.type == target.device.type == "cpu"
+        and net_output.dtype != torch.float64
+        and net_output.ndim > 2
+        and net_output.shape[1] > 1
+        and net_output.numel() > 0
+        and target.shape == (net_output.shape[0], 1, *net_output.shape[2:])
+    )
+
+
+def fused_options(base: Any, term: Any) -> dict[str, Any] | None:
+    """What `fused_loss` needs to know to equal base + term, or None unless these are exactly the losses that it fuses.
+
+    They are nnU-Net's Dice + cross-entropy as its trainers build it (not compiled, and without gathering a batch over
+    the processes of DDP), and mL1-ACE with hard bins. A subclass might compute something else and is not recognised.
+    """
+    if type(base) is not DC_and_CE_loss or type(term) is not ML1ACELoss:
+        return None
+    ce, dice, options = base.ce, base.dc, term.options
+    if type(ce) is not RobustCrossEntropyLoss or type(dice) is not MemoryEfficientSoftDiceLoss:
+        return None
+    ignore_index = nn.CrossEntropyLoss().ignore_index if base.ignore_label is None else base.ignore_label
+    if (
+        (ce.weight, ce.label_smoothing, ce.reduction, ce.ignore_index) != (None, 0, "mean", ignore_index)
+        or dice.apply_nonlin is not softmax_helper_dim1
+        or dice.do_bg
+        or (dice.ddp and dice.batch_dice)
+        or (options["binning"], options["regions"], options["ignore_label"]) != ("hard", False, base.ignore_label)
+    ):
+        return None
+    return {
+        "weight_ce": base.weight_ce,
+        "weight_dice": base.weight_dice,
+        "batch_dice": dice.batch_dice,
+        "smooth": dice.smooth,
+        **{name: options[name] for name in ("num_bins", "reduction", "absent_classes", "ignore_label")},
+    }
 
 
 class LossWithTerm(nn.Module):
@@ -21,7 +69,12 @@ class LossWithTerm(nn.Module):
 
     Inside deep supervision, output and target are tensors, and the term takes part at every resolution. Around it they
     are lists, from the full resolution down, and the term sees the first.
+
+    Attributes:
+        fuse: compute both at once where `fusible` allows it, which is faster; False always computes one by one.
     """
+
+    fuse = True
 
     def __init__(self, base: nn.Module, term: nn.Module, weight: float) -> None:
         super().__init__()
@@ -31,6 +84,10 @@ class LossWithTerm(nn.Module):
 
     def forward(self, net_output: Outputs, target: Outputs) -> Tensor:
         """The sum of both."""
+        # looked up in each call: a mixin or a trainer may yet change the base (SVLS, torch.compile)
+        options = fused_options(self.base, self.term) if self.fuse and self.weight != 0 else None
+        if options and isinstance(net_output, Tensor) and isinstance(target, Tensor) and fusible(net_output, target):
+            return fused_loss(net_output, target, weight_ml1_ace=self.weight, **options)
         loss = self.base(net_output, target)
         if self.weight == 0:
             return loss

@@ -77,6 +77,33 @@ def _pool(sums: Tensor) -> Tensor:
     return sums
 
 
+def error_of_sums(
+    weight: Tensor,
+    probability: Tensor,
+    positive: Tensor,
+    least: float,
+    reduction: Reduction,
+    absent_classes: AbsentClasses,
+) -> Tensor:
+    """The calibration error of bins (B, C, M) given by their sums; a bin that weighs less than `least` is empty."""
+    # in the negative: a NaN, which is in no order, must count, or the loss would hide it
+    filled = ~(weight < least)
+    gap = torch.where(filled, (positive - probability).abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
+    if reduction == "ace":
+        error = gap.sum(2) / filled.sum(2).clamp_min(1)
+    elif reduction == "ece":
+        error = (gap * weight).sum(2) / weight.sum(2).clamp_min(1)
+    else:
+        error = gap.amax(2)
+
+    present = ~(positive.sum(2) <= 0)
+    counted = present if absent_classes == "skip" else filled.any(2)
+    if absent_classes != "keep":
+        error = torch.where(present, error, 0)
+    per_image = error.sum(1) / counted.sum(1).clamp_min(1)
+    return per_image.sum() / counted.any(1).sum().clamp_min(1)
+
+
 def ml1_ace_loss(
     logits: Tensor,
     target: Tensor,
@@ -133,22 +160,8 @@ def ml1_ace_loss(
     sums = _bin_sums(p, maps, valid, num_bins, binning)
     weight, probability, positive = sums if pool == "image" else _pool(sums)
 
-    # in the negative: a NaN, which is in no order, must count, or the loss would hide it
-    filled = ~(weight < (MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1))
-    gap = torch.where(filled, (positive - probability).abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
-    if reduction == "ace":
-        error = gap.sum(2) / filled.sum(2).clamp_min(1)
-    elif reduction == "ece":
-        error = (gap * weight).sum(2) / weight.sum(2).clamp_min(1)
-    else:
-        error = gap.amax(2)
-
-    present = ~(positive.sum(2) <= 0)
-    counted = present if absent_classes == "skip" else filled.any(2)
-    if absent_classes != "keep":
-        error = torch.where(present, error, 0)
-    per_image = error.sum(1) / counted.sum(1).clamp_min(1)
-    return (per_image.sum() / counted.any(1).sum().clamp_min(1)).to(p.dtype)
+    least = MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1
+    return error_of_sums(weight, probability, positive, least, reduction, absent_classes).to(p.dtype)
 
 
 class ML1ACELoss(FunctionalLoss):

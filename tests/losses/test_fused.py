@@ -1,0 +1,260 @@
+"""The fused loss: the plain losses' values and gradients in every mode, from float16 to float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from nnunet_calib.losses import fused, ml1_ace_loss
+from nnunet_calib.losses.fused import fused_loss
+from tests.losses.conftest import value_and_gradient
+
+IGNORE = 15
+SHAPES = {"2d": (2, (120, 121)), "3d": (2, (20, 31, 25)), "one image": (1, (30, 20)), "few voxels": (2, (2, 3, 3))}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "batch Dice": {"batch_dice": True, "smooth": 0.5},
+    "weights": {"weight_ce": 0.5, "weight_dice": 2.0, "weight_ml1_ace": 30.0},
+    "no CE": {"weight_ce": 0.0},
+    "no Dice": {"weight_dice": 0.0},
+    "no ACE": {"weight_ml1_ace": 0.0},
+    "one bin": {"num_bins": 1, "absent_classes": "zero"},
+    "two bins": {"num_bins": 2, "absent_classes": "keep"},
+    "many bins": {"num_bins": 100},
+    "ECE": {"reduction": "ece", "absent_classes": "keep"},
+    "MCE": {"reduction": "mce", "num_bins": 7},
+}
+
+
+def plain_loss(
+    logits: Tensor, target: Tensor, *, weight_ce: float = 1.0, weight_dice: float = 1.0, batch_dice: bool = False,
+    smooth: float = 1e-5, weight_ml1_ace: float = 1.0, ignore_label: int | None = None, **options: Any,
+) -> Tensor:
+    """The same sum, each loss by itself, as its formula says. tests/nnunet compares with nnU-Net's own classes."""
+    valid = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
+    labels = torch.where(valid, target, 0)[:, 0].long()
+    z = torch.where(valid, logits, 0)
+    ce = (cross_entropy(z, labels, reduction="none") * valid[:, 0]).sum() / valid.sum().clamp_min(1)
+    maps = one_hot(labels, logits.shape[1]).movedim(-1, 1) * valid
+    p = torch.softmax(z, 1).double() * valid
+    over = [0, *range(2, logits.ndim)] if batch_dice else [*range(2, logits.ndim)]
+    numerator, denominator = 2 * (p * maps).sum(over) + smooth, (p + maps).sum(over) + smooth
+    dice = (numerator / denominator.clamp_min(1e-8))[..., 1:].mean()
+    ace = ml1_ace_loss(logits, target, ignore_label=ignore_label, **options) if weight_ml1_ace else 0
+    return weight_ce * ce - weight_dice * dice + weight_ml1_ace * ace
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Logits and nnU-Net's int16 labels."""
+
+    logits: Tensor
+    target: Tensor
+    ignore_label: int | None = None
+
+    def of(self, loss: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        """Value and gradient."""
+        return value_and_gradient(loss, self.logits, self.target, ignore_label=self.ignore_label, **options)
+
+
+def make_batch(classes: int, shape: str = "3d", dtype: torch.dtype = torch.float32, ignore: bool = False) -> Batch:
+    """Blocks of labels that the logits mostly know; the last image lacks the last class."""
+    images, size = SHAPES[shape]
+    generator = torch.Generator().manual_seed(classes)
+    target = torch.randint(0, classes, (images, 1, *(-(-s // 6) for s in size)), generator=generator)
+    for axis, length in enumerate(size, start=2):
+        target = target.repeat_interleave(6, axis).narrow(axis, 0, length)
+    target = target.clone()
+    target[-1].clamp_(max=classes - 2)
+    logits = 3 * torch.randn(images, classes, *size, generator=generator, dtype=torch.float64)
+    known = torch.rand(target.shape, generator=generator) < 0.8
+    logits.scatter_add_(1, target, torch.where(known, 8.0, 0.0).double())
+    if ignore:
+        target[torch.rand(target.shape, generator=generator) < 0.3] = IGNORE
+    return Batch(logits.to(dtype), target.to(torch.int16), IGNORE if ignore else None)
+
+
+def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float = 1e-6) -> None:
+    """The value agrees relative to the terms, which are of order 1 and may cancel; the gradient to its largest."""
+    value, gradient = (x.double() for x in expected)
+    assert abs(actual[0].double() - value) <= tolerance * (1 + value.abs())
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(actual[1].double(), gradient, rtol=0, atol=tolerance * float(gradient.abs().max()))
+
+
+@pytest.fixture(autouse=True)
+def several_pieces(monkeypatch):
+    """Pieces so small that even these volumes take several, of lengths that differ."""
+    monkeypatch.setattr(fused, "PIECE", 15_000)
+
+
+@pytest.mark.parametrize("ignore", [False, True], ids=["labels", "ignore"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("classes", [2, 3, 15])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_plain_losses(classes, shape, ignore, options):
+    """float32 agrees to 1e-6, float64 to 1e-12, with the sum of the plain losses in the same precision."""
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+        batch = make_batch(classes, shape, dtype, ignore)
+        value, gradient = batch.of(fused_loss, **options)
+        assert (value.dtype, gradient.dtype) == (dtype, dtype)
+        assert_same((value, gradient), batch.of(plain_loss, **options), tolerance)
+
+
+def test_bins_too_narrow_for_sure_voxels():
+    """Where the last bin is narrower than the margin, every voxel is binned by itself."""
+    batch = make_batch(3, "one image")
+    assert_same(batch.of(fused_loss, num_bins=20_000), batch.of(plain_loss, num_bins=20_000))
+
+
+@pytest.mark.parametrize("ignore", [False, True], ids=["labels", "ignore"])
+def test_pieces_of_full_size(monkeypatch, ignore):
+    """The size of the pieces is of no consequence, up to the largest, in which all voxels may share one bin."""
+    monkeypatch.undo()
+    logits = torch.tensor([9.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 400, 400).clone()
+    target = torch.zeros(1, 1, 400, 400, dtype=torch.int16)
+    target[..., ::7, ::9] = 1
+    target[..., ::5, ::4] = IGNORE if ignore else 0
+    batch = Batch(logits, target, IGNORE if ignore else None)
+    assert_same(batch.of(fused_loss), batch.of(plain_loss))
+    unsure = replace(batch, logits=logits / 9)
+    assert_same(unsure.of(fused_loss), unsure.of(plain_loss))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("largest", [100.0, 1e4])
+def test_extreme_logits(classes, largest):
+    """No overflow, and no -log 0, where the true class underflows."""
+    batch = make_batch(classes)
+    batch = replace(batch, logits=batch.logits * (largest / batch.logits.abs().max()))
+    assert_same(batch.of(fused_loss), batch.of(plain_loss))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("value", [0.0, 1.0, math.log(19)])
+def test_logits_on_the_edges_of_bins(classes, value):
+    """Undecided networks, and p = .95, the edge of the last bin."""
+    batch = make_batch(classes)
+    batch = replace(batch, logits=torch.zeros_like(batch.logits).scatter_(1, batch.target.long(), value))
+    assert_same(batch.of(fused_loss), batch.of(plain_loss))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("classes", [2, 15])
+def test_nan_is_not_hidden(bad, classes):
+    """A NaN in one voxel that counts makes the loss NaN; nnU-Net's scaler then skips the step."""
+    batch = make_batch(classes)
+    batch.logits[0, 1, 3, 4, 5] = bad
+    assert batch.of(fused_loss)[0].isnan()
+
+
+def test_bad_logits_in_ignored_voxels():
+    """They change nothing and get no gradient."""
+    batch = make_batch(3, ignore=True)
+    expected = batch.of(fused_loss)
+    ignored = (batch.target == IGNORE).expand_as(batch.logits)
+    value, gradient = replace(batch, logits=torch.where(ignored, math.nan, batch.logits)).of(fused_loss)
+    assert torch.equal(value, expected[0])
+    assert torch.equal(gradient, expected[1])
+    assert not gradient[ignored].any()
+
+
+@pytest.mark.parametrize("images", [slice(None), slice(1)], ids=["all", "one image"])
+def test_everything_ignored(images):
+    """The plain value, that of an empty Dice; zero gradient where nothing counts."""
+    batch = make_batch(3, ignore=True)
+    batch.target[images] = IGNORE
+    value, gradient = batch.of(fused_loss)
+    assert_same((value, gradient), batch.of(plain_loss))
+    assert not gradient[images].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_under_autocast(dtype):
+    """Computed in float32; small gradients survive where the incoming one is scaled up."""
+    batch = make_batch(3)
+    half = replace(batch, logits=batch.logits.to(dtype))
+    single = replace(half, logits=half.logits.float())
+    scale = 2.0**16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, gradient = half.of(lambda *a, **k: scale * fused_loss(*a, **k))
+    expected = single.of(lambda *a, **k: scale * plain_loss(*a, **k))
+    assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(value, expected[0].float(), rtol=1e-6, atol=1e-6 * scale)
+    torch.testing.assert_close(gradient.float(), expected[1].to(dtype).float(), rtol=1e-2, atol=1e-5)
+
+
+def test_autocast_changes_nothing():
+    """Neither forward nor backward computes in less than float32."""
+    batch = make_batch(15)
+    expected = batch.of(fused_loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, batch.of(fused_loss), expected))
+
+
+def test_graph_used_twice():
+    """A retained graph gives the same gradient again, and one loss may be used in two places; inputs stay."""
+    batch = make_batch(3, ignore=True)
+    logits, target = batch.logits.clone().requires_grad_(), batch.target.clone()
+    loss = fused_loss(logits, target, ignore_label=IGNORE)
+    loss.backward(retain_graph=True)
+    once = logits.grad.clone()
+    (loss + 2 * loss).backward()
+    torch.testing.assert_close(logits.grad, 4 * once, rtol=0, atol=1e-6 * float(once.abs().max()))
+    assert torch.equal(logits, batch.logits)
+    assert torch.equal(target, batch.target)
+
+
+def test_two_losses_at_once():
+    """Deep supervision computes several losses before the first backward pass."""
+    batches = [make_batch(3), make_batch(3, "one image"), make_batch(3, "2d")]
+    leaves = [b.logits.clone().requires_grad_() for b in batches]
+    sum(fused_loss(z, b.target) / 2**i for i, (z, b) in enumerate(zip(leaves, batches, strict=True))).backward()
+    for i, (z, b) in enumerate(zip(leaves, batches, strict=True)):
+        torch.testing.assert_close(z.grad, b.of(fused_loss)[1] / 2**i, rtol=1e-5, atol=1e-12)
+
+
+def test_only_one_derivative():
+    """A second one is refused rather than wrong."""
+    batch = make_batch(2)
+    logits = batch.logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(fused_loss(logits, batch.target), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_gradcheck(options):
+    """The gradient is that of the value, away from bin edges and kinks."""
+    batch = make_batch(3, "few voxels", torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda z: fused_loss(z, batch.target, **options), batch.logits.clone().requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("change", [lambda z: z.mT.contiguous().mT, lambda z: torch.cat([z, z], 1)[:, :3]])
+def test_strides_of_the_logits(change):
+    """Views and other memory formats."""
+    batch = make_batch(3)
+    expected = batch.of(fused_loss)
+    logits = change(batch.logits).detach().requires_grad_()
+    assert not logits.is_contiguous()
+    value = fused_loss(logits, batch.target)
+    value.backward()
+    assert torch.equal(value, expected[0])
+    assert torch.equal(logits.grad, expected[1])
+
+
+@pytest.mark.parametrize(("label", "text"), [(3, "from 0 to 3"), (-1, "from -1 to 2")])
+def test_label_without_class(label, text):
+    """The sentence of the plain losses."""
+    batch = make_batch(3)
+    batch.target[0, 0, 0, 0, 0] = label
+    with pytest.raises(ValueError, match=rf"expected labels from 0 to 2.*got values {text}: check the labels"):
+        fused_loss(batch.logits, batch.target)
