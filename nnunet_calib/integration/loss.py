@@ -53,6 +53,7 @@ def fused_options(base: Any, term: Any) -> dict[str, Any] | None:
         or dice.do_bg
         or (dice.ddp and dice.batch_dice)
         or (options["binning"], options["regions"], options["ignore_label"]) != ("hard", False, base.ignore_label)
+        or options["pool"] != "image"
     ):
         return None
     return {

@@ -107,6 +107,7 @@ OTHERS = {
     "ignore index": lambda: (nnunet_loss(ce={"ignore_index": 2}), ML1ACELoss()),
     "other ignore label": lambda: (nnunet_loss(IGNORE), ML1ACELoss()),
     "soft bins": lambda: (nnunet_loss(), ML1ACELoss(binning="soft")),
+    "pooled bins": lambda: (nnunet_loss(), ML1ACELoss(pool="batch")),
     "regions": lambda: (nnunet_loss(), ML1ACELoss(regions=True)),
     "other term": lambda: (nnunet_loss(), NACLLoss()),
     "not a loss of nnU-Net": lambda: (nn.CrossEntropyLoss(), ML1ACELoss()),
