@@ -43,7 +43,7 @@ from torch.autograd.function import once_differentiable
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.ml1_ace import AbsentClasses, Reduction, error_of_sums
 
-LANES = 8
+LANES = 8  # a power of two
 COUNT = 2.0**14  # stands for one voxel in a histogram; more than the sum of all p of a lane
 PIECE = 2**19  # probabilities in a piece: two buffers of 2 MiB
 # Rows of equal length 2^k would fall on the same lines of the cache. At most 2^16, for the histograms.
@@ -111,7 +111,7 @@ def _number_and_sum(places: Tensor, p: Tensor, size: int) -> tuple[Tensor, Tenso
     if p.dtype == torch.float64:  # too precise for both at once
         places, p = places.flatten(), p.flatten()
         return torch.bincount(places, minlength=size).double(), torch.bincount(places, p, minlength=size)
-    lanes = torch.arange(places.shape[-1]).remainder_(LANES)
+    lanes = torch.arange(places.shape[-1]).bitwise_and_(LANES - 1)
     places = torch.add(lanes, places, alpha=LANES)
     total = torch.bincount(places.flatten(), p.double().add_(COUNT).flatten(), minlength=size * LANES)
     number = total.div(COUNT, rounding_mode="floor")

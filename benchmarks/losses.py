@@ -1,0 +1,172 @@
+"""Cost of the losses on a CPU, forward + backward, as ratios to nnU-Net's own Dice + CE on the same tensors.
+
+    python benchmarks/losses.py --classes 2 4 15 60 --sizes 64 96
+
+All losses take turns in one process, and medians are compared, so that a slow spell of the machine meets all of them.
+Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=99999999999 in the environment to keep the kernel's handling of
+fresh memory, which differs between machines, out of the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_entropy
+from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+TRAINED, UNDECIDED = "trained", "undecided"
+
+
+def label_map(rng: np.random.Generator, classes: int, size: int) -> np.ndarray:
+    """Background and a bumpy ball of each other class: whatever their number, 3 to 10 % are border voxels."""
+    radius = 0.4 * size / np.sqrt(classes - 1)
+    bumps = gaussian_filter(rng.standard_normal((size,) * 3), 3, mode="wrap")
+    bumps *= 0.1 * radius / bumps.std()
+    labels = np.zeros((size,) * 3, np.int64)
+    for c in range(1, classes):
+        centre = rng.integers(0, size, 3)
+        # distance on a torus, so that no ball is cut off
+        offsets = [(np.arange(size) - x + size // 2) % size - size // 2 for x in centre]
+        distance = np.sqrt(sum(o**2 for o in np.meshgrid(*offsets, indexing="ij")))
+        labels[distance + bumps < radius] = c
+    return labels
+
+
+def border_share(labels: np.ndarray) -> float:
+    """Share of voxels with a neighbour, along an axis, of another label."""
+    border = np.zeros(labels.shape, bool)
+    for axis in range(labels.ndim):
+        differs = np.diff(labels, axis=axis) != 0
+        for ahead in (0, 1):
+            where = [slice(None)] * labels.ndim
+            where[axis] = slice(ahead, labels.shape[axis] - 1 + ahead)
+            border[tuple(where)] |= differs
+    return float(border.mean())
+
+
+def make_batch(classes: int, size: int, images: int, kind: str) -> tuple[Tensor, Tensor, float]:
+    """Logits of a network that knows all but the borders, or of a fresh one; int16 labels; their share of borders."""
+    rng = np.random.default_rng(classes)
+    maps = [label_map(rng, classes, size) for _ in range(images)]
+    target = torch.from_numpy(np.stack(maps)[:, None]).to(torch.int16)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(images, classes, *(size,) * 3, generator=generator)
+    if kind == TRAINED:
+        for image, labels in enumerate(maps):
+            for c in range(classes):
+                logits[image, c] += torch.from_numpy(14 * gaussian_filter((labels == c).astype(np.float32), 0.8))
+    return logits.requires_grad_(), target, float(np.mean([border_share(m) for m in maps]))
+
+
+def nnunet_loss() -> DC_and_CE_loss:
+    """nnU-Net's own, as its trainers build it."""
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    return DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+
+
+def unfused(loss: torch.nn.Module) -> torch.nn.Module:
+    """The same loss, one term after the other."""
+    if isinstance(loss, LossWithTerm):
+        loss.fuse = False
+    return loss
+
+
+def losses(classes: int) -> dict[str, Loss]:
+    """What is measured, by name; the first is what the others are compared with."""
+    chosen: dict[str, Loss] = {
+        "nnU-Net's Dice + CE": nnunet_loss(),
+        "Dice + CE + mL1-ACE": add_term(nnunet_loss(), ML1ACELoss(), 1.0),
+        "the same, not fused": unfused(add_term(nnunet_loss(), ML1ACELoss(), 1.0)),
+        "Dice + CE + NACL": add_term(nnunet_loss(), NACLLoss(), 0.1),
+        "Dice + SVLS": replace_cross_entropy(nnunet_loss(), SVLSLoss(), classes),
+        "mL1-ACE": ml1_ace_loss,
+        "NACL": nacl_loss,
+    }
+    try:
+        from monai.losses import NACLLoss as MonaiNACLLoss
+    except ImportError:
+        return chosen
+    monai = MonaiNACLLoss(classes=classes, dim=3)  # with its own cross-entropy
+    return chosen | {"MONAI's NACLLoss (CE + NACL)": lambda z, y: monai(z, y[:, 0].long())}
+
+
+def step(loss: Loss, logits: Tensor, target: Tensor) -> float:
+    """Seconds of forward + backward."""
+    logits.grad = None
+    start = time.perf_counter()
+    loss(logits, target).backward()
+    return time.perf_counter() - start
+
+
+def resident_bytes() -> int:
+    """Memory of this process, Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def peak_memory(loss: Loss, logits: Tensor, target: Tensor) -> float:
+    """Largest extra memory of a step, the gradient included, in multiples of the logits'; sampled once per ms."""
+    logits.grad = None
+    before, peak, done = resident_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        loss(logits, target).backward()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peak - before, 0) / (logits.numel() * 4)
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", default=[2, 4, 15, 60])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96], help="voxels along each axis")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", choices=(TRAINED, UNDECIDED), default=[TRAINED, UNDECIDED])
+    parser.add_argument("--only", nargs="+", help="measure only losses with one of these words in their names")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time (without MALLOC settings)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    names = [n for n in losses(2) if n.startswith("nnU-Net") or not options.only or any(o in n for o in options.only)]
+    print("| logits | C | size | borders | " + " | ".join(names) + " |\n" + "|---" * (4 + len(names)) + "|")
+    for kind in options.kinds:
+        for classes in options.classes:
+            for size in options.sizes:
+                logits, target, border = make_batch(classes, size, options.batch, kind)
+                chosen = {name: loss for name, loss in losses(classes).items() if name in names}
+                if options.memory:
+                    cells = [f"{peak_memory(loss, logits, target):.2f} x" for loss in chosen.values()]
+                else:
+                    for loss in chosen.values():
+                        step(loss, logits, target)
+                    rounds = [[step(loss, logits, target) for loss in chosen.values()] for _ in range(options.rounds)]
+                    seconds = [median(times) for times in zip(*rounds, strict=True)]
+                    cells = [f"{1e3 * seconds[0]:.0f} ms", *(f"{s / seconds[0]:.2f}" for s in seconds[1:])]
+                print(f"| {kind} | {classes} | {size}^3 | {border:.1%} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
