@@ -27,6 +27,7 @@ from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+LossWithTerm.fuse = True  # off by default
 TRAINED, UNDECIDED = "trained", "undecided"
 
 

@@ -72,10 +72,11 @@ class LossWithTerm(nn.Module):
     are lists, from the full resolution down, and the term sees the first.
 
     Attributes:
-        fuse: compute both at once where `fusible` allows it, which is faster; False always computes one by one.
+        fuse: compute both at once where `fusible` allows it. Off: it takes less memory and, alone on the cores, less
+            time than the sum; beside other busy processes its many short operations were slower.
     """
 
-    fuse = True
+    fuse = False
 
     def __init__(self, base: nn.Module, term: nn.Module, weight: float) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLos
 from torch import nn
 
 from nnunet_calib.integration import loss as integration
-from nnunet_calib.integration.loss import add_term, fused_options, fusible, replace_cross_entropy
+from nnunet_calib.integration.loss import LossWithTerm, add_term, fused_options, fusible, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 
 IGNORE = 3
@@ -40,6 +40,13 @@ def value_and_gradient(loss, logits, target):
     value = loss(logits, target)
     value.backward()
     return value.detach(), logits.grad
+
+
+@pytest.fixture(autouse=True)
+def fuse(monkeypatch):
+    """It is off unless asked for."""
+    assert not LossWithTerm.fuse
+    monkeypatch.setattr(LossWithTerm, "fuse", True)
 
 
 @pytest.fixture
