@@ -14,17 +14,20 @@ respect to each sum: a number per class, a number per class and bin. The derivat
 p_c of a voxel is the total over the sums that p_c was added to, hence a look-up by class and bin, and the softmax makes
 p_c (u_c - sum_k p_k u_k) of it. The cross-entropy adds p_c - 1[c = y] times its own derivative.
 
-What makes it fast:
+What makes it fast and small:
 
-- **Pieces.** The voxels are worked off in pieces that fit the processor's cache, in two buffers that are used again and
-  again. Nothing as large as the logits is kept: the backward pass runs the softmax once more and writes the gradient.
+- **One buffer.** The softmax is computed once, and the backward pass turns it, in place, into the gradient. (A second
+  backward pass through the same graph computes it again.)
+- **Pieces.** Voxels are worked off in pieces that fit the processor's cache: parts of a large image, or several small
+  images, since each of some hundred operations has a fixed cost.
 - **Sure voxels.** Where p_y > 1 - 1 / M, p_y lies in the last bin and the probabilities of all other classes in the
   first, so that no bin needs to be looked up: their sums follow from the sum over all voxels. A trained network is sure
-  of nearly all voxels. Only the others, the unsure, are copied out and binned one by one.
-- **One histogram for number and sum.** `torch.bincount` adds 2^14 + p for each p. In float64 the number and the sum of
-  up to 2^13 such terms can be told apart again, and the sum is exact to 2^-26 per term. Eight interleaved histograms
-  keep neighbours, which mostly fall into the same bin, from waiting for each other (and make 2^16 voxels possible).
-- **Ignored voxels** are left out by picking the others from the piece.
+  of nearly all voxels. Only the others, the unsure, are copied out and binned one by one. Nor does each sure voxel need
+  a logarithm: it is taken of the product of sixteen p_y.
+- **One histogram for number and sum.** `torch.bincount` adds 2^k + p for each p. In float64 the number and the sum of
+  such terms can be told apart again if there are fewer than 2^k, and the sum is exact to 2^(2k - 53) per term. Eight
+  interleaved histograms keep neighbours, which mostly fall into the same bin, from waiting for each other.
+- **Ignored voxels** get p = 0 and a class of their own, whose sums nobody reads.
 
 The plain composition is the reference: tests/losses/test_fused.py holds this file to it.
 """
@@ -33,105 +36,148 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.ml1_ace import AbsentClasses, Reduction, error_of_sums
+from nnunet_calib.losses.targets import at_least_float32, label_error
 
+PIECE = 2**20  # probabilities in a piece: 4 MiB
 LANES = 8  # a power of two
-COUNT = 2.0**14  # stands for one voxel in a histogram; more than the sum of all p of a lane
-PIECE = 2**19  # probabilities in a piece: two buffers of 2 MiB
-# Rows of equal length 2^k would fall on the same lines of the cache. At most 2^16, for the histograms.
-LONGEST, MULTIPLE = 65_472, 192
+BLOCK = 64  # probabilities added in their own precision, before float64 takes over
+SURE = 0.9  # a sure voxel's p_y is above this whatever the bins, so that the product of FACTORS of them is well above 0
+FACTORS = 16
 # Well above the rounding of a softmax, so that no p of a sure voxel is on the other side of its bin's edge.
 MARGIN = 1e-4
 UNDERFLOW = 1e-30  # below, -log p_y is taken from the logits
 
 
 @dataclass
+class _Unsure:
+    """The k unsure voxels of a piece."""
+
+    p: Tensor  # (C, k)
+    at: Tensor  # (C, k) where p lies in the piece's `flat`
+    place: Tensor  # (C, k) of its bin in flattened tables (images, C + 1, M)
+    row: Tensor  # (k,)
+    true: Tensor  # (k,) where p_y lies in the flattened p
+
+
+@dataclass
 class _Piece:
-    """Voxels of one image with their logits z and probabilities p (C, n), overwritten by the next piece."""
+    """A part of the n voxels of one image, or all voxels of some images."""
 
-    image: int
+    images: slice
     where: slice
-    kept: Tensor | None  # which voxels of `where` these are, None for all
-    z: Tensor
-    p: Tensor
-    y: Tensor
-    at_true: Tensor  # where p_y lies in the flattened p
-    p_y: Tensor
-    sure: Tensor
-    unsure: Tensor  # the indices of the others: a voxel with NaN, for one
+    p: Tensor  # (images, C, n)
+    flat: Tensor  # the memory that p is in
+    base: Tensor  # (images * n) where p_0 lies in flat; p_c lies c * stride further
+    stride: int
+    at_true: Tensor  # (images * n) where p_y lies in flat; p_0 for ignored voxels
+    row: Tensor  # (images * n) of y in flattened tables (images, C + 1); C is the class of ignored voxels
+    lanes: Tensor  # (images * n) 0, 1, ..., LANES - 1, 0, 1, ...
+    ignored: Tensor | None  # (images * n), None where no voxel is
 
-    def bins(self, num_bins: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the unsure voxels: p (C, k), its place in (C, M) tables, and where p_y lies in both, flattened."""
-        p, y = self.p.index_select(1, self.unsure), self.y.index_select(0, self.unsure)
+    def true_probabilities(self) -> Tensor:
+        """p_y of all voxels, 1 of ignored ones."""
+        p_y = self.flat.index_select(0, self.at_true)
+        return p_y if self.ignored is None else p_y.masked_fill_(self.ignored, 1)
+
+    def unsure(self, index: Tensor, num_bins: int) -> _Unsure:
+        """What the bins need of the voxels with these indices."""
+        (images, classes, _), k = self.p.shape, len(index)
+        row, first_row = self.row.index_select(0, index), 0
+        at = self.base.index_select(0, index) + self.stride * torch.arange(classes, dtype=torch.int32)[:, None]
+        p = self.flat.index_select(0, at.view(-1)).view(classes, k)
         # in float64, as `ml1_ace_loss` does, or a p on an edge may fall on its other side
-        places = bin_index(p.double(), num_bins).add_(torch.arange(len(p))[:, None], alpha=num_bins)
-        return p, places, torch.arange(len(y)).add_(y, alpha=len(y))
+        place = bin_index(p.double(), num_bins).add_(num_bins * torch.arange(classes)[:, None])
+        if images > 1:
+            first_row = row - row % (classes + 1)
+            place.add_(first_row, alpha=num_bins)
+        return _Unsure(p, at, place, row, torch.arange(k).add_(row - first_row, alpha=k))
 
 
-def _pieces(logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None) -> Iterator[_Piece]:
-    """The voxels of logits (B, C, N) and labels (B, N) that count, in pieces of one image."""
-    classes, voxels = logits.shape[1:]
-    length = max(min(PIECE // classes, LONGEST, voxels) // MULTIPLE, 1) * MULTIPLE
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    buffers, positions = torch.empty((2, classes * length), dtype=dtype), torch.arange(length)
-    for image, start in product(range(len(logits)), range(0, voxels, length)):
-        where, kept = slice(start, min(start + length, voxels)), None
-        source, y = logits[image, :, where], labels[image, where]
-        if ignore_label is not None and not (valid := y != ignore_label).all():
-            kept = valid.nonzero()[:, 0]
-            source, y = source.index_select(1, kept), y.index_select(0, kept)
-        n = y.numel()
-        if not n:
-            continue
-        z, p = (buffer[: classes * n].view(classes, n) for buffer in buffers)
-        torch.softmax(z.copy_(source), 0, out=p)
-        y = y.long()
-        at_true = torch.add(positions[:n], y, alpha=n)
-        try:
-            p_y = p.view(-1).index_select(0, at_true)
-        except (IndexError, RuntimeError) as error:
-            raise ValueError(
-                f"expected labels from 0 to {classes - 1} (or the ignore label, {ignore_label}), got values from "
-                f"{int(y.min())} to {int(y.max())}: check the labels in dataset.json against the label maps"
-            ) from error
-        sure = p_y > (1 - 1 / num_bins + MARGIN if num_bins else UNDERFLOW)
-        yield _Piece(image, where, kept, z, p, y, at_true, p_y, sure, sure.logical_not().nonzero()[:, 0])
+@lru_cache(maxsize=16)
+def _positions(images: int, voxels: int, classes: int, distance: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For images that lie `distance` apart: where each voxel lies (images, n), its lane, and its image's first row."""
+    image = torch.arange(images, dtype=torch.int32)[:, None]
+    base = torch.add(torch.arange(voxels, dtype=torch.int32), image, alpha=distance)
+    lanes = torch.arange(images * voxels, dtype=torch.int32).bitwise_and_(LANES - 1)
+    return base, lanes, image * (classes + 1)
 
 
-def _number_and_sum(places: Tensor, p: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _pieces(p: Tensor, labels: Tensor, ignore_label: int | None) -> Iterator[_Piece]:
+    """The voxels of p (B, C, N) and labels (B, N). Sets p of ignored voxels to 0."""
+    images, classes, voxels = p.shape
+    together = min(max(PIECE // (classes * voxels), 1), images)
+    parts = -(-classes * voxels // PIECE)
+    length = -(-voxels // parts // BLOCK) * BLOCK
+    for image, start in product(range(0, images, together), range(0, voxels, length)):
+        of = slice(image, min(image + together, images))
+        where = slice(start, min(start + length, voxels))
+        piece, y, ignored = p[of, :, where], labels[of, where].int(), None
+        base, lanes, first_row = _positions(len(piece), piece.shape[2], classes, classes * voxels)
+        of_true = y
+        if ignore_label is not None and (mask := y == ignore_label).any():
+            piece.masked_fill_(mask[:, None], 0)
+            y, of_true, ignored = y.masked_fill(mask, classes), y.masked_fill(mask, 0), mask.view(-1)
+        low, high = of_true.aminmax()
+        if low < 0 or high >= classes:
+            raise label_error(labels, classes, ignore_label)
+        at_true = torch.add(base, of_true, alpha=voxels).view(-1)
+        row = (y + first_row if len(piece) > 1 else y).view(-1)
+        flat = p[of].view(-1)[start:]
+        yield _Piece(of, where, piece, flat, base.view(-1), voxels, at_true, row, lanes, ignored)
+
+
+def _number_and_sum(place: Tensor, p: Tensor, lanes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """How often each place from 0 to size - 1 occurs, and the sum of the p there, in float64."""
     if p.dtype == torch.float64:  # too precise for both at once
-        places, p = places.flatten(), p.flatten()
-        return torch.bincount(places, minlength=size).double(), torch.bincount(places, p, minlength=size)
-    lanes = torch.arange(places.shape[-1]).bitwise_and_(LANES - 1)
-    places = torch.add(lanes, places, alpha=LANES)
-    total = torch.bincount(places.flatten(), p.double().add_(COUNT).flatten(), minlength=size * LANES)
-    number = total.div(COUNT, rounding_mode="floor")
-    return number.view(-1, LANES).sum(1), total.sub_(number, alpha=COUNT).view(-1, LANES).sum(1)
+        place, p = place.flatten(), p.flatten()
+        return torch.bincount(place, minlength=size).double(), torch.bincount(place, p, minlength=size)
+    one = 2.0 ** (place.numel() // LANES + place.shape[0] + 1).bit_length()
+    place = torch.add(lanes[: place.shape[-1]], place, alpha=LANES)
+    total = torch.bincount(place.flatten(), p.double().add_(one).flatten(), minlength=size * LANES)
+    number = total.div(one, rounding_mode="floor")
+    return number.view(-1, LANES).sum(1), total.sub_(number, alpha=one).view(-1, LANES).sum(1)
 
 
-def _negative_log_likelihood(piece: _Piece) -> Tensor:
+def _sum(p: Tensor) -> Tensor:
+    """The sum over the last axis, in float64."""
+    whole = p.shape[-1] // BLOCK * BLOCK
+    blocks = p[..., :whole].unflatten(-1, (BLOCK, -1)).sum(-2)
+    return blocks.sum(-1, dtype=torch.float64) + p[..., whole:].sum(-1, dtype=torch.float64)
+
+
+def _negative_log_likelihood(piece: _Piece, p_y: Tensor, unsure: Tensor, logits: Tensor) -> Tensor:
     """The sum of -log p_y."""
-    log_p = piece.p_y.log()
-    tiny = piece.unsure[piece.p_y.index_select(0, piece.unsure) < UNDERFLOW]
-    if tiny.numel():
-        z, y = piece.z.index_select(1, tiny), piece.y.index_select(0, tiny)
-        log_p[tiny] = torch.log_softmax(z, 0).gather(0, y[None])[0]
-    return -log_p.sum(dtype=torch.float64)
+    factors = p_y.new_ones(-(-len(p_y) // FACTORS) * FACTORS)
+    factors[: len(p_y)] = p_y
+    factors.index_fill_(0, unsure.long(), 1)
+    of_sure = factors.view(FACTORS, -1).prod(0).log_()
+    p_y = p_y.index_select(0, unsure)
+    log_p, underflow = p_y.log(), p_y < UNDERFLOW
+    if underflow.any():
+        index = unsure[underflow]
+        z = logits[piece.images, :, piece.where].transpose(0, 1).flatten(1).index_select(1, index)
+        y = piece.row.index_select(0, index).long() % (logits.shape[1] + 1)
+        log_p[underflow] = torch.log_softmax(z, 0).gather(0, y[None])[0]
+    return -of_sure.sum(dtype=torch.float64) - log_p.sum(dtype=torch.float64)
 
 
 class _Sums(torch.autograd.Function):
     """The sums over the voxels that count: see `forward` for what they are and the module for how it is done."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -142,74 +188,82 @@ class _Sums(torch.autograd.Function):
             of each bin (B, C, M) the p_c, the number of voxels and the number of those with y = c. The numbers have no
             gradient. Without bins (M = 0) the last three are empty.
         """
-        (images, classes), bins = logits.shape[:2], num_bins
+        images, classes, _ = logits.shape
+        sure_above = max(SURE, 1 - 1 / max(num_bins, 1) + MARGIN)
         nll = torch.zeros((), dtype=torch.float64)
         total = nll.new_zeros((images, classes))
-        # [..., 0] of the unsure voxels, [..., 1] of the sure ones
-        number, of_true = (nll.new_zeros((images, classes, 2)) for _ in range(2))
-        weight, probability, positive = (nll.new_zeros((images, classes, bins)) for _ in range(3))
-        for piece in _pieces(logits, labels, num_bins, ignore_label):
-            b = piece.image
-            nll += _negative_log_likelihood(piece)
-            total[b] += piece.p.sum(1, dtype=torch.float64)
-            of_piece = _number_and_sum(piece.y * 2 + piece.sure, piece.p_y, 2 * classes)
-            for sums, more in zip((number, of_true), of_piece, strict=True):
-                sums[b] += more.view(classes, 2)
-            if bins and piece.unsure.numel():
-                p, places, at_true = piece.bins(bins)
-                of_bins = _number_and_sum(places, p, classes * bins)
-                for sums, more in zip((weight, probability), of_bins, strict=True):
-                    sums[b] += more.view(classes, bins)
-                positive[b] += torch.bincount(places.view(-1)[at_true], minlength=classes * bins).view(classes, bins)
-        if bins:
-            sure, p_sure = number[..., 1], of_true[..., 1]
-            # of the sure voxels, in the first bin, all that is not of the unsure ones nor of the class itself
-            first = total - probability.sum(2) - p_sure
+        by_class = [nll.new_zeros((images, classes + 1)) for _ in range(2)]
+        by_bin = [nll.new_zeros((images, classes + 1, num_bins)) for _ in range(4)]
+        p, ctx.kept = torch.softmax(logits, 1), []
+        for piece in _pieces(p, labels, ignore_label):
+            p_y = piece.true_probabilities()
+            index = (p_y < sure_above).nonzero()[:, 0].int()
+            ctx.kept.append((p_y, index))
+            nll += _negative_log_likelihood(piece, p_y, index, logits)
+            total[piece.images] += _sum(piece.p)
+            tables = [x[piece.images] for x in by_class]
+            more = _number_and_sum(piece.row, p_y, piece.lanes, tables[0].numel())
+            if num_bins and len(index):
+                unsure = piece.unsure(index, num_bins)
+                binned = [x[piece.images] for x in by_bin]
+                tables, size = tables + binned, binned[0].numel()
+                of_true = (x.view(-1).index_select(0, unsure.true) for x in (unsure.place, unsure.p))
+                more += _number_and_sum(unsure.place, unsure.p, piece.lanes, size)
+                more += _number_and_sum(*of_true, piece.lanes, size)
+            for table, sums in zip(tables, more, strict=True):
+                table += sums.view(table.shape)
+        number, of_true, weight, probability, positive, p_positive = (x[:, :classes] for x in by_class + by_bin)
+        if num_bins:
+            sure, p_sure = number - positive.sum(2), of_true - p_positive.sum(2)
             weight[..., 0] += sure.sum(1, keepdim=True) - sure
-            probability[..., 0] += first
+            # all that is not of the unsure ones nor of the class itself
+            probability[..., 0] += total - probability.sum(2) - p_sure
             weight[..., -1] += sure
             probability[..., -1] += p_sure
             positive[..., -1] += sure
-        number, of_true = number.sum(2), of_true.sum(2)
         ctx.save_for_backward(logits, labels)
-        ctx.options = num_bins, ignore_label
+        ctx.p, ctx.options = p, (num_bins, ignore_label)
         ctx.mark_non_differentiable(number, weight, positive)
         return nll, total, of_true, number, probability, weight, positive
 
     @staticmethod
+    @custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor):
         """The gradient of the logits, given those of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options
-        gradient = torch.empty_like(logits) if ignore_label is None else torch.zeros_like(logits)
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        p, ctx.p = ctx.p, None
+        if p is None:
+            p = torch.softmax(logits, 1)
         d_sure, d_true = d_total, d_of_true
         if num_bins:
             d_sure, d_true = d_total + d_bins[..., 0], d_of_true + d_bins[..., -1] - d_bins[..., 0]
-        d_nll, d_total, d_of_true, d_bins, d_sure, d_true = (
-            d.to(dtype) for d in (d_nll, d_total, d_of_true, d_bins, d_sure, d_true)
-        )
-        for piece in _pieces(logits, labels, num_bins, ignore_label):
-            b, p, u = piece.image, piece.p, piece.z  # the logits are not needed any more
+        d_bins = pad(d_bins + d_total[..., None], (0, 0, 0, 1))
+        d_true, d_of_true = (pad(d, (0, 1)) for d in (d_true, d_of_true))
+        d_nll, d_sure, d_true, d_of_true, d_bins = (d.to(p.dtype) for d in (d_nll, d_sure, d_true, d_of_true, d_bins))
+        scratch = p.new_empty(min(PIECE + BLOCK * p.shape[1], p.numel()))
+        for piece, (p_y, index) in zip(_pieces(p, labels, ignore_label), ctx.kept, strict=True):
+            b, q = piece.images, piece.p
             # a sure voxel: u_c is one number per class, and another for the true class
-            of_true = d_true[b].index_select(0, piece.y).mul_(piece.p_y)
-            mean = torch.mv(p.T, d_sure[b]).add_(of_true)
-            torch.sub(d_sure[b][:, None], mean.sub_(d_nll), out=u)
-            if num_bins and piece.unsure.numel():
-                unsure, places, at_true = piece.bins(num_bins)
-            u.mul_(p).view(-1).scatter_add_(0, piece.at_true, of_true.sub_(d_nll))
-            if num_bins and piece.unsure.numel():
-                v = d_bins[b].view(-1).index_select(0, places.view(-1)).view(places.shape).add_(d_total[b][:, None])
-                v.view(-1)[at_true] += d_of_true[b].index_select(0, piece.y.index_select(0, piece.unsure))
-                v.sub_((unsure * v).sum(0).sub_(d_nll)).mul_(unsure)
-                v.view(-1)[at_true] -= d_nll
-                u.index_copy_(1, piece.unsure, v)
-            if piece.kept is None:
-                gradient[b, :, piece.where] = u
-            else:
-                gradient[b, :, piece.where].index_copy_(1, piece.kept, u.to(gradient.dtype))
-        return gradient, None, None, None
+            of_true = d_true[b].view(-1).index_select(0, piece.row).mul_(p_y)
+            mean = torch.bmm(d_sure[b, None], q).add_(of_true.view(len(q), 1, -1))
+            of_true.sub_(d_nll)
+            if piece.ignored is not None:
+                of_true.masked_fill_(piece.ignored, 0)
+            if num_bins and len(index):
+                unsure = piece.unsure(index, num_bins)
+                v = d_bins[b].view(-1).index_select(0, unsure.place.view(-1))
+                v.index_add_(0, unsure.true, d_of_true[b].view(-1).index_select(0, unsure.row))
+                v = v.view(unsure.p.shape)
+                v.sub_((unsure.p * v).sum(0).sub_(d_nll)).mul_(unsure.p)
+                v.view(-1).index_add_(0, unsure.true, d_nll.expand(len(index)), alpha=-1)
+            u = scratch[: q.numel()].view(q.shape)
+            q.mul_(torch.sub(d_sure[b, :, None], mean.sub_(d_nll), out=u))
+            piece.flat.scatter_add_(0, piece.at_true.long(), of_true)
+            if num_bins and len(index):
+                piece.flat.scatter_(0, unsure.at.view(-1).long(), v.view(-1))
+        return p, None, None, None
 
 
 def fused_loss(
@@ -251,7 +305,7 @@ def fused_loss(
     Raises:
         ValueError: for a label that has no class.
     """
-    bins = num_bins if weight_ml1_ace else 0
+    bins, logits = num_bins if weight_ml1_ace else 0, at_least_float32(logits)
     # half-precision sums would be wrong in the third digit
     with torch.autocast("cpu", enabled=False):
         nll, total, of_true, number, *of_bins = _Sums.apply(logits.flatten(2), target.flatten(1), bins, ignore_label)
@@ -263,4 +317,4 @@ def fused_loss(
         if bins:
             probability, weight, positive = of_bins
             loss = loss + weight_ml1_ace * error_of_sums(weight, probability, positive, 1, reduction, absent_classes)
-    return loss.to(torch.promote_types(logits.dtype, torch.float32))
+    return loss.to(logits.dtype)

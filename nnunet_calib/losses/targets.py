@@ -71,11 +71,16 @@ def encode_target(
     except RuntimeError as error:
         if logits.device.type == "cuda" or not labels.numel():
             raise
-        raise ValueError(
-            f"expected labels from 0 to {heads - 1} (or the ignore label, {ignore_label}), got values from "
-            f"{int(labels.min())} to {int(labels.max())}: check the labels in dataset.json against the label maps"
-        ) from error
+        raise label_error(labels, heads, ignore_label) from error
     return (maps, None) if mask is None else (maps * mask, mask)
+
+
+def label_error(labels: Tensor, heads: int, ignore_label: int | None) -> ValueError:
+    """What to raise for labels without a head."""
+    return ValueError(
+        f"expected labels from 0 to {heads - 1} (or the ignore label, {ignore_label}), got values from "
+        f"{int(labels.min())} to {int(labels.max())}: check the labels in dataset.json against the label maps"
+    )
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
