@@ -207,9 +207,9 @@ class _Sums(torch.autograd.Function):
                 unsure = piece.unsure(index, num_bins)
                 binned = [x[piece.images] for x in by_bin]
                 tables, size = tables + binned, binned[0].numel()
-                of_true = (x.view(-1).index_select(0, unsure.true) for x in (unsure.place, unsure.p))
+                place_y, p_y = (x.view(-1).index_select(0, unsure.true) for x in (unsure.place, unsure.p))
                 more += _number_and_sum(unsure.place, unsure.p, piece.lanes, size)
-                more += _number_and_sum(*of_true, piece.lanes, size)
+                more += _number_and_sum(place_y, p_y, piece.lanes, size)
             for table, sums in zip(tables, more, strict=True):
                 table += sums.view(table.shape)
         number, of_true, weight, probability, positive, p_positive = (x[:, :classes] for x in by_class + by_bin)
