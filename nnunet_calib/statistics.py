@@ -19,10 +19,11 @@ from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.scopes import BOUNDARY_MM, scope_bits
 from nnunet_calib.slabs import Probabilities, probability_slab, slab_slices
+from nnunet_calib.slices import RepresentativeSlice, representative_slice
 from nnunet_calib.temperature import log_probabilities
 from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_VOXELS = 100_000
 
 
@@ -37,6 +38,8 @@ class CaseStatistics:
         boundary_mm: half width of the boundary scope.
         cases: names of the cases.
         model: what identifies the model that made the predictions, as JSON values.
+        shown: one slice for pictures, before any temperature; None for several cases, each of which has its own,
+            and where there is no slice.
     """
 
     histograms: Histograms
@@ -45,6 +48,7 @@ class CaseStatistics:
     boundary_mm: float
     cases: tuple[str, ...]
     model: dict[str, Any] = field(default_factory=dict)
+    shown: RepresentativeSlice | None = None
 
     @property
     def num_heads(self) -> int:
@@ -65,6 +69,7 @@ class CaseStatistics:
         crop: tuple[slice, ...] | None = None,
         case: str = "",
         model: dict[str, Any] | None = None,
+        image: NDArray | None = None,
     ) -> CaseStatistics:
         """Measure one case.
 
@@ -82,6 +87,7 @@ class CaseStatistics:
                 with p(class 0) = 1, for regions with p = 0: what nnU-Net exports there.
             case: its name.
             model: what identifies the model, as JSON values.
+            image: (channels, *spatial), of which the slice for pictures is kept.
 
         Returns:
             The statistics; all zero where every voxel is ignored.
@@ -127,7 +133,12 @@ class CaseStatistics:
             columns.append((log_probabilities(p[:, here], regions=sigmoid).T, y[..., here].T, b[here]))
         logits, y, b = (np.concatenate(column) for column in zip(*columns, strict=True))
         sample = VoxelSample(logits.astype(np.float16), y, weights, b)
-        return cls(histograms, sample, sigmoid, boundary_mm, (case,), model or {})
+        shown = representative_slice(
+            labels,
+            lambda rows: probability_slab(probabilities, labels.shape, crop, rows, fill_background=not sigmoid),
+            foreground=foreground, valid=valid, spacing=spacing, image=image, regions=sigmoid,
+        )
+        return cls(histograms, sample, sigmoid, boundary_mm, (case,), model or {}, shown)
 
     @classmethod
     def merge(cls, parts: Sequence[CaseStatistics]) -> CaseStatistics:
@@ -152,6 +163,7 @@ class CaseStatistics:
             sample=VoxelSample.merge([part.sample for part in parts]),
             cases=tuple(case for part in parts for case in part.cases),
             model=first.model if all(part.model == first.model for part in parts) else {},
+            shown=first.shown if len(parts) == 1 else None,
         )
 
     def __add__(self, other: CaseStatistics) -> CaseStatistics:
@@ -171,8 +183,9 @@ class CaseStatistics:
             "format_version": FORMAT_VERSION, "regions": self.regions, "boundary_mm": self.boundary_mm,
             "cases": self.cases, "model": self.model,
         }
-        parts = (("histograms", self.histograms), ("sample", self.sample))
-        arrays = {f"{name}.{f.name}": getattr(part, f.name) for name, part in parts for f in fields(part)}
+        parts: dict[str, Any] = {"histograms": self.histograms, "sample": self.sample}
+        parts |= {} if self.shown is None else {"shown": self.shown}
+        arrays = {f"{name}.{f.name}": getattr(part, f.name) for name, part in parts.items() for f in fields(part)}
         with replaced_when_complete(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
 
@@ -181,7 +194,7 @@ class CaseStatistics:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: if the file is none of ours, damaged, or of a newer format.
+            ValueError: if the file is none of ours, damaged, or of another format.
             FileNotFoundError: if there is none.
         """
         try:
@@ -191,6 +204,8 @@ class CaseStatistics:
                 if version == FORMAT_VERSION:
                     histograms = Histograms(*(file[f"histograms.{f.name}"] for f in fields(Histograms)))
                     sample = VoxelSample(*(file[f"sample.{f.name}"] for f in fields(VoxelSample)))
+                    columns = [f"shown.{f.name}" for f in fields(RepresentativeSlice)]
+                    shown = RepresentativeSlice(*(file[c] for c in columns)) if columns[0] in file else None
         except FileNotFoundError:
             raise
         except Exception as error:  # zipfile, zlib, json and NumPy each have their own way to say "damaged"
@@ -201,7 +216,7 @@ class CaseStatistics:
                 f"nnunet-calib that wrote it, or measure the case again"
             )
         return cls(
-            histograms, sample, header["regions"], header["boundary_mm"], tuple(header["cases"]), header["model"]
+            histograms, sample, header["regions"], header["boundary_mm"], tuple(header["cases"]), header["model"], shown
         )
 
 

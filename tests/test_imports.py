@@ -13,7 +13,8 @@ LONGEST_FILE = 250
 LONGER = {"fused.py": 300}  # one algorithm, whose two passes are read together
 
 MEASURING = {
-    "binning", "temperature", "scopes", "files", "slabs", "histograms", "voxel_sample", "statistics", "metrics",
+    "binning", "temperature", "scopes", "files", "slabs", "slices", "histograms", "voxel_sample", "statistics",
+    "definitions", "metrics", "sampling_error",
 }
 
 # Module, or folder with a "/" -> the modules of the package that it may import. A new module needs a line here.
@@ -23,10 +24,13 @@ OWN = {
     "temperature": set(),
     "files": set(),
     "slabs": set(),
+    "slices": {"scopes"},
     "histograms": {"binning", "scopes", "temperature"},
     "voxel_sample": {"histograms", "temperature"},
-    "statistics": {"files", "histograms", "scopes", "slabs", "temperature", "voxel_sample"},
-    "metrics": {"statistics", "histograms"},
+    "statistics": {"files", "histograms", "scopes", "slabs", "slices", "temperature", "voxel_sample"},
+    "definitions": set(),
+    "metrics": {"definitions", "statistics", "histograms"},
+    "sampling_error": {"histograms", "metrics", "statistics", "voxel_sample"},
     "synthetic": {"temperature"},
     "losses/": {"losses/", "binning"},
     "integration/": {"integration/", "losses/", *MEASURING},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def refused(path, *parts):
 
 def test_round_trip(case, tmp_path):
     """Everything comes back, types included, and adds up with what was never on disk."""
-    ours = case.measure(case="ä", model={"checkpoint": "best", "epoch": 3}, boundary_mm=1.5, max_voxels=50)
+    image = np.ones((2, *case.labels.shape))
+    ours = case.measure(case="ä", model={"checkpoint": "best", "epoch": 3}, boundary_mm=1.5, max_voxels=50, image=image)
     ours.save(tmp_path / "a.npz")
     loaded = CaseStatistics.load(str(tmp_path / "a.npz"))
     assert_same_histograms(loaded.histograms, ours.histograms)
@@ -41,7 +43,13 @@ def test_round_trip(case, tmp_path):
         assert getattr(loaded.sample, name).dtype == getattr(ours.sample, name).dtype
     for name in ("regions", "boundary_mm", "cases", "model", "num_heads"):
         assert getattr(loaded, name) == getattr(ours, name)
-    assert (loaded + ours).cases == ("ä", "ä")
+    for f in fields(ours.shown):
+        np.testing.assert_array_equal(getattr(loaded.shown, f.name), getattr(ours.shown, f.name))
+        assert getattr(loaded.shown, f.name).dtype == getattr(ours.shown, f.name).dtype
+    (loaded + ours).save(tmp_path / "b.npz")
+    merged = CaseStatistics.load(tmp_path / "b.npz")
+    assert merged.cases == ("ä", "ä")
+    assert merged.shown is None
 
 
 def test_no_pickle(saved):
@@ -98,12 +106,13 @@ def test_foreign(tmp_path, write):
     refused(path, f"expected calibration statistics of a case, found {path} unreadable (")
 
 
-def test_newer_format(tmp_path):
-    """Whatever a newer format holds."""
-    path, newer = tmp_path / "case.npz", FORMAT_VERSION + 1
-    np.savez(path, header=np.array(json.dumps({"format_version": newer})))
+@pytest.mark.parametrize("other", [1, FORMAT_VERSION + 1])
+def test_other_format(tmp_path, other):
+    """Whatever an older or newer format holds."""
+    path = tmp_path / "case.npz"
+    np.savez(path, header=np.array(json.dumps({"format_version": other})))
     text = (
-        f"expected calibration statistics of format {FORMAT_VERSION}, found {newer} in {path}: use the nnunet-calib "
+        f"expected calibration statistics of format {FORMAT_VERSION}, found {other} in {path}: use the nnunet-calib "
         f"that wrote it, or measure the case again"
     )
     refused(path, text)
