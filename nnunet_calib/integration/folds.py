@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 import nnunet_calib
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.metrics import DEFINITIONS, NUM_BINS, calibration_errors
-from nnunet_calib.scopes import SCOPES
+from nnunet_calib.integration.summary import Tree, average, brief, definitions, described, measure, spread
+from nnunet_calib.sampling_error import REPLICATES, replicates
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.temperature import TemperatureFit, fit_temperature
 from nnunet_calib.voxel_sample import VoxelSample
@@ -21,8 +21,6 @@ from nnunet_calib.voxel_sample import VoxelSample
 FORMAT_VERSION = 1
 CALIBRATION_FOLDER = "calibration"
 _CROSS_FITS = 5
-_BINNED = ("ece", "ace", "mce")
-_SCORES = ("nll", "brier")
 
 
 def case_file(calibration_folder: Path, case: str) -> Path:
@@ -72,60 +70,19 @@ def cross_fitted_temperatures(cases: Sequence[CaseStatistics]) -> list[float]:
     return temperatures
 
 
-def _measure(statistics: CaseStatistics, heads: Heads) -> dict[str, Any]:
-    """The errors of one case: scope -> per_class, top_label and scores."""
-    result = {}
-    for scope in SCOPES:
-        errors = calibration_errors(statistics, NUM_BINS, scope)
-        result[scope] = {
-            "per_class": {
-                key: {name: float(errors[name][i]) for name in _BINNED} for i, key in enumerate(heads.keys)
-            },
-            "top_label": {name: float(errors[f"top_label_{name}"]) for name in _BINNED},
-            **{name: float(errors[name]) for name in _SCORES},
-        }
-    return result
-
-
-def _nanmean(values: Sequence[float]) -> float:
-    finite = [v for v in values if not np.isnan(v)]
-    return float(np.mean(finite)) if finite else float("nan")
-
-
-def _average(per_case: Sequence[dict[str, Any]], heads: Heads) -> dict[str, Any]:
-    """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
-    result = {}
-    for scope in SCOPES:
-        measured = [case[scope] for case in per_case]
-        per_class = {}
-        for key in heads.keys:
-            columns = {name: [m["per_class"][key][name] for m in measured] for name in _BINNED}
-            per_class[key] = {name: _nanmean(column) for name, column in columns.items()}
-            per_class[key]["cases"] = int(np.sum(~np.isnan(columns[_BINNED[0]])))
-        foreground = [key for i, key in enumerate(heads.keys) if i != heads.background]
-        result[scope] = {
-            "mean": {name: _nanmean([per_class[k][name] for k in heads.keys]) for name in _BINNED},
-            "foreground_mean": {name: _nanmean([per_class[k][name] for k in foreground]) for name in _BINNED},
-            "per_class": per_class,
-            "top_label": {name: _nanmean([m["top_label"][name] for m in measured]) for name in _BINNED},
-            **{name: _nanmean([m[name] for m in measured]) for name in _SCORES},
-        }
-    return result
-
-
-def _definitions(cases: Sequence[CaseStatistics]) -> dict[str, Any]:
-    return DEFINITIONS | {
-        "bins": NUM_BINS,
-        "averaging": "per case, then the mean over the cases (for a class: those that contain it)",
-        "scopes": {
-            "image": "all voxels of the exported image that are not ignored",
-            "foreground": "voxels whose true label is not background",
-            "boundary": f"voxels within {cases[0].boundary_mm} mm of a voxel at a true label border",
-        },
-        "calibrated": "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
-        f"{_CROSS_FITS} groups), on the kept voxels of the case",
-        "temperature": "fitted on all cases of the fold by minimising the mean NLL over voxels",
-    }
+def sampling_error(
+    cases: Sequence[CaseStatistics], temperatures: Sequence[float], calibrated: Sequence[Tree], heads: Heads
+) -> Tree:
+    """Standard errors of the averages after temperature that come from keeping a sample of the voxels only."""
+    replicated: list[list[Tree]] = [[] for _ in range(REPLICATES)]
+    for case, temperature, tree in zip(cases, temperatures, calibrated, strict=True):
+        if len(case.sample) == case.histograms.voxels.sum():
+            others: Iterable[Tree] = [tree] * REPLICATES
+        else:
+            others = (measure(replace(case, histograms=h), heads) for h in replicates(case.sample, temperature))
+        for trees, other in zip(replicated, others, strict=True):
+            trees.append(other)
+    return spread(average(calibrated, heads), [average(trees, heads) for trees in replicated])
 
 
 def write_fold(
@@ -150,11 +107,10 @@ def write_fold(
         raise ValueError(f"expected statistics of {len(cases)} cases in {calibration_folder}, found none with a voxel")
     fit = fit_cases(statistics)
     without = cross_fitted_temperatures(statistics)
-    before = [_measure(s, heads) for s in statistics]
-    after = [
-        _measure(s.with_temperature(fit.temperature if np.isnan(t) else t), heads)
-        for s, t in zip(statistics, without, strict=True)
-    ]
+    width = statistics[0].boundary_mm
+    used = [fit.temperature if np.isnan(t) else t for t in without]
+    before = [measure(s, heads) for s in statistics]
+    after = [measure(s.with_temperature(t), heads) for s, t in zip(statistics, used, strict=True)]
     temperature = {
         "format_version": FORMAT_VERSION,
         "temperature": fit.temperature,
@@ -174,14 +130,18 @@ def write_fold(
         "nnunet_calib": nnunet_calib.__version__,
         "model": model,
         "heads": asdict(heads),
-        "definitions": _definitions(statistics),
+        "definitions": definitions(width, _CROSS_FITS),
         "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")},
         "missing_cases": missing,
-        "metrics": {"uncalibrated": _average(before, heads), "calibrated": _average(after, heads)},
+        "metrics": {
+            name: described(average(trees, heads), width) for name, trees in
+            (("uncalibrated", before), ("calibrated", after))
+        },
+        "sampling_error": described(sampling_error(statistics, used, after, heads), width),
         "metric_per_case": [
             {
                 "case": s.cases[0], "voxels": int(s.histograms.voxels.sum()), "kept_voxels": len(s.sample),
-                "temperature": t, "uncalibrated": b, "calibrated": a,
+                "temperature": t, "uncalibrated": brief(b), "calibrated": brief(a),
             }
             for s, t, b, a in zip(statistics, without, before, after, strict=True)
         ],

@@ -10,12 +10,15 @@ from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.integration.folds import case_file, fit_cases, write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.scopes import SCOPES
+from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import make_case
 
 MODEL = {"weights_sha256": "ours", "fold": 0}
 LABELS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
 REGIONS = Heads(("(1, 2, 3)", "(2, 3)", "3"), ("any", "inner", "core"), ((1, 2, 3), (2, 3), (3,)), None)
-BINNED, SCORES = ("ece", "ace", "mce"), ("nll", "brier")
+BINNED = ("ece", "ace", "mce")
+PER_HEAD = (*BINNED, "ace_min_count", "adaptive_ece", "ks")
+SCORES = ("nll", "brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
 
 
 def case(seed, mode="labels", without=None, shape=(9, 9, 6)):
@@ -66,12 +69,23 @@ def load(folder, name):
     return CaseStatistics.load(case_file(folder, name))
 
 
+def errors_of(statistics, scope):
+    """All errors that a fold's summary has."""
+    errors = dict(calibration_errors(statistics, 20, scope))
+    counted = calibration_errors(statistics, 20, scope, min_count=100)
+    errors |= {f"{kind}ace_min_count": counted[f"{kind}ace"] for kind in ("", "top_label_")}
+    for bins in (10, 15):
+        other = calibration_errors(statistics, bins, scope)
+        errors |= {f"top_label_{m}_{bins}": other[f"top_label_{m}"] for m in BINNED}
+    return errors
+
+
 @pytest.mark.parametrize("heads", [LABELS, REGIONS], ids=["labels", "regions"])
 def test_values(tmp_path, heads):
     """Means over cases per class, then over classes: absent classes left out and counted, background no foreground."""
     mode = "labels" if heads is LABELS else "regions"
     absent = 2 if heads is LABELS else 3
-    cases = {f"case.{i}": case(i, mode, absent if i == 1 else None) for i in range(3)}
+    cases = {f"case.{i}": case(i, mode, absent if i == 1 else None, (12, 12, 9)) for i in range(3)}
     summary, temperature = fold(tmp_path, cases, heads)
 
     assert summary["heads"]["keys"] == [*heads.keys]
@@ -86,19 +100,23 @@ def test_values(tmp_path, heads):
             statistics = load(tmp_path, row["case"])
             if name == "calibrated":
                 statistics = statistics.with_temperature(row["temperature"])
-            measured.append({scope: calibration_errors(statistics, 20, scope) for scope in SCOPES})
+            measured.append({scope: errors_of(statistics, scope) for scope in SCOPES})
             of_case = row[name]["image"]["per_class"][heads.keys[1]]
             assert of_case == {m: pytest.approx(measured[-1]["image"][m][1]) for m in BINNED}
             assert row["voxels"] == row["kept_voxels"] == cases[row["case"]].labels.size
         for scope in SCOPES:
             written = summary["metrics"][name][scope]
             for i, key in enumerate(heads.keys):
-                expected = {m: mean([errors[scope][m][i] for errors in measured]) for m in BINNED}
+                expected = {m: mean([errors[scope][m][i] for errors in measured]) for m in PER_HEAD}
                 assert written["per_class"][key] == expected | {"cases": 2 if i == 2 else 3}
-            for m in BINNED:
-                assert written["mean"][m] == mean([written["per_class"][k][m] for k in heads.keys])
-                assert written["foreground_mean"][m] == mean([written["per_class"][k][m] for k in foreground])
-            assert written["top_label"] == {m: mean([e[scope][f"top_label_{m}"] for e in measured]) for m in BINNED}
+            for m in PER_HEAD:
+                per_class = {k: np.nan if (v := written["per_class"][k][m]) is None else v for k in heads.keys}
+                assert written["mean"][m] == mean(per_class.values())
+                assert written["foreground_mean"][m] == mean([per_class[k] for k in foreground])
+            assert written["top_label"] == {m: mean([e[scope][f"top_label_{m}"] for e in measured]) for m in PER_HEAD}
+            for bins in (10, 15):
+                expected = {m: mean([e[scope][f"top_label_{m}_{bins}"] for e in measured]) for m in BINNED}
+                assert written[f"top_label_{bins}_bins"] == expected
             assert {m: written[m] for m in SCORES} == {m: mean([e[scope][m] for e in measured]) for m in SCORES}
 
 
@@ -150,7 +168,7 @@ def test_class_that_no_case_has(tmp_path):
     """Null in the files, zero cases, and the means are over the other classes."""
     summary, _ = fold(tmp_path, {f"case{i}": case(i, without=2) for i in range(2)})
     image = summary["metrics"]["calibrated"]["image"]
-    assert image["per_class"]["2"] == {"ece": None, "ace": None, "mce": None, "cases": 0}
+    assert image["per_class"]["2"] == dict.fromkeys(PER_HEAD) | {"cases": 0}
     assert image["foreground_mean"]["ace"] == image["per_class"]["1"]["ace"] > 0
 
 
@@ -192,3 +210,52 @@ def test_standard_error(tmp_path):
     assert 0 < once.standard_error < np.inf
     _, temperature = fold(tmp_path, {f"case{i}": c for i, c in enumerate(cases)})
     assert temperature["standard_error"] == pytest.approx(once.standard_error)
+
+
+def numbers(tree, path=()):
+    """Places and values of all numbers of a part of summary.json."""
+    for key, value in tree.items():
+        if key not in ("definition", "cases"):
+            yield from numbers(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
+
+
+def thinned(folder, seeds=range(3), max_voxels=1500):
+    """The summary of a fold of thinned synthetic cases, and that of the same cases with every voxel kept."""
+    summaries = []
+    for budget in (max_voxels, 10**6):
+        for seed in seeds:
+            made = synthetic_case(seed, (24, 24, 24))
+            path = case_file(folder / str(budget), f"case{seed}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            p = made.probabilities ** 1.7  # over-confident
+            CaseStatistics.from_probabilities(
+                p / p.sum(0), made.labels, case=f"case{seed}", model=MODEL, max_voxels=budget
+            ).save(path)
+        write_fold(folder / str(budget), [f"case{seed}" for seed in seeds], LABELS, MODEL)
+        summaries.append(strict((folder / str(budget) / "summary.json").read_text(encoding="utf-8")))
+    return summaries
+
+
+def test_sampling_error(tmp_path, monkeypatch):
+    """The errors after temperature lie within three stated errors of those of all voxels, which state none."""
+    monkeypatch.setattr("nnunet_calib.integration.folds.cross_fitted_temperatures", lambda cases: [1.5] * len(cases))
+    sampled, whole = thinned(tmp_path)
+    stated = dict(numbers(sampled["sampling_error"]))
+    of_sample, of_all = (dict(numbers(s["metrics"]["calibrated"])) for s in (sampled, whole))
+    assert stated.keys() == of_sample.keys()
+    assert set(dict(numbers(whole["sampling_error"])).values()) <= {0, None}
+    for place, error in stated.items():
+        if "mce" not in place and "ace_min_count" not in place:  # one bin of few voxels decides these
+            assert abs(of_sample[place] - of_all[place]) <= 3 * error, place
+    assert 0 < stated["image", "nll"] < 0.1 * of_all["image", "nll"]
+
+
+def test_definitions_beside_the_values(tmp_path):
+    """Each scope says what its numbers depend on, and every name is explained."""
+    summary, _ = fold(tmp_path, {f"case{i}": case(i) for i in range(2)})
+    for tree in (*summary["metrics"].values(), summary["sampling_error"]):
+        assert [tree[scope]["definition"]["scope"] for scope in tree] == [*SCOPES]
+        assert tree["image"]["definition"]["bins"] == 20
+        assert [tree[scope]["definition"].get("boundary_mm") for scope in tree] == [None, None, 2.0]
+        for place, _value in numbers(tree):
+            assert place[-1].removeprefix("brier_") in summary["definitions"]

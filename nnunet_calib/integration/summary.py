@@ -1,0 +1,121 @@
+"""The numbers of a fold's summary.json: errors of a case, their means over cases, and their sampling errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnunet_calib.definitions import DEFINITIONS
+from nnunet_calib.integration.labels import Heads
+from nnunet_calib.metrics import NUM_BINS, calibration_errors
+from nnunet_calib.sampling_error import rms_deviation
+from nnunet_calib.scopes import SCOPES
+from nnunet_calib.statistics import CaseStatistics
+
+MIN_COUNT = 100
+BINNED = ("ece", "ace", "mce")
+PER_HEAD = (*BINNED, "ace_min_count", "adaptive_ece", "ks")
+SCORES = ("nll", "brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
+OTHER_BINS = (10, 15)
+
+# Numbers by name: scope -> per_class, top_label, ... -> metric.
+Tree = dict[str, Any]
+
+
+def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
+    """The errors of one case: scope -> per_class, top_label, top_label with other bins, and scores."""
+    result: Tree = {}
+    for scope in SCOPES:
+        errors = dict(calibration_errors(statistics, NUM_BINS, scope))
+        counted = calibration_errors(statistics, NUM_BINS, scope, min_count=MIN_COUNT)
+        for prefix in ("", "top_label_"):
+            errors[f"{prefix}ace_min_count"] = counted[f"{prefix}ace"]
+        result[scope] = {
+            "per_class": {
+                key: {name: float(errors[name][i]) for name in PER_HEAD} for i, key in enumerate(heads.keys)
+            },
+            "top_label": {name: float(errors[f"top_label_{name}"]) for name in PER_HEAD},
+            **{name: float(errors[name]) for name in SCORES},
+        }
+        for bins in OTHER_BINS:
+            errors = calibration_errors(statistics, bins, scope)
+            result[scope][f"top_label_{bins}_bins"] = {name: float(errors[f"top_label_{name}"]) for name in BINNED}
+    return result
+
+
+def brief(tree: Tree) -> Tree:
+    """What is written of each case: ECE, ACE, MCE, NLL and Brier score."""
+    return {
+        scope: {
+            "per_class": {key: {m: errors[m] for m in BINNED} for key, errors in of_case["per_class"].items()},
+            "top_label": {m: of_case["top_label"][m] for m in BINNED},
+            **{m: of_case[m] for m in SCORES[:2]},
+        }
+        for scope, of_case in tree.items()
+    }
+
+
+def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
+    """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
+    foreground = [key for i, key in enumerate(heads.keys) if i != heads.background]
+    result = combine(_nanmean, *per_case)
+    for scope, means in result.items():
+        per_class = means["per_class"]
+        for name, keys in (("mean", heads.keys), ("foreground_mean", foreground)):
+            means[name] = combine(_nanmean, *(per_class[key] for key in keys))
+        for key in heads.keys:
+            found = [case[scope]["per_class"][key]["ece"] for case in per_case]
+            per_class[key]["cases"] = int(np.sum(~np.isnan(found)))
+    return result
+
+
+def spread(tree: Tree, replicated: Sequence[Tree]) -> Tree:
+    """The sampling errors of all numbers of a tree, from the same tree of each replicate."""
+    return combine(lambda values: float(rms_deviation(values[0], np.array(values[1:]))), tree, *replicated)
+
+
+def combine(function: Callable[[list[float]], float], *trees: Tree) -> Tree:
+    """A tree of the function of the numbers at the same place of each tree; counts, which are whole, are left out."""
+    return {
+        key: combine(function, *(tree[key] for tree in trees)) if isinstance(value, dict) else
+        function([tree[key] for tree in trees])
+        for key, value in trees[0].items() if not isinstance(value, int)
+    }  # fmt: skip
+
+
+def _nanmean(values: list[float]) -> float:
+    finite = [v for v in values if not np.isnan(v)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def described(tree: Tree, boundary_mm: float) -> Tree:
+    """Each scope's numbers with what they depend on beside them."""
+    counts = dict.fromkeys(("ace", "mce"), 1) | {"ace_min_count": MIN_COUNT}
+    result = {}
+    for scope, values in tree.items():
+        definition = {"scope": scope, "bins": NUM_BINS, "min_count": counts, "averaged_over": "cases"}
+        width = {"boundary_mm": boundary_mm} if scope == "boundary" else {}
+        result[scope] = {"definition": definition | width, **values}
+    return result
+
+
+def definitions(boundary_mm: float, cross_fits: int) -> dict[str, Any]:
+    """What the names in the file mean."""
+    return DEFINITIONS | {
+        "bins": NUM_BINS,
+        "ace_min_count": f"ace with min_count = {MIN_COUNT} voxels",
+        **{f"top_label_{bins}_bins": f"top_label with {bins} bins" for bins in OTHER_BINS},
+        "averaging": "per case, then the mean over the cases (for a class: those that contain it)",
+        "scopes": {
+            "image": "all voxels of the exported image that are not ignored",
+            "foreground": "voxels whose true label is not background",
+            "boundary": f"voxels within {boundary_mm} mm of a voxel at a true label border",
+        },
+        "calibrated": "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
+        f"{cross_fits} groups), on the kept voxels of the case",
+        "sampling_error": "how far the calibrated values may be off because not every voxel was kept, at the given "
+        "temperatures: root mean square change over random half-samples of the kept voxels; 0 where all were kept",
+        "temperature": "fitted on all cases of the fold by minimising the mean NLL over voxels",
+    }
