@@ -17,10 +17,20 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 
-from nnunet_calib.losses import ML1ACELoss
+from nnunet_calib.losses import ML1ACELoss, SVLSLoss
 from nnunet_calib.losses.fused import fused_loss
+from nnunet_calib.losses.module import FunctionalLoss
+from nnunet_calib.losses.svls import border_term
 
 Outputs = Tensor | Sequence[Tensor]
+
+
+class NoTerm(nn.Module):
+    """Stands where nnU-Net's cross-entropy was: always zero."""
+
+    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
+        """A zero scalar."""
+        return torch.zeros((), device=net_output.device)
 
 
 def fusible(net_output: Tensor, target: Tensor) -> bool:
@@ -30,39 +40,57 @@ def fusible(net_output: Tensor, target: Tensor) -> bool:
         and net_output.dtype != torch.float64
         and net_output.ndim > 2
         and net_output.shape[1] > 1
-        and net_output.numel() > 0
+        and 0 < net_output[0].numel() < 2**31
         and target.shape == (net_output.shape[0], 1, *net_output.shape[2:])
     )
 
 
-def fused_options(base: Any, term: Any) -> dict[str, Any] | None:
-    """What `fused_loss` needs to know to equal base + term, or None unless these are exactly the losses that it fuses.
+def fused_options(base: Any) -> dict[str, Any] | None:
+    """What `fused_loss` needs to know to equal an nnU-Net loss, or None unless it is one that it can compute.
 
-    They are nnU-Net's Dice + cross-entropy as its trainers build it (not compiled, and without gathering a batch over
-    the processes of DDP), and mL1-ACE with hard bins. A subclass might compute something else and is not recognised.
+    It is Dice + cross-entropy as nnU-Net's trainers build it, not compiled, and without gathering a batch over the
+    processes of DDP. A subclass might compute something else and is not recognised.
     """
-    if type(base) is not DC_and_CE_loss or type(term) is not ML1ACELoss:
+    if type(base) is not DC_and_CE_loss:
         return None
-    ce, dice, options = base.ce, base.dc, term.options
-    if type(ce) is not RobustCrossEntropyLoss or type(dice) is not MemoryEfficientSoftDiceLoss:
+    ce, dice = base.ce, base.dc
+    if type(dice) is not MemoryEfficientSoftDiceLoss or type(ce) not in (RobustCrossEntropyLoss, NoTerm):
+        return None
+    if dice.apply_nonlin is not softmax_helper_dim1 or dice.do_bg or (dice.ddp and dice.batch_dice):
         return None
     ignore_index = nn.CrossEntropyLoss().ignore_index if base.ignore_label is None else base.ignore_label
-    if (
-        (ce.weight, ce.label_smoothing, ce.reduction, ce.ignore_index) != (None, 0, "mean", ignore_index)
-        or dice.apply_nonlin is not softmax_helper_dim1
-        or dice.do_bg
-        or (dice.ddp and dice.batch_dice)
-        or (options["binning"], options["regions"], options["ignore_label"]) != ("hard", False, base.ignore_label)
-        or options["pool"] != "image"
+    if type(ce) is RobustCrossEntropyLoss and (ce.weight, ce.label_smoothing, ce.reduction, ce.ignore_index) != (
+        None, 0, "mean", ignore_index,
     ):
         return None
     return {
-        "weight_ce": base.weight_ce,
+        "weight_ce": base.weight_ce if type(ce) is RobustCrossEntropyLoss else 0,
         "weight_dice": base.weight_dice,
         "batch_dice": dice.batch_dice,
         "smooth": dice.smooth,
-        **{name: options[name] for name in ("num_bins", "reduction", "absent_classes", "ignore_label")},
+        "ignore_label": base.ignore_label,
     }
+
+
+def fused(base: Any, term: Any, weight: float, net_output: Tensor, target: Tensor) -> Tensor | None:
+    """Value of base + weight * term by `fused_loss`, or None where it cannot compute the base.
+
+    With mL1-ACE (hard bins for each image) all is one pass; with SVLS the softmax is shared, and the soft labels'
+    part is added; any other term is computed by itself.
+    """
+    options = fused_options(base) if fusible(net_output, target) else None
+    if options is None:
+        return None
+    of_term = term.options if isinstance(term, FunctionalLoss) else {}
+    same_labels = (of_term.get("regions"), of_term.get("ignore_label")) == (False, base.ignore_label)
+    if type(term) is ML1ACELoss and same_labels and (of_term["binning"], of_term["pool"]) == ("hard", "image"):
+        binned = {name: of_term[name] for name in ("num_bins", "reduction", "absent_classes")}
+        return fused_loss(net_output, target, weight_ml1_ace=weight, **binned, **options)
+    if type(term) is SVLSLoss and same_labels and options["weight_ce"] == 0:
+        smoothed = {name: of_term[name] for name in ("kernel_size", "sigma", "ignore_label")}
+        loss = fused_loss(net_output, target, weight_ml1_ace=0, **(options | {"weight_ce": weight}))
+        return loss + weight * border_term(net_output, target, **smoothed)
+    return fused_loss(net_output, target, weight_ml1_ace=0, **options) + weight * term(net_output, target)
 
 
 class LossWithTerm(nn.Module):
@@ -72,11 +100,10 @@ class LossWithTerm(nn.Module):
     are lists, from the full resolution down, and the term sees the first.
 
     Attributes:
-        fuse: compute both at once where `fusible` allows it. Off: it takes less memory and, alone on the cores, less
-            time than the sum; beside other busy processes its many short operations were slower.
+        fuse: compute both at once where possible, see `fused`.
     """
 
-    fuse = False
+    fuse = True
 
     def __init__(self, base: nn.Module, term: nn.Module, weight: float) -> None:
         super().__init__()
@@ -87,9 +114,10 @@ class LossWithTerm(nn.Module):
     def forward(self, net_output: Outputs, target: Outputs) -> Tensor:
         """The sum of both."""
         # looked up in each call: a mixin or a trainer may yet change the base (SVLS, torch.compile)
-        options = fused_options(self.base, self.term) if self.fuse and self.weight != 0 else None
-        if options and isinstance(net_output, Tensor) and isinstance(target, Tensor) and fusible(net_output, target):
-            return fused_loss(net_output, target, weight_ml1_ace=self.weight, **options)
+        if self.fuse and self.weight != 0 and isinstance(net_output, Tensor) and isinstance(target, Tensor):
+            loss = fused(self.base, self.term, self.weight, net_output, target)
+            if loss is not None:
+                return loss
         loss = self.base(net_output, target)
         if self.weight == 0:
             return loss
@@ -100,14 +128,6 @@ class LossWithTerm(nn.Module):
     def extra_repr(self) -> str:
         """The weight, which nnU-Net's debug.json then records."""
         return f"weight={self.weight}"
-
-
-class NoTerm(nn.Module):
-    """Stands where nnU-Net's cross-entropy was: always zero."""
-
-    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
-        """A zero scalar."""
-        return torch.zeros((), device=net_output.device)
 
 
 def add_term(base: nn.Module, term: nn.Module, weight: float, *, every_resolution: bool = True) -> nn.Module:

@@ -94,15 +94,15 @@ class _Piece:
     def unsure(self, index: Tensor, num_bins: int) -> _Unsure:
         """What the bins need of the voxels with these indices."""
         (images, classes, _), k = self.p.shape, len(index)
-        row, first_row = self.row.index_select(0, index), 0
+        y = row = self.row.index_select(0, index)
         at = self.base.index_select(0, index) + self.stride * torch.arange(classes, dtype=torch.int32)[:, None]
         p = self.flat.index_select(0, at.view(-1)).view(classes, k)
         # in float64, as `ml1_ace_loss` does, or a p on an edge may fall on its other side
         place = bin_index(p.double(), num_bins).add_(num_bins * torch.arange(classes)[:, None])
         if images > 1:
-            first_row = row - row % (classes + 1)
-            place.add_(first_row, alpha=num_bins)
-        return _Unsure(p, at, place, row, torch.arange(k).add_(row - first_row, alpha=k))
+            y = row % (classes + 1)
+            place.add_(row - y, alpha=num_bins)
+        return _Unsure(p, at, place, row, torch.arange(k).add_(y, alpha=k))
 
 
 @lru_cache(maxsize=16)
@@ -202,7 +202,7 @@ class _Sums(torch.autograd.Function):
             nll += _negative_log_likelihood(piece, p_y, index, logits)
             total[piece.images] += _sum(piece.p)
             tables = [x[piece.images] for x in by_class]
-            more = _number_and_sum(piece.row, p_y, piece.lanes, tables[0].numel())
+            more = [*_number_and_sum(piece.row, p_y, piece.lanes, tables[0].numel())]
             if num_bins and len(index):
                 unsure = piece.unsure(index, num_bins)
                 binned = [x[piece.images] for x in by_bin]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
 
+from nnunet_calib.losses.borders import Borders, applies, find_borders
 from nnunet_calib.losses.module import FunctionalLoss, check_options
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, label_counts, spatially_varying_labels
-from nnunet_calib.losses.targets import activate, masked_mean, prepare
+from nnunet_calib.losses.targets import activate, at_least_float32, masked_mean, prepare
 
 Prior = Literal["mean", "gaussian", "max", "min", "median", "mode"]
 Penalty = Literal["l1", "l2"]
@@ -59,6 +62,64 @@ def neighbour_prior(
     return torch.cat(heads, dim=1)
 
 
+class _DistanceToBorders(torch.autograd.Function):
+    """Sum of |z - tau| or (z - tau)^2 where tau is one-hot but for the voxels at borders.
+
+    tau never exists as a whole, nor anything else as large as the logits before the gradient.
+    """
+
+    @staticmethod
+    @custom_fwd(device_type="cpu")
+    def forward(ctx: Any, z: Tensor, borders: Borders, squared: bool) -> Tensor:
+        """The sum for logits (B, C, N), which are 0 in ignored voxels."""
+        distance = torch.square if squared else torch.abs
+        total, scratch = torch.zeros((), dtype=torch.float64), torch.empty_like(z[0, 0])
+        for row in z.flatten(0, 1):
+            total += distance(row, out=scratch).sum()
+        flat = z.view(-1)
+        at_borders, own_at_borders, own = (
+            flat.index_select(0, at) for at in (borders.at.view(-1), borders.at_true, borders.entries())
+        )
+        # to the own class's 1 rather than to 0; not at borders; and not in ignored voxels, where it adds 1
+        for sign, x in ((1, own), (-1, own_at_borders)):
+            total += sign * (distance(x - 1) - distance(x)).sum(dtype=torch.float64)
+        total -= len(own) - borders.count
+        total += (distance(at_borders - borders.soft.view(-1)) - distance(at_borders)).sum(dtype=torch.float64)
+        ctx.save_for_backward(z)
+        ctx.options = borders, squared
+        return total
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None]:
+        """Scaled signs, or twice the distances."""
+        (z,), (borders, squared) = ctx.saved_tensors, ctx.options
+        scale = d_total.to(z.dtype)
+
+        def derivative(x: Tensor) -> Tensor:
+            return x * (2 * scale) if squared else x.sign().mul_(scale)
+
+        flat, gradient, own = z.view(-1), derivative(z), borders.entries()
+        at_borders = flat.index_select(0, borders.at.view(-1))
+        gradient.view(-1).scatter_(0, own, derivative(flat.index_select(0, own).sub_(1)))
+        gradient.view(-1).scatter_(0, borders.at.view(-1), derivative(at_borders.sub_(borders.soft.view(-1))))
+        return gradient, None, None
+
+
+def _from_borders(
+    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float | None, penalty: Penalty,
+    ignore_label: int | None,
+) -> Tensor:
+    """`nacl_loss` for the priors that are one-hot away from label borders."""
+    borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
+    z = at_least_float32(logits)
+    if borders.valid is not None:
+        z = torch.where(borders.valid, z, 0)
+    total = _DistanceToBorders.apply(z.flatten(2).contiguous(), borders, penalty == "l2")
+    return (total / max(borders.count * z.shape[1], 1)).to(z.dtype)
+
+
 def nacl_loss(
     logits: Tensor,
     target: Tensor,
@@ -106,6 +167,11 @@ def nacl_loss(
         segmentation networks, Medical Image Analysis 2024, arXiv 2401.14487.
     """
     _check(kernel_size, prior, penalty, on)
+    if on == "logits" and prior in ("mean", "gaussian") and applies(logits, regions=regions):
+        return _from_borders(
+            logits, target, kernel_size=kernel_size, sigma=sigma if prior == "gaussian" else None, penalty=penalty,
+            ignore_label=ignore_label,
+        )
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     tau = neighbour_prior(maps, valid, kernel_size=kernel_size, prior=prior, sigma=sigma, regions=regions)
     if on == "probabilities":

@@ -30,7 +30,7 @@ def _as_tuple(kernel_size: KernelSize) -> tuple[int, ...]:
     return tuple(kernel_size) if isinstance(kernel_size, Sequence) else (int(kernel_size),)
 
 
-def _sizes_per_axis(kernel_size: KernelSize, spatial_dims: int) -> tuple[int, ...]:
+def sizes_per_axis(kernel_size: KernelSize, spatial_dims: int) -> tuple[int, ...]:
     """One odd size per spatial axis; a single number stands for all axes, 1 leaves an axis out."""
     check_kernel_size(kernel_size)
     sizes = _as_tuple(kernel_size)
@@ -41,7 +41,7 @@ def _sizes_per_axis(kernel_size: KernelSize, spatial_dims: int) -> tuple[int, ..
     return sizes
 
 
-def _gaussian(size: int, sigma: float) -> list[float]:
+def gaussian(size: int, sigma: float) -> list[float]:
     """Gaussian weights, 1 at the centre; their product over axes is the d-dimensional Gaussian."""
     return [math.exp(-0.5 * ((position - size // 2) / sigma) ** 2) for position in range(size)]
 
@@ -82,7 +82,7 @@ def label_counts(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize) ->
         voxels are no neighbours.
     """
     total = maps.new_ones((1, 1, *maps.shape[2:])) if valid is None else valid.to(maps.dtype)
-    for axis, size in enumerate(_sizes_per_axis(kernel_size, maps.ndim - 2), start=2):
+    for axis, size in enumerate(sizes_per_axis(kernel_size, maps.ndim - 2), start=2):
         maps, total = (_filter_axis(x, [1.0] * size, axis) for x in (maps, total))
     return maps, total
 
@@ -108,7 +108,7 @@ def spatially_varying_labels(maps: Tensor, valid: Tensor | None, kernel_size: Ke
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
     check_sigma(sigma)
-    weights = [_gaussian(k, sigma) for k in _sizes_per_axis(kernel_size, maps.ndim - 2)]
+    weights = [gaussian(k, sigma) for k in sizes_per_axis(kernel_size, maps.ndim - 2)]
     # the weight of all neighbours, from a single voxel, whose every neighbour is its own replicate
     mass = float(_neighbours_only(torch.ones((1, 1) + (1,) * len(weights), dtype=torch.float64), weights))
     if mass == 0:  # a neighbourhood of one voxel smooths nothing

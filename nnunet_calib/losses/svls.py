@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from nnunet_calib.losses.borders import applies, find_borders
 from nnunet_calib.losses.module import FunctionalLoss
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, check_sigma, spatially_varying_labels
-from nnunet_calib.losses.targets import masked_mean, prepare
+from nnunet_calib.losses.targets import at_least_float32, masked_mean, prepare
+
+
+def border_term(
+    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, ignore_label: int | None
+) -> Tensor:
+    r"""What the soft labels add to the ordinary cross-entropy, the mean over the voxels that count, on a CPU.
+
+    .. math:: \frac{1}{N} \sum_i \Big( z_{i, y_i} - \sum_c \tilde y_{i,c} z_{i,c} \Big)
+
+    The softmax is not needed, since both kinds of labels sum to 1 and its logarithm is z plus a constant.
+    """
+    borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
+    z = at_least_float32(logits).flatten().index_select(0, borders.at.view(-1)).view(borders.at.shape)
+    factors = (borders.at == borders.at_true).to(z.dtype).sub_(borders.soft)
+    return ((z * factors).sum(dtype=torch.float64) / max(borders.count, 1)).to(z.dtype)
 
 
 def svls_loss(
@@ -46,6 +62,15 @@ def svls_loss(
     References:
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
+    check_kernel_size(kernel_size)
+    check_sigma(sigma)
+    if applies(logits, regions=regions):
+        more = border_term(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
+        z, labels = at_least_float32(logits), target.long()
+        if ignore_label is not None:
+            z, labels = torch.where(target == ignore_label, 0, z), labels.masked_fill(target == ignore_label, -1)
+        ce = cross_entropy(z, labels[:, 0], ignore_index=-1, reduction="sum")
+        return ce / (labels >= 0).sum().clamp_min(1) + more
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     soft = spatially_varying_labels(maps, valid, kernel_size, sigma)
     if regions:

@@ -28,6 +28,18 @@ def prepare(
     return (logits if valid is None else torch.where(valid, logits, 0)), maps, valid
 
 
+def check_shapes(logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None) -> None:
+    """Raise ValueError unless logits and target belong together; see `encode_target`."""
+    heads, spatial = logits.shape[1], logits.shape[2:]
+    channels = (heads + (ignore_label is not None)) if regions else 1
+    if logits.ndim not in (4, 5) or target.shape != (logits.shape[0], channels, *spatial):
+        raise ValueError(
+            f"expected logits (B, C, *spatial) with 2 or 3 spatial axes and a target of shape "
+            f"{(logits.shape[0], channels, *spatial)} (regions={regions}, ignore_label={ignore_label}), "
+            f"got logits {tuple(logits.shape)} and target {tuple(target.shape)}"
+        )
+
+
 @torch.no_grad()
 def encode_target(
     logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None
@@ -49,14 +61,8 @@ def encode_target(
         ValueError: if the shapes do not belong together, or if a label has no head (on a CUDA device such a label
             trips PyTorch's own device-side assertion instead, since looking for it would cost a synchronisation).
     """
-    heads, spatial = logits.shape[1], logits.shape[2:]
-    channels = (heads + (ignore_label is not None)) if regions else 1
-    if logits.ndim not in (4, 5) or target.shape != (logits.shape[0], channels, *spatial):
-        raise ValueError(
-            f"expected logits (B, C, *spatial) with 2 or 3 spatial axes and a target of shape "
-            f"{(logits.shape[0], channels, *spatial)} (regions={regions}, ignore_label={ignore_label}), "
-            f"got logits {tuple(logits.shape)} and target {tuple(target.shape)}"
-        )
+    check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
+    heads = logits.shape[1]
     dtype = at_least_float32(logits).dtype
     if regions:
         if ignore_label is None:
