@@ -15,12 +15,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from nnunet_calib.likelihood import Voxels, minimise
+
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-_TOLERANCE = 1e-7
-_MAX_PASSES = 60
-_CHUNK = 1 << 18
+_BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
+_WARM_START = 1 << 17  # voxels to begin with, where there are more than twice as many
 
 # Probabilities are clamped before their logarithm is taken: to the smallest normal float32 for a softmax, and to what
 # float32 can tell from 0 and 1 for a sigmoid.
@@ -38,7 +39,7 @@ class TemperatureFit:
         nll_before: mean negative log-likelihood per voxel at T = 1, in nats (regions: mean over heads).
         nll_after: the same at T.
         at_bound: T lies on a bound of the search interval: the minimum is there or beyond.
-        iterations: passes over the voxels.
+        iterations: passes over all voxels.
     """
 
     temperature: float
@@ -99,36 +100,6 @@ def scale_logits(logits: Array, temperature: float, *, regions: bool = False) ->
     return p if isinstance(logits, torch.Tensor) else p.numpy()
 
 
-def _pass(z: Tensor, y: Tensor, w: Tensor | None, beta: float, regions: bool, each: bool) -> tuple[Tensor, Tensor]:
-    """Sums over voxels of w * (NLL, its first and second derivative by beta), and each voxel's first derivative."""
-    sums, gradients = torch.zeros(3, dtype=torch.float64), []
-    for start in range(0, len(z), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        logits, labels = z[part].double(), y[part]
-        if regions:
-            labels = labels.double()
-            p = torch.sigmoid(beta * logits)
-            nll = (torch.nn.functional.softplus(beta * logits) - labels * beta * logits).mean(1)
-            gradient = ((p - labels) * logits).mean(1)
-            curvature = (p * (1 - p) * logits.square()).mean(1)
-        else:
-            logits = logits - logits.amax(1, keepdim=True)  # exact zeros where all are equal
-            log_p = torch.log_softmax(beta * logits, dim=1)
-            p = log_p.exp()
-            labels = labels.long()[:, None]
-            mean = (p * logits).sum(1)
-            nll = -log_p.gather(1, labels)[:, 0]
-            gradient = mean - logits.gather(1, labels)[:, 0]
-            curvature = (p * (logits - mean[:, None]).square()).sum(1)
-        terms = torch.stack([nll, gradient, curvature])
-        if w is not None:
-            terms = terms * w[part].double()
-        sums += terms.sum(1)
-        if each:
-            gradients.append(terms[1])
-    return sums, torch.cat(gradients) if each else torch.empty(0)
-
-
 def fit_temperature(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -144,12 +115,14 @@ def fit_temperature(
     .. math:: \frac{d\,\mathrm{NLL}_i}{d\beta} = E_p[z_i] - z_{i,y_i}, \qquad
               \frac{d^2\,\mathrm{NLL}_i}{d\beta^2} = \mathrm{Var}_p[z_i]
 
-    so that Newton's method on log beta, safeguarded by a bracket, finds the one minimum within T in [0.05, 20].
+    so that Newton's method, safeguarded by a bracket, finds the one minimum within T in [0.05, 20], to 1e-7 of T. It
+    starts from the minimum of a seeded random part, where voxels are many. Voxels are passed in parts, in the logits'
+    own precision but at least in float32 (T is still good to 1e-6), and summed in float64: there is no full-size copy.
 
     Args:
         logits: (n, C); log-probabilities do.
         labels: (n,) integers in [0, C), or (n, C) binary with `regions`.
-        weights: (n,) how many voxels each one stands for; None means 1.
+        weights: (n,) how many voxels each one stands for, 0 or more; None means 1.
         regions: whether the columns are sigmoids of their own rather than a softmax.
         groups: (n,) integers from 0, e.g. the case a voxel comes from. Voxels of a case resemble each other; with
             groups the standard error takes only the groups as independent (the sandwich estimate), else every voxel.
@@ -158,7 +131,8 @@ def fit_temperature(
         The fit. Where no temperature changes the likelihood, T = 1 with an infinite standard error.
 
     Raises:
-        ValueError: if there are no voxels, if shapes do not belong together, or if a logit is NaN or infinite.
+        ValueError: if there are no voxels, if shapes do not belong together, if a weight is negative or all are 0, or
+            if a logit is NaN or infinite.
 
     References:
         Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
@@ -170,45 +144,31 @@ def fit_temperature(
             f"expected logits (n, C) with n > 0 and labels {'(n, C)' if regions else '(n,)'}, got "
             f"{tuple(z.shape)} and {tuple(y.shape)}"
         )
-    if not torch.isfinite(z).all():
-        raise ValueError("expected finite logits, got NaN or Inf: look for a diverged model or damaged predictions")
-    total = float(len(z) if w is None else w.double().sum())
-
-    low, high = (-math.log(bound) for bound in reversed(TEMPERATURE_BOUNDS))
-    bounds, theta, passes, nll_before = (low, high), 0.0, 0, math.nan
-    while True:
-        sums, _ = _pass(z, y, w, math.exp(theta), regions, each=False)
-        nll, gradient, curvature = sums.tolist()
-        passes += 1
-        if passes == 1:
-            nll_before = nll / total
-        if gradient == 0 or (theta == bounds[0] and gradient > 0) or (theta == bounds[1] and gradient < 0):
-            break
-        low, high = (theta, high) if gradient < 0 else (low, theta)
-        step = -gradient / (math.exp(theta) * curvature) if curvature > 0 else math.inf * -gradient
-        # a step beyond the bracket goes to a bound that is still untried, else to the middle
-        target = theta + step
-        if not low < target < high:
-            end = high if step > 0 else low
-            target = end if end in bounds and end != theta else (low + high) / 2
-        if abs(target - theta) < _TOLERANCE or passes == _MAX_PASSES:
-            break
-        theta = target
-
-    beta = math.exp(theta)
-    # exactly the bound, where it is one
-    temperature = {bounds[0]: TEMPERATURE_BOUNDS[1], bounds[1]: TEMPERATURE_BOUNDS[0]}.get(theta, 1 / beta)
-    _, gradients = _pass(z, y, w, beta, regions, each=True)
-    if groups is not None:
-        gradients = torch.zeros(int(_as_tensor(groups).max()) + 1, dtype=torch.float64).index_add_(
-            0, _as_tensor(groups).long(), gradients
+    total = float(len(z) if w is None else w.sum(dtype=torch.float64))
+    if w is not None and not (w.shape == z.shape[:1] and w.min() >= 0 and 0 < total < math.inf):
+        raise ValueError(
+            f"expected weights ({len(z)},) of at least 0, not all of them 0, got {tuple(w.shape)} with sum {total}"
         )
-    spread = float(gradients.square().sum().sqrt())
+
+    voxels = Voxels(z, y, w, None if groups is None else _as_tensor(groups).long(), regions)
+    thetas = [0.0]
+    if len(z) > 2 * _WARM_START:
+        guess, *_ = minimise(voxels.sample(_WARM_START), thetas, _BOUNDS)
+        thetas = [0.0] if guess == 0 else [0.0, guess]
+    theta, points, passes = minimise(voxels, thetas, _BOUNDS)
+
+    last = points[-1]
+    beta = math.exp(theta)
+    change = beta - math.exp(last.theta)  # so small that two terms of the Taylor series give the NLL to 1e-12
+    nll_after = last.sums.nll + change * last.gradient + change**2 / 2 * last.sums.curvature
+    # exactly the bound, where it is one
+    temperature = {_BOUNDS[0]: TEMPERATURE_BOUNDS[1], _BOUNDS[1]: TEMPERATURE_BOUNDS[0]}.get(theta, 1 / beta)
+    known = last.sums.curvature > 0
     return TemperatureFit(
         temperature=temperature,
-        standard_error=temperature**2 * spread / curvature if curvature > 0 else math.inf,
-        nll_before=nll_before,
-        nll_after=nll / total,
-        at_bound=theta in bounds,
-        iterations=passes + 1,
+        standard_error=temperature**2 * math.sqrt(last.sums.squares) / last.sums.curvature if known else math.inf,
+        nll_before=points[0].sums.nll / total,
+        nll_after=nll_after / total,
+        at_bound=theta in _BOUNDS,
+        iterations=passes,
     )

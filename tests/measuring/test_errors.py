@@ -113,6 +113,15 @@ def test_shapes_of_a_fit(logits, labels, regions, text):
         fit_temperature(np.zeros(logits), np.zeros(labels, int), regions=regions)
 
 
+@pytest.mark.parametrize("weights", [[1.0] * 4, [0.0] * 5, [1.0, 1.0, -1.0, 1.0, 1.0], [1.0, np.nan, 1.0, 1.0, 1.0]])
+def test_no_weights(weights):
+    """A voxel stands for some voxels or for none."""
+    with raises(
+        f"expected weights (5,) of at least 0, not all of them 0, got ({len(weights)},) with sum {sum(weights)}"
+    ):
+        fit_temperature(np.zeros((5, 3)), np.zeros(5, int), weights=weights)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_no_logits(value):
     """One NaN would make the whole sum NaN."""

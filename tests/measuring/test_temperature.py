@@ -108,7 +108,7 @@ def test_scale_of_the_logits(regions, scale):
     voxels = draw(1.3, regions=regions)
     fit, scaled = voxels.fit(), voxels._replace(logits=voxels.logits * scale).fit()
     assert scaled.temperature == pytest.approx(scale * fit.temperature, rel=1e-6)
-    assert scaled.standard_error == pytest.approx(scale * fit.standard_error, rel=1e-5)
+    assert scaled.standard_error == pytest.approx(scale * fit.standard_error, rel=5e-4)
     assert scaled.nll_after == pytest.approx(fit.nll_after, rel=1e-10)
 
 
@@ -129,7 +129,7 @@ def test_chunks(regions, monkeypatch):
     voxels = draw(1.5, regions=regions, n=1000)
     options = {"weights": np.arange(1000) % 3, "groups": np.arange(1000) // 50}
     whole = voxels.fit(**options)
-    monkeypatch.setattr("nnunet_calib.temperature._CHUNK", 300)
+    monkeypatch.setattr("nnunet_calib.likelihood._CHUNK", 300)
     chunked = voxels.fit(**options)
     for name in ("temperature", "standard_error", "nll_before", "nll_after"):
         assert getattr(chunked, name) == pytest.approx(getattr(whole, name), rel=1e-9)
@@ -142,8 +142,9 @@ def test_types(regions):
     low = voxels.logits.astype(np.float16)
     expected = fit_temperature(low.astype(np.float64), voxels.labels, regions=regions)
     labels = voxels.labels.astype(np.uint8)
-    assert fit_temperature(low, labels, regions=regions) == pytest.approx(expected)
-    assert fit_temperature(torch.as_tensor(low), torch.as_tensor(labels), regions=regions) == pytest.approx(expected)
+    fit = fit_temperature(low, labels, regions=regions)
+    assert vars(fit) == pytest.approx(vars(expected), rel=1e-6)
+    assert fit_temperature(torch.as_tensor(low), torch.as_tensor(labels), regions=regions) == fit
 
 
 @REGIONS
