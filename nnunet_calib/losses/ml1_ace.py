@@ -99,7 +99,7 @@ def error_of_sums(
     present = ~(positive.sum(2) <= 0)
     counted = present if absent_classes == "skip" else filled.any(2)
     if absent_classes != "keep":
-        error = torch.where(present, error, 0)
+        error = torch.where(present | error.isnan(), error, 0)  # an absent class may have a NaN of its own (regions)
     per_image = error.sum(1) / counted.sum(1).clamp_min(1)
     return per_image.sum() / counted.any(1).sum().clamp_min(1)
 

@@ -150,6 +150,22 @@ def test_perfect_calibration_is_zero(reduction, binning):
     assert ml1_ace_loss(1e4 * (1 - 2 * target), target, regions=True, **options) == 1
 
 
+@pytest.mark.parametrize("absent_classes", POLICIES)
+@pytest.mark.parametrize("binning", ["hard", "soft"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("pool", ["image", "batch"])
+def test_nan_of_an_absent_region(reduction, binning, absent_classes, pool):
+    """A NaN is not hidden in a head that an image, or every image, has no voxel of."""
+    options = {"reduction": reduction, "binning": binning, "absent_classes": absent_classes, "pool": pool}
+    logits, target = torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 3)
+    target[:, 0, 0] = 1
+    for maps in (target, torch.zeros_like(target)):
+        assert ml1_ace_loss(logits, maps, regions=True, **options).isfinite()
+        broken = logits.clone()
+        broken[1, 1, 2, 2] = torch.nan
+        assert ml1_ace_loss(broken, maps, regions=True, **options).isnan()
+
+
 def test_ignored_slab_equals_crop(ignoring_case):
     """Ignoring a slab at the border is the same as cutting it off."""
     for axis in range(2, ignoring_case.logits.ndim):
