@@ -15,12 +15,14 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
 
 from nnunet_calib.integration.trainer import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from nnunet_calib.report.figures import draw_fold
+from nnunet_calib.report.progress import draw_progress
 
 
 class nnUNetTrainerCalib(CalibrationMixin, nnUNetTrainer):
     """nnU-Net's own loss, measured: the baseline of every comparison."""
 
     draw_figures = staticmethod(draw_fold)
+    draw_pseudo_ace = staticmethod(draw_progress)
 
 
 class nnUNetTrainerNACL(NACLMixin, nnUNetTrainerCalib):

@@ -17,6 +17,7 @@ from torch import nn
 
 from nnunet_calib.integration.labels import check_dataset, plan_kernel_size
 from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_entropy
+from nnunet_calib.integration.pseudo_ace import PseudoACEMixin
 from nnunet_calib.integration.schedule import Schedule, scheduled_weight
 from nnunet_calib.integration.validation import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
@@ -31,8 +32,8 @@ else:
 CUDA = torch.device("cuda")
 
 
-class CalibrationMixin(Trainer):
-    """Measures calibration after nnU-Net's own validation and records the hyperparameters of the losses.
+class CalibrationMixin(PseudoACEMixin, Trainer):
+    """Measures calibration in every epoch and after nnU-Net's own validation; records the losses' hyperparameters.
 
     Attributes:
         draw_figures: called with the calibration folder once its files are written; None draws nothing.
