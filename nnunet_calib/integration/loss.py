@@ -81,7 +81,7 @@ def fused(base: Any, term: Any, weight: float, net_output: Tensor, target: Tenso
     options = fused_options(base) if fusible(net_output, target) else None
     if options is None:
         return None
-    of_term = term.options if isinstance(term, FunctionalLoss) else {}
+    of_term: dict[str, Any] = term.options if isinstance(term, FunctionalLoss) else {}
     same_labels = (of_term.get("regions"), of_term.get("ignore_label")) == (False, base.ignore_label)
     if type(term) is ML1ACELoss and same_labels and (of_term["binning"], of_term["pool"]) == ("hard", "image"):
         binned = {name: of_term[name] for name in ("num_bins", "reduction", "absent_classes")}
