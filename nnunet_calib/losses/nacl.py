@@ -76,16 +76,16 @@ class _DistanceToBorders(torch.autograd.Function):
         total, scratch = torch.zeros((), dtype=torch.float64), torch.empty_like(z[0, 0])
         for row in z.flatten(0, 1):
             total += distance(row, out=scratch).sum()
-        flat = z.view(-1)
-        at_borders, own_at_borders, own = (
-            flat.index_select(0, at) for at in (borders.at.view(-1), borders.at_true, borders.entries())
+        own, own_at_borders, at_borders = (
+            z.view(-1).index_select(0, at) for at in (borders.entries(), borders.at_true, borders.at.view(-1))
         )
         # to the own class's 1 rather than to 0; not at borders; and not in ignored voxels, where it adds 1
         for sign, x in ((1, own), (-1, own_at_borders)):
             total += sign * (distance(x - 1) - distance(x)).sum(dtype=torch.float64)
         total -= len(own) - borders.count
-        total += (distance(at_borders - borders.soft.view(-1)) - distance(at_borders)).sum(dtype=torch.float64)
-        ctx.save_for_backward(z)
+        total -= distance(at_borders).sum(dtype=torch.float64)
+        total += distance(at_borders.sub_(borders.soft.view(-1))).sum(dtype=torch.float64)
+        ctx.save_for_backward(z, own, at_borders)
         ctx.options = borders, squared
         return total
 
@@ -94,16 +94,15 @@ class _DistanceToBorders(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None]:
         """Scaled signs, or twice the distances."""
-        (z,), (borders, squared) = ctx.saved_tensors, ctx.options
+        (z, own, from_soft), (borders, squared) = ctx.saved_tensors, ctx.options
         scale = d_total.to(z.dtype)
 
         def derivative(x: Tensor) -> Tensor:
             return x * (2 * scale) if squared else x.sign().mul_(scale)
 
-        flat, gradient, own = z.view(-1), derivative(z), borders.entries()
-        at_borders = flat.index_select(0, borders.at.view(-1))
-        gradient.view(-1).scatter_(0, own, derivative(flat.index_select(0, own).sub_(1)))
-        gradient.view(-1).scatter_(0, borders.at.view(-1), derivative(at_borders.sub_(borders.soft.view(-1))))
+        gradient = derivative(z)
+        gradient.view(-1).scatter_(0, borders.entries(), derivative(own - 1))
+        gradient.view(-1).scatter_(0, borders.at.view(-1), derivative(from_soft))
         return gradient, None, None
 
 
