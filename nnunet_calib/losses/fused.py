@@ -1,32 +1,30 @@
 """Dice + cross-entropy + mL1-ACE in one pass over the voxels, on a CPU, for softmax heads.
 
-Written one after the other, these three losses run the softmax twice, expand the labels to C-channel maps, and keep
-what they need for their gradients, several times the memory of the logits. All that they need of the voxels, though,
-are a few sums over each image:
+One after the other, these three losses run the softmax twice, expand the labels to C-channel maps, and keep several
+times the memory of the logits for their gradients. Yet all that they need of the voxels are a few sums over each image:
 
     Dice                        sum of p_c, sum of p_c over voxels of class c, number of voxels of class c
     cross-entropy               sum of -log p_y, y being a voxel's own class
     mL1-ACE                     for each class and bin: number of voxels, sum of p_c, voxels of class c
 
-So `_Sums`, the one custom autograd function here, computes these sums, and `fused_loss` writes the losses down as plain
-formulas of small tensors, which autograd differentiates. What comes back to `_Sums.backward` is the derivative with
-respect to each sum: a number per class, a number per class and bin. The derivative u_c with respect to the probability
-p_c of a voxel is the total over the sums that p_c was added to, hence a look-up by class and bin, and the softmax makes
-p_c (u_c - sum_k p_k u_k) of it. The cross-entropy adds p_c - 1[c = y] times its own derivative.
+So `_Sums` computes these sums, and `fused_loss` writes the losses down as formulas of small tensors, which autograd
+differentiates. What comes back to `_Sums.backward` is the derivative with respect to each sum: a number per class, a
+number per class and bin. The derivative u_c with respect to a voxel's probability p_c is the total over the sums that
+p_c was added to, hence a look-up by class and bin, and the softmax makes p_c (u_c - sum_k p_k u_k) of it. The
+cross-entropy adds p_c - 1[c = y] times its own derivative.
 
 What makes it fast and small:
 
 - **One buffer.** The softmax is computed once, and the backward pass turns it, in place, into the gradient. (A second
   backward pass through the same graph computes it again.)
-- **Pieces.** Voxels are worked off in pieces that fit the processor's cache: parts of a large image, or several small
-  images, since each of some hundred operations has a fixed cost.
-- **Sure voxels.** Where p_y > 1 - 1 / M, p_y lies in the last bin and the probabilities of all other classes in the
-  first, so that no bin needs to be looked up: their sums follow from the sum over all voxels. A trained network is sure
-  of nearly all voxels. Only the others, the unsure, are copied out and binned one by one. Nor does each sure voxel need
-  a logarithm: it is taken of the product of sixteen p_y.
+- **Pieces** that fit the processor's cache are worked off in turn: parts of a large image, or several small images,
+  since each of some hundred operations has a fixed cost.
+- **Sure voxels.** Where p_y > 1 - 1 / M, p_y lies in the last bin and all other p_c in the first: their sums follow
+  from the sum over all voxels. A trained network is sure of nearly all voxels; only the others, the unsure, are copied
+  out and binned one by one. Nor does each sure voxel need a logarithm: it is taken of the product of sixteen p_y.
 - **One histogram for number and sum.** `torch.bincount` adds 2^k + p for each p. In float64 the number and the sum of
-  such terms can be told apart again if there are fewer than 2^k, and the sum is exact to 2^(2k - 53) per term. Eight
-  interleaved histograms keep neighbours, which mostly fall into the same bin, from waiting for each other.
+  fewer than 2^k such terms can be told apart again, and the sum is exact to 2^(2k - 53) per term. Eight interleaved
+  histograms keep neighbours, which mostly fall into the same bin, from waiting for each other.
 - **Ignored voxels** get p = 0 and a class of their own, whose sums nobody reads.
 
 The plain composition is the reference: tests/losses/test_fused.py holds this file to it.
@@ -53,22 +51,11 @@ from nnunet_calib.losses.targets import at_least_float32, label_error
 PIECE = 2**20  # probabilities in a piece: 4 MiB
 LANES = 8  # a power of two
 BLOCK = 64  # probabilities added in their own precision, before float64 takes over
-SURE = 0.9  # a sure voxel's p_y is above this whatever the bins, so that the product of FACTORS of them is well above 0
-FACTORS = 16
+FACTORS = 16  # p_y of sure voxels in a product
+SURE = 0.9  # what they are above whatever the bins are, so that the product is well above 0
 # Well above the rounding of a softmax, so that no p of a sure voxel is on the other side of its bin's edge.
 MARGIN = 1e-4
 UNDERFLOW = 1e-30  # below, -log p_y is taken from the logits
-
-
-@dataclass
-class _Unsure:
-    """The k unsure voxels of a piece."""
-
-    p: Tensor  # (C, k)
-    at: Tensor  # (C, k) where p lies in the piece's `flat`
-    place: Tensor  # (C, k) of its bin in flattened tables (images, C + 1, M)
-    row: Tensor  # (k,)
-    true: Tensor  # (k,) where p_y lies in the flattened p
 
 
 @dataclass
@@ -91,8 +78,12 @@ class _Piece:
         p_y = self.flat.index_select(0, self.at_true)
         return p_y if self.ignored is None else p_y.masked_fill_(self.ignored, 1)
 
-    def unsure(self, index: Tensor, num_bins: int) -> _Unsure:
-        """What the bins need of the voxels with these indices."""
+    def unsure(self, index: Tensor, num_bins: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the bins need of the k voxels with these indices.
+
+        Their p (C, k), where these lie in `flat`, and their bins' places in flattened tables (images, C + 1, M); their
+        rows (k,), and where p_y lies in the flattened p.
+        """
         (images, classes, _), k = self.p.shape, len(index)
         y = row = self.row.index_select(0, index)
         at = self.base.index_select(0, index) + self.stride * torch.arange(classes, dtype=torch.int32)[:, None]
@@ -102,16 +93,15 @@ class _Piece:
         if images > 1:
             y = row % (classes + 1)
             place.add_(row - y, alpha=num_bins)
-        return _Unsure(p, at, place, row, torch.arange(k).add_(y, alpha=k))
+        return p, at.view(-1), place, row, torch.arange(k).add_(y, alpha=k)
 
 
 @lru_cache(maxsize=16)
 def _positions(images: int, voxels: int, classes: int, distance: int) -> tuple[Tensor, Tensor, Tensor]:
     """For images that lie `distance` apart: where each voxel lies (images, n), its lane, and its image's first row."""
-    image = torch.arange(images, dtype=torch.int32)[:, None]
-    base = torch.add(torch.arange(voxels, dtype=torch.int32), image, alpha=distance)
-    lanes = torch.arange(images * voxels, dtype=torch.int32).bitwise_and_(LANES - 1)
-    return base, lanes, image * (classes + 1)
+    image, voxel, any_voxel = (torch.arange(n, dtype=torch.int32) for n in (images, voxels, images * voxels))
+    base = torch.add(voxel, image[:, None], alpha=distance)
+    return base, any_voxel.bitwise_and_(LANES - 1), image[:, None] * (classes + 1)
 
 
 def _pieces(p: Tensor, labels: Tensor, ignore_label: int | None) -> Iterator[_Piece]:
@@ -133,21 +123,24 @@ def _pieces(p: Tensor, labels: Tensor, ignore_label: int | None) -> Iterator[_Pi
         if low < 0 or high >= classes:
             raise label_error(labels, classes, ignore_label)
         at_true = torch.add(base, of_true, alpha=voxels).view(-1)
-        row = (y + first_row if len(piece) > 1 else y).view(-1)
-        flat = p[of].view(-1)[start:]
+        row, flat = (y + first_row if len(piece) > 1 else y).view(-1), p[of].view(-1)[start:]
         yield _Piece(of, where, piece, flat, base.view(-1), voxels, at_true, row, lanes, ignored)
 
 
-def _number_and_sum(place: Tensor, p: Tensor, lanes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """How often each place from 0 to size - 1 occurs, and the sum of the p there, in float64."""
+def _add_number_and_sum(tables: list[Tensor], piece: _Piece, place: Tensor, p: Tensor) -> None:
+    """Add how often each place of the piece's images occurs, and the sum of p there, to two tables of all images."""
+    number, total = (table[piece.images] for table in tables)
+    size = number.numel()
     if p.dtype == torch.float64:  # too precise for both at once
-        place, p = place.flatten(), p.flatten()
-        return torch.bincount(place, minlength=size).double(), torch.bincount(place, p, minlength=size)
-    one = 2.0 ** (place.numel() // LANES + place.shape[0] + 1).bit_length()
-    place = torch.add(lanes[: place.shape[-1]], place, alpha=LANES)
-    total = torch.bincount(place.flatten(), p.double().add_(one).flatten(), minlength=size * LANES)
-    number = total.div(one, rounding_mode="floor")
-    return number.view(-1, LANES).sum(1), total.sub_(number, alpha=one).view(-1, LANES).sum(1)
+        number += torch.bincount(place.flatten(), minlength=size).view(number.shape)
+        total += torch.bincount(place.flatten(), p.flatten(), minlength=size).view(total.shape)
+        return
+    one = 2.0 ** (place.numel() // LANES + place.numel() // place.shape[-1]).bit_length()  # more than a lane holds
+    place = torch.add(piece.lanes[: place.shape[-1]], place, alpha=LANES)
+    both = torch.bincount(place.flatten(), p.double().add_(one).flatten(), minlength=size * LANES)
+    times = both.div(one, rounding_mode="floor")
+    for table, x in ((number, times), (total, both.sub_(times, alpha=one))):
+        table += x.view(-1, LANES).sum(1).view(table.shape)
 
 
 def _sum(p: Tensor) -> Tensor:
@@ -174,19 +167,18 @@ def _negative_log_likelihood(piece: _Piece, p_y: Tensor, unsure: Tensor, logits:
 
 
 class _Sums(torch.autograd.Function):
-    """The sums over the voxels that count: see `forward` for what they are and the module for how it is done."""
+    """The sums over the voxels that count."""
 
     @staticmethod
     @custom_fwd(device_type="cpu")
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Sums of logits (B, C, N) with labels (B, N), in float64.
 
         Returns:
-            -log p_y of all voxels together; p_c (B, C); p_c where y = c (B, C); number of voxels with y = c (B, C);
-            of each bin (B, C, M) the p_c, the number of voxels and the number of those with y = c. The numbers have no
-            gradient. Without bins (M = 0) the last three are empty.
+            -log p_y of all voxels together; p_c, p_c where y = c, number of voxels with y = c (B, C); of each bin
+            (B, C, M) the p_c, the number of voxels and of those with y = c. Without bins (M = 0) these are empty.
         """
         images, classes, _ = logits.shape
         sure_above = max(SURE, 1 - 1 / max(num_bins, 1) + MARGIN)
@@ -198,20 +190,15 @@ class _Sums(torch.autograd.Function):
         for piece in _pieces(p, labels, ignore_label):
             p_y = piece.true_probabilities()
             index = (p_y < sure_above).nonzero()[:, 0].int()
-            ctx.kept.append((p_y, index))
+            ctx.kept.append((p_y, index if num_bins else index[:0]))
             nll += _negative_log_likelihood(piece, p_y, index, logits)
             total[piece.images] += _sum(piece.p)
-            tables = [x[piece.images] for x in by_class]
-            more = [*_number_and_sum(piece.row, p_y, piece.lanes, tables[0].numel())]
+            _add_number_and_sum(by_class, piece, piece.row, p_y)
             if num_bins and len(index):
-                unsure = piece.unsure(index, num_bins)
-                binned = [x[piece.images] for x in by_bin]
-                tables, size = tables + binned, binned[0].numel()
-                place_y, p_y = (x.view(-1).index_select(0, unsure.true) for x in (unsure.place, unsure.p))
-                more += _number_and_sum(unsure.place, unsure.p, piece.lanes, size)
-                more += _number_and_sum(place_y, p_y, piece.lanes, size)
-            for table, sums in zip(tables, more, strict=True):
-                table += sums.view(table.shape)
+                unsure, _, place, _, true = piece.unsure(index, num_bins)
+                _add_number_and_sum(by_bin[:2], piece, place, unsure)
+                of_class = (x.view(-1).index_select(0, true) for x in (place, unsure))
+                _add_number_and_sum(by_bin[2:], piece, *of_class)
         number, of_true, weight, probability, positive, p_positive = (x[:, :classes] for x in by_class + by_bin)
         if num_bins:
             sure, p_sure = number - positive.sum(2), of_true - p_positive.sum(2)
@@ -233,12 +220,9 @@ class _Sums(torch.autograd.Function):
         """The gradient of the logits, given those of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options
-        p, ctx.p = ctx.p, None
-        if p is None:
-            p = torch.softmax(logits, 1)
-        d_sure, d_true = d_total, d_of_true
-        if num_bins:
-            d_sure, d_true = d_total + d_bins[..., 0], d_of_true + d_bins[..., -1] - d_bins[..., 0]
+        p, ctx.p = torch.softmax(logits, 1) if ctx.p is None else ctx.p, None
+        first, last = (d_bins[..., 0], d_bins[..., -1]) if num_bins else (0, 0)
+        d_sure, d_true = d_total + first, d_of_true + last - first
         d_bins = pad(d_bins + d_total[..., None], (0, 0, 0, 1))
         d_true, d_of_true = (pad(d, (0, 1)) for d in (d_true, d_of_true))
         d_nll, d_sure, d_true, d_of_true, d_bins = (d.to(p.dtype) for d in (d_nll, d_sure, d_true, d_of_true, d_bins))
@@ -251,18 +235,15 @@ class _Sums(torch.autograd.Function):
             of_true.sub_(d_nll)
             if piece.ignored is not None:
                 of_true.masked_fill_(piece.ignored, 0)
-            if num_bins and len(index):
-                unsure = piece.unsure(index, num_bins)
-                v = d_bins[b].view(-1).index_select(0, unsure.place.view(-1))
-                v.index_add_(0, unsure.true, d_of_true[b].view(-1).index_select(0, unsure.row))
-                v = v.view(unsure.p.shape)
-                v.sub_((unsure.p * v).sum(0).sub_(d_nll)).mul_(unsure.p)
-                v.view(-1).index_add_(0, unsure.true, d_nll.expand(len(index)), alpha=-1)
-            u = scratch[: q.numel()].view(q.shape)
-            q.mul_(torch.sub(d_sure[b, :, None], mean.sub_(d_nll), out=u))
+            unsure, at, place, row, true = piece.unsure(index, num_bins)
+            v = d_bins[b].view(-1).index_select(0, place.view(-1))
+            v.index_add_(0, true, d_of_true[b].view(-1).index_select(0, row))
+            v = v.view(unsure.shape)
+            v.sub_((unsure * v).sum(0).sub_(d_nll)).mul_(unsure)
+            v.view(-1).index_add_(0, true, d_nll.expand(len(index)), alpha=-1)
+            q.mul_(torch.sub(d_sure[b, :, None], mean.sub_(d_nll), out=scratch[: q.numel()].view(q.shape)))
             piece.flat.scatter_add_(0, piece.at_true.long(), of_true)
-            if num_bins and len(index):
-                piece.flat.scatter_(0, unsure.at.view(-1).long(), v.view(-1))
+            piece.flat.scatter_(0, at.long(), v.view(-1))
         return p, None, None, None
 
 
@@ -282,9 +263,8 @@ def fused_loss(
 ) -> Tensor:
     r"""Weighted sum of cross-entropy, Dice loss without background, and mL1-ACE with hard bins.
 
-    .. math:: - \frac{w_{CE}}{N} \sum_i \log p_{i, y_i}
+    .. math:: - \frac{w_{CE}}{N} \sum_i \log p_{i, y_i} + w_{ACE} \, \mathrm{ACE}
         - w_{Dice} \, \mathrm{mean}_{b, c > 0} \frac{2 \sum_{i: y_i = c} p_{i,c} + s}{\sum_i p_{i,c} + n_c + s}
-        + w_{ACE} \, \mathrm{ACE}
 
     Args:
         logits: (B, C, *spatial) on a CPU, C at least 2.
