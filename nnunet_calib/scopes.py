@@ -7,13 +7,15 @@ measured side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.ndimage import distance_transform_edt
 
 SCOPES = ("image", "foreground", "boundary")
 BOUNDARY_MM = 2.0
+_MANY_SHIFTS = 5000  # from here on the distance transform is faster
 
 # A voxel's scopes as bits: every voxel that counts is in "image".
 FOREGROUND_BIT, BOUNDARY_BIT = 1, 2
@@ -52,18 +54,60 @@ def boundary_band(
         Mask of the shape of `labels`; all False where there is no boundary.
     """
     edge = boundary_voxels(labels, valid)
-    box = find_objects(edge.astype(np.uint8), max_label=1)[0]
+    box = _bounding_box(edge)
     if box is None:
         return edge
     spacing = np.ones(labels.ndim) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
-    # the distance transform is slow and the band is thin: only the box that can contain it is transformed
+    # the band is thin: only the box that can contain it is looked at
     width_mm *= 1 + 1e-6  # a multiple of the spacing is in, whatever way it is rounded
-    margin = np.ceil(width_mm / spacing).astype(int)
+    reach = np.minimum(width_mm / spacing, labels.shape).astype(int)
     box = tuple(
-        slice(max(b.start - m, 0), min(b.stop + m, n)) for b, m, n in zip(box, margin, labels.shape, strict=True)
+        slice(max(b.start - r, 0), min(b.stop + r, n)) for b, r, n in zip(box, reach, labels.shape, strict=True)
     )
-    edge[box] = distance_transform_edt(~edge[box], sampling=spacing) <= width_mm
+    if np.prod(2 * reach[:-1] + 1) > _MANY_SHIFTS:
+        edge[box] = distance_transform_edt(~edge[box], sampling=spacing) <= width_mm
+    else:
+        edge[box] = _dilated(edge[box], spacing, reach, width_mm)
     return edge
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box that holds all of a mask; None if that is empty."""
+    box = []
+    for axis in range(mask.ndim):
+        inside = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
+        if not inside.size:
+            return None
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)
+
+
+def _dilated(
+    mask: NDArray[np.bool_], spacing: NDArray[np.float64], reach: NDArray[np.int64], width_mm: float
+) -> NDArray[np.bool_]:
+    """Voxels within `width_mm` of a mask; the distance transform takes ten times as long, and 24 bytes per voxel.
+
+    A ball is made of rows along the last axis, and dilating by a row of half length r + 1 continues from r. Then shifts
+    along the other axes remain, of masks packed eight voxels to a byte.
+    """
+    rows: dict[int, list[tuple[int, ...]]] = {}
+    for offset in product(*(range(-r, r + 1) for r in reach[:-1])):
+        left = width_mm**2 - np.square(offset * spacing[:-1]).sum()
+        if left >= 0:
+            rows.setdefault(min(int(np.sqrt(left) / spacing[-1]), int(reach[-1])), []).append(offset)
+    dilated, done = mask.copy(), 0
+    band = np.zeros_like(np.packbits(mask, axis=-1))
+    for half in sorted(rows):
+        for shift in range(done + 1, half + 1):
+            dilated[..., shift:] |= mask[..., :-shift]
+            dilated[..., :-shift] |= mask[..., shift:]
+        done = half
+        packed = np.packbits(dilated, axis=-1)
+        for offset in rows[half]:
+            to = tuple(slice(max(o, 0), n + min(o, 0)) for o, n in zip(offset, mask.shape, strict=False))
+            source = tuple(slice(max(-o, 0), n + min(-o, 0)) for o, n in zip(offset, mask.shape, strict=False))
+            band[to] |= packed[source]
+    return np.unpackbits(band, axis=-1, count=mask.shape[-1]).view(bool)
 
 
 def scope_bits(
@@ -76,7 +120,9 @@ def scope_bits(
 ) -> NDArray[np.uint8]:
     """The scopes of each voxel as bits; `scope_members` reads them."""
     band = boundary_band(labels, spacing_mm=spacing_mm, width_mm=boundary_mm, valid=valid)
-    return (foreground * np.uint8(FOREGROUND_BIT) + band * np.uint8(BOUNDARY_BIT)).astype(np.uint8)
+    bits = band.view(np.uint8) * np.uint8(BOUNDARY_BIT)
+    bits |= foreground.view(np.uint8) * np.uint8(FOREGROUND_BIT)
+    return bits
 
 
 def scope_members(scope: str) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
+from nnunet_calib import scopes
 from nnunet_calib.scopes import SCOPES, boundary_band, boundary_voxels, scope_bits, scope_members
 from tests.measuring.conftest import IGNORE_LABEL, make_case
 
@@ -84,12 +85,14 @@ def test_no_boundary(labels):
         assert not band.any()
 
 
-@pytest.mark.parametrize("width_mm", [0, 1.0, 2.0, 3.7, 12.0])
+@pytest.mark.parametrize("many_shifts", [0, 10**6], ids=["distance transform", "shifts"])
+@pytest.mark.parametrize("width_mm", [0, 1.0, 2.0, 3.7, 12.0, 90.0])
 @pytest.mark.parametrize(
     ("shape", "spacing_mm"), [((30, 26), None), ((30, 26), (0.7, 1.9)), ((20, 18, 16), (5.0, 0.8, 0.8))], ids=str
 )
-def test_box_equals_full_distance_transform(shape, spacing_mm, width_mm):
+def test_box_equals_full_distance_transform(shape, spacing_mm, width_mm, many_shifts, monkeypatch):
     """The band is computed in a box around the boundary alone; an object in a corner, one in the middle."""
+    monkeypatch.setattr(scopes, "_MANY_SHIFTS", many_shifts)
     for corner in ([0] * len(shape), [n // 2 for n in shape]):
         labels = np.zeros(shape, int)
         labels[tuple(slice(c, c + 3) for c in corner)] = make_case(shape=(3,) * len(shape)).labels + 1
