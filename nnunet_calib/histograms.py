@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.scopes import scope_members
+from nnunet_calib.sure_voxels import sum_sure_voxels
 from nnunet_calib.temperature import MIN_PROBABILITY, log_probabilities
 
 # Divided by 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, 80, 100, 120, ...: errors with these are exact.
@@ -52,34 +53,54 @@ class Histograms:
             p: (heads, n) probabilities.
             y: (n,) labels, or (heads, n) bool for regions.
             scope_bits: (n,) from `scopes.scope_bits`.
-            weights: (n,) how many voxels each one stands for; None counts in integers.
+            weights: (n,) how many voxels each one stands for; None and integers count in integers.
         """
-        regions = y.ndim == 2
         p = p.astype(np.result_type(p, np.float32), copy=False)
         part = scope_bits.astype(np.int64)
-        w = np.ones(p.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
-        if regions:
-            confidence, right = np.maximum(p, 1 - p), (p > 0.5) == y
+        w = np.ones(len(part)) if weights is None else weights.astype(np.float64)
+        if y.ndim == 2:
             logits = log_probabilities(p, regions=True).astype(np.float64)
             nll = (np.logaddexp(0, logits) - y * logits).mean(0)
             brier = np.square(p - y, dtype=np.float64).mean(0)
-            rows = [*zip(p, y, strict=True)]
-            top = (confidence.ravel(), right.ravel(), np.tile(part, len(p)), np.tile(w, len(p)))
+            rows = [_binned(*row, part, weights) for row in zip(p, y, strict=True)]
+            tops = [_binned(np.maximum(q, 1 - q), (q > 0.5) == t, part, weights) for q, t in zip(p, y, strict=True)]
+            rows.append([reduce(np.add, columns) for columns in zip(*tops, strict=True)])
         else:
             true = np.take_along_axis(p, y[None].astype(np.int64), 0)[0].astype(np.float64)
             nll = -np.log(np.maximum(true, MIN_PROBABILITY))
             brier = np.square(p, dtype=np.float64).sum(0) - 2 * true + 1
-            rows = [(p[c], y == c) for c in range(len(p))]
-            top = (p.max(0, initial=0), p.argmax(0) == y, part, w)
-        binned = [_binned(*row, part, w) for row in rows] + [_binned(*top)]
-        counts, probability, positives = (np.stack(columns, axis=1) for columns in zip(*binned, strict=True))
-        voxels = np.bincount(part, w, _PARTS)
-        if weights is None:
+            rows = [_binned(p[c], y == c, part, weights) for c in range(len(p))]
+            rows.append(_binned(p.max(0, initial=0), p.argmax(0) == y, part, weights))
+        counts, probability, positives = (np.stack(columns, axis=1) for columns in zip(*rows, strict=True))
+        voxels = _sums(part, w, _PARTS)
+        if weights is None or weights.dtype.kind in "iu":
             counts, positives, voxels = (np.rint(x).astype(np.int64) for x in (counts, positives, voxels))
         return cls(
             counts, probability, positives,
-            nll=np.bincount(part, w * nll, _PARTS), brier=np.bincount(part, w * brier, _PARTS), voxels=voxels,
+            nll=_sums(part, w * nll, _PARTS), brier=_sums(part, w * brier, _PARTS), voxels=voxels,
         )
+
+    @classmethod
+    def of_classes(
+        cls, p: NDArray, y: NDArray, scope_bits: NDArray[np.uint8]
+    ) -> tuple[Histograms, NDArray[np.int64]]:
+        """The same as `of` for classes, several times as fast where the model is sure of most voxels, and right.
+
+        Returns:
+            The histograms, and the indices of the voxels whose top confidence may be below 1 - 1 / 1200.
+        """
+        sure, others = sum_sure_voxels(p, y, scope_bits, parts=_PARTS, num_bins=FINE_BINS)
+        h = cls.of(p[:, others], y[others], scope_bits[others])
+        voxels = sure.voxels.sum(1)
+        for values, of_true, of_others in (
+            (h.counts, sure.voxels, voxels[:, None] - sure.voxels),
+            (h.positives, sure.voxels, 0),
+            (h.probability, sure.true, sure.other),
+        ):
+            values[:, :-1, 0] += of_others
+            values[:, :-1, -1] += of_true
+            values[:, -1, -1] += of_true.sum(1)
+        return replace(h, nll=h.nll + sure.nll, brier=h.brier + sure.brier, voxels=h.voxels + voxels), others
 
     @classmethod
     def empty(cls, heads: int, regions: bool) -> Histograms:
@@ -106,9 +127,15 @@ class Histograms:
         return Histograms(*(getattr(self, f.name)[members].sum(0) for f in fields(self)))
 
 
-def _binned(p: NDArray, y: NDArray, part: NDArray, w: NDArray) -> list[NDArray]:
+def _binned(p: NDArray, y: NDArray, part: NDArray, weights: NDArray | None) -> list[NDArray]:
     """Weight, weighted probability and weighted positives, each (4, fine bins)."""
     p = p.astype(np.float64)  # exact edges, see bin_index
     cell = part * FINE_BINS + bin_index(p, FINE_BINS)
-    size = _PARTS * FINE_BINS
-    return [np.bincount(cell, values, size).reshape(_PARTS, FINE_BINS) for values in (w, w * p, w * y)]
+    weighted = p if weights is None else weights * p
+    rows = ((cell, weights), (cell, weighted), (cell[y], None if weights is None else weights[y]))
+    return [_sums(where, w, _PARTS * FINE_BINS).reshape(_PARTS, FINE_BINS) for where, w in rows]
+
+
+def _sums(where: NDArray, weights: NDArray | None, size: int) -> NDArray:
+    """`np.bincount`, which counts in integers without weights, but also where there is nothing to weigh."""
+    return np.bincount(where, weights, size).astype(np.int64 if weights is None else np.float64, copy=False)

@@ -10,18 +10,19 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_calib.case_pass import Volume, region_members
 from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.scopes import BOUNDARY_MM, scope_bits
-from nnunet_calib.slabs import Probabilities, probability_slab, slab_slices
+from nnunet_calib.slabs import Probabilities
 from nnunet_calib.slices import RepresentativeSlice, representative_slice
-from nnunet_calib.temperature import log_probabilities
-from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
+from nnunet_calib.voxel_sample import VoxelSample
 
 FORMAT_VERSION = 2
 MAX_VOXELS = 100_000
@@ -75,7 +76,8 @@ class CaseStatistics:
 
         Args:
             probabilities: (C, *spatial) in [0, 1], float16 to float64: softmax over the classes, or a sigmoid per
-                region. A NumPy array, a CPU tensor, or anything with a shape and slices along the first spatial axis.
+                region. A NumPy array, a CPU tensor, or anything with a shape that is indexed like them: with slices
+                along the first spatial axis, and with an array of positions for each axis.
             labels: ground truth (*spatial), integers, 2D or 3D.
             regions: the label values of each head, in channel order, for region-based models; None for the classes 0 to
                 C - 1.
@@ -96,49 +98,24 @@ class CaseStatistics:
             ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], or if a label has no head.
         """
         labels = np.asarray(labels)
-        heads, sigmoid = probabilities.shape[0], regions is not None
         crop = (slice(None),) * labels.ndim if crop is None else crop
         crop = tuple(slice(*s.indices(n)[:2]) for s, n in zip(crop, labels.shape, strict=True))
         valid = None if ignore_label is None else labels != ignore_label
         _check(probabilities, labels if valid is None else labels[valid], crop, regions)
-        foreground = labels > 0 if regions is None else np.isin(labels, [v for region in regions for v in region])
+        labels = _smallest(labels)
+        members = None if regions is None else region_members(regions, int(labels.max(initial=0)))
+        foreground = labels > 0
+        if regions is not None:
+            foreground = reduce(np.logical_or, (labels == value for region in regions for value in region))
         bits = scope_bits(labels, foreground=foreground, valid=valid, spacing_mm=spacing, boundary_mm=boundary_mm)
-
-        def voxels(where: slice) -> tuple[NDArray, NDArray, NDArray]:
-            """Probabilities (C, n), targets (n,) or (C, n), and scope bits (n,) of a slab's voxels that count."""
-            keep = np.ones(labels[where].size, bool) if valid is None else valid[where].ravel()
-            p = probability_slab(probabilities, labels.shape, crop, where, fill_background=not sigmoid)
-            p = p.reshape(heads, -1)[:, keep]
-            y = labels[where].ravel()[keep].astype(np.uint16)
-            return p, y if regions is None else np.stack([np.isin(y, r) for r in regions]), bits[where].ravel()[keep]
-
-        slabs = list(slab_slices(labels.shape))
-        histograms, unsure = Histograms.empty(heads, sigmoid), []
-        for where in slabs:
-            p, y, b = voxels(where)
-            if p.size and not (p.min() >= 0 and p.max() <= 1 + 1e-5):
-                raise ValueError(
-                    f"expected probabilities in [0, 1], got values from {p.min()} to {p.max()}: pass the outputs of "
-                    f"softmax or sigmoid, without NaN"
-                )
-            histograms += Histograms.of(p, y, b)
-            unsure.append((np.maximum(p, 1 - p).min(0) if sigmoid else p.max(0)) < UNSURE_BELOW)
-
-        chosen, weights = choose_voxels(np.concatenate(unsure), max_voxels)
-        starts = np.cumsum([0, *(len(u) for u in unsure)])
-        columns = []
-        for where, start, stop in zip(slabs, starts[:-1], starts[1:], strict=True):
-            p, y, b = voxels(where)
-            here = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)] - start
-            columns.append((log_probabilities(p[:, here], regions=sigmoid).T, y[..., here].T, b[here]))
-        logits, y, b = (np.concatenate(column) for column in zip(*columns, strict=True))
-        sample = VoxelSample(logits.astype(np.float16), y, weights, b)
+        volume = Volume(probabilities, labels, valid, bits, crop, members)
+        histograms, unsure = volume.histograms()
+        sample = volume.sample(unsure, max_voxels)
         shown = representative_slice(
-            labels,
-            lambda rows: probability_slab(probabilities, labels.shape, crop, rows, fill_background=not sigmoid),
-            foreground=foreground, valid=valid, spacing=spacing, image=image, regions=sigmoid,
-        )
-        return cls(histograms, sample, sigmoid, boundary_mm, (case,), model or {}, shown)
+            labels, volume.slab, foreground=foreground, valid=valid, spacing=spacing, image=image,
+            regions=regions is not None,
+        )  # fmt: skip
+        return cls(histograms, sample, regions is not None, boundary_mm, (case,), model or {}, shown)
 
     @classmethod
     def merge(cls, parts: Sequence[CaseStatistics]) -> CaseStatistics:
@@ -218,6 +195,12 @@ class CaseStatistics:
         return cls(
             histograms, sample, header["regions"], header["boundary_mm"], tuple(header["cases"]), header["model"], shown
         )
+
+
+def _smallest(labels: NDArray) -> NDArray:
+    """The same labels in one or two bytes."""
+    one = not labels.size or (labels.min() >= 0 and labels.max() < 256)
+    return labels.astype(np.uint8 if one else np.uint16, copy=False)
 
 
 def _check(probabilities: Probabilities, labels: NDArray, crop: tuple[slice, ...], regions: object) -> None:

@@ -15,6 +15,7 @@ from nnunet_calib.temperature import scale_logits
 UNSURE_BELOW = 0.99
 _UNSURE_SHARE = 0.75
 _SEED = 20240306
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class VoxelSample:
         return Histograms.of(p, self.labels.T, self.scope_bits, self.weights)
 
 
-def choose_voxels(unsure: NDArray[np.bool_], max_voxels: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def choose_voxels(
+    unsure: NDArray[np.bool_], max_voxels: int, valid: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Which voxels to keep, and their weights.
 
     A small case is kept whole. Of a large one up to three quarters of the budget go to the unsure voxels, the rest to
@@ -57,23 +60,36 @@ def choose_voxels(unsure: NDArray[np.bool_], max_voxels: int) -> tuple[NDArray[n
     Args:
         unsure: (n,) which voxels the model is unsure of.
         max_voxels: the budget.
+        valid: (n,) which voxels there are to choose from, all unsure ones among them; None means all.
 
     Returns:
-        Rising indices into `unsure` and float32 weights that sum to n.
+        Rising indices into `unsure` and float32 weights that sum to the number of valid voxels.
 
     Raises:
         ValueError: for a budget below 2, one voxel of each group.
     """
     if max_voxels < 2:
         raise ValueError(f"expected max_voxels to be at least 2, got {max_voxels}")
-    if unsure.size <= max_voxels:
-        return np.arange(unsure.size), np.ones(unsure.size, np.float32)
-    groups = [np.flatnonzero(unsure), np.flatnonzero(~unsure)]
-    first = min(groups[0].size, max(int(max_voxels * _UNSURE_SHARE), max_voxels - groups[1].size, 1))
-    budgets = [first, min(groups[1].size, max_voxels - first)]
+    total = unsure.size if valid is None else int(np.count_nonzero(valid))
+    if total <= max_voxels:
+        indices = np.arange(total) if valid is None else np.flatnonzero(valid)
+        return indices, np.ones(total, np.float32)
+    sizes = [n := int(np.count_nonzero(unsure)), total - n]
+    first = min(sizes[0], max(int(max_voxels * _UNSURE_SHARE), max_voxels - sizes[1], 1))
+    budgets = [first, min(sizes[1], max_voxels - first)]
     rng = np.random.default_rng(_SEED)
-    picked = [rng.choice(g, k, replace=False, shuffle=False) for g, k in zip(groups, budgets, strict=True)]
-    weights = [np.full(k, g.size / max(k, 1), np.float32) for g, k in zip(groups, budgets, strict=True)]
-    indices = np.concatenate(picked)
+    ranks = [np.sort(rng.choice(n, k, replace=False, shuffle=False)) for n, k in zip(sizes, budgets, strict=True)]
+    picked: list[list[NDArray[np.int64]]] = [[], []]
+    passed = [0, 0]
+    for start in range(0, unsure.size, _CHUNK):  # the indices of all voxels would be eight times their number in bytes
+        part = slice(start, start + _CHUNK)
+        sure = ~unsure[part] if valid is None else valid[part] & ~unsure[part]
+        for group, members in enumerate((unsure[part], sure)):
+            low, passed[group] = passed[group], passed[group] + int(np.count_nonzero(members))
+            here = ranks[group][slice(*np.searchsorted(ranks[group], (low, passed[group])))]
+            if here.size:
+                picked[group].append(np.flatnonzero(members)[here - low] + start)
+    weights = [np.full(k, n / max(k, 1), np.float32) for n, k in zip(sizes, budgets, strict=True)]
+    indices = np.concatenate([*picked[0], *picked[1]])
     order = np.argsort(indices)
     return indices[order], np.concatenate(weights)[order]

@@ -13,8 +13,8 @@ LONGEST_FILE = 250
 LONGER = {"fused.py": 300}  # one algorithm, whose two passes are read together
 
 MEASURING = {
-    "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "histograms", "voxel_sample",
-    "statistics", "definitions", "metrics", "sampling_error",
+    "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "sure_voxels", "histograms",
+    "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error",
 }
 
 # Module, or folder with a "/" -> the modules of the package that it may import. A new module needs a line here.
@@ -26,9 +26,11 @@ OWN = {
     "files": set(),
     "slabs": set(),
     "slices": {"scopes"},
-    "histograms": {"binning", "scopes", "temperature"},
+    "sure_voxels": set(),
+    "histograms": {"binning", "scopes", "sure_voxels", "temperature"},
     "voxel_sample": {"histograms", "temperature"},
-    "statistics": {"files", "histograms", "scopes", "slabs", "slices", "temperature", "voxel_sample"},
+    "case_pass": {"histograms", "slabs", "temperature", "voxel_sample"},
+    "statistics": {"case_pass", "files", "histograms", "scopes", "slabs", "slices", "voxel_sample"},
     "definitions": set(),
     "metrics": {"definitions", "statistics", "histograms"},
     "sampling_error": {"histograms", "metrics", "statistics", "voxel_sample"},

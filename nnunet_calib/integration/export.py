@@ -34,7 +34,7 @@ class _TappedConfiguration:
 
 
 class _LazyProbabilities:
-    """Probabilities of logits, computed slab by slab, so that they never exist for the whole volume."""
+    """Probabilities of logits, computed where they are asked for, so that they never exist for the whole volume."""
 
     def __init__(self, logits: torch.Tensor, nonlinearity: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._logits = logits
@@ -87,7 +87,8 @@ class ExportAndMeasure:
         plans, properties = arguments["plans_manager"], arguments["properties_dict"]
         dataset = arguments["dataset_json_dict_or_file"]
         reader = plans.image_reader_writer_class()
-        labels = reader.read_seg(str(self.labels_folder / f"{case}{dataset['file_ending']}"))[0][0]
+        # as float32, which some readers return, they would take as much memory as a class map
+        labels = reader.read_seg(str(self.labels_folder / f"{case}{dataset['file_ending']}"))[0][0].astype(np.int16)
         back = plans.transpose_backward
         box = properties["bbox_used_for_cropping"]
         logits = torch.as_tensor(logits).permute(0, *(axis + 1 for axis in back))

@@ -13,9 +13,9 @@ from scipy.special import expit, softmax
 from nnunet_calib import CaseStatistics, calibration_errors, fit_temperature
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
-from tests.measuring.conftest import IGNORE_LABEL, Case, assert_same_histograms, assert_same_sample, make_case
+from tests.measuring.conftest import IGNORE_LABEL, MODES, Case, assert_same_histograms, assert_same_sample, make_case
 
-SLAB_VOXELS = "nnunet_calib.slabs._SLAB_VOXELS"
+SLAB_VALUES = "nnunet_calib.slabs._SLAB_VALUES"
 REGION_MODES = pytest.mark.parametrize("mode", ["labels", "regions"])
 
 
@@ -83,8 +83,8 @@ def test_flips(case, axes):
 def test_slabs(case, monkeypatch):
     """A case is measured in slabs, whose size changes nothing, not even in a thinned sample."""
     whole = case.measure(max_voxels=40)
-    for size in (1, 70):
-        monkeypatch.setattr(SLAB_VOXELS, size)
+    for size in (1, 210):
+        monkeypatch.setattr(SLAB_VALUES, size)
         assert_same_histograms(case.measure(max_voxels=40).histograms, whole.histograms)
         assert_same_sample(case.measure(max_voxels=40), whole)
 
@@ -98,22 +98,44 @@ def test_ignored_voxels_do_not_matter():
         assert case.measure().histograms.voxels.sum() == (case.labels != IGNORE_LABEL).sum() < case.labels.size
 
 
-@pytest.mark.parametrize("slab_voxels", [1, 1 << 20])
+@pytest.mark.parametrize("slab_values", [1, 1 << 22])
 @pytest.mark.parametrize("max_voxels", [50, 10**6])
 @pytest.mark.parametrize("shape", [(8, 9), (7, 6, 5)], ids=["2D", "3D"])
-@REGION_MODES
-def test_crop_equals_filled_volume(mode, shape, max_voxels, slab_voxels, monkeypatch):
+@pytest.mark.parametrize("mode", MODES)
+def test_crop_equals_filled_volume(mode, shape, max_voxels, slab_values, monkeypatch):
     """Around the crop, background is certain: p(class 0) = 1, or p = 0 for every region."""
-    monkeypatch.setattr(SLAB_VOXELS, slab_voxels)
+    monkeypatch.setattr(SLAB_VALUES, slab_values)
     case, crop = make_case(mode, shape), (slice(2, 5), slice(1, 6), slice(0, 4))[: len(shape)]
     inside = case.probabilities[(slice(None), *crop)]
     filled = np.zeros_like(case.probabilities)
-    filled[0] = mode == "labels"
+    filled[0] = mode.startswith("labels")
     filled[(slice(None), *crop)] = inside
     ours = case.with_probabilities(inside).measure(crop=crop, max_voxels=max_voxels)
     expected = case.with_probabilities(filled).measure(max_voxels=max_voxels)
     assert_same_histograms(ours.histograms, expected.histograms)
     assert_same_sample(ours, expected)
+
+
+def test_every_probability_is_asked_for_once(case, monkeypatch):
+    """And once more those of the voxel sample and of the slice: each may have to be computed from logits."""
+    monkeypatch.setattr(SLAB_VALUES, 100)
+    asked = []
+
+    class Computed:
+        shape = case.probabilities.shape
+
+        def __getitem__(self, key):
+            asked.append(case.probabilities[key])
+            return asked[-1]
+
+    ours, expected = (case.with_probabilities(p).measure(max_voxels=20) for p in (Computed(), case.probabilities))
+    assert_same_histograms(ours.histograms, expected.histograms)
+    assert_same_sample(ours, expected)
+    *slabs, of_sample, of_slice = (p.size for p in asked)
+    assert sum(slabs) == case.probabilities.size
+    assert max(slabs) <= case.probabilities[:, 0].size
+    assert of_sample == 20 * len(case.probabilities)
+    assert of_slice == case.probabilities[:, 0].size
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nnunet_calib import voxel_sample
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
@@ -66,6 +67,26 @@ def test_deterministic():
         np.testing.assert_array_equal(a, b)
     halves = np.bincount(first[0] // 1000, minlength=2)
     assert abs(halves[0] - 150) < 4 * np.sqrt(300 / 4)
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 10_000])
+@pytest.mark.parametrize("max_voxels", [2, 300, 1300, 1700])
+@pytest.mark.parametrize("ignored", [0, 0.3])
+def test_equals_choice_from_indices(ignored, max_voxels, chunk, monkeypatch):
+    """The voxels are looked up in chunks; written out, each group's indices are drawn from."""
+    monkeypatch.setattr(voxel_sample, "_CHUNK", chunk)
+    valid = np.random.default_rng(1).random(2000) >= ignored
+    unsure = flags(500, 1500) & valid
+    groups = [np.flatnonzero(unsure), np.flatnonzero(valid & ~unsure)]
+    chosen, weights = choose_voxels(unsure, max_voxels, valid if ignored else None)
+    if valid.sum() <= max_voxels:
+        expected = np.flatnonzero(valid)
+    else:
+        rng, sizes = np.random.default_rng(20240306), [int(unsure[chosen].sum()), int((~unsure[chosen]).sum())]
+        drawn = [rng.choice(g, k, replace=False, shuffle=False) for g, k in zip(groups, sizes, strict=True)]
+        expected = np.sort(np.concatenate(drawn))
+    np.testing.assert_array_equal(chosen, expected)
+    assert weights.sum() == pytest.approx(valid.sum(), rel=1e-6)
 
 
 @REGIONS

@@ -1,0 +1,131 @@
+"""One pass over the voxels of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.histograms import Histograms
+from nnunet_calib.slabs import Probabilities, slab_slices
+from nnunet_calib.temperature import log_probabilities
+from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A case's probabilities and what is known of its voxels.
+
+    Attributes:
+        probabilities: (C, *spatial) on the grid of the crop.
+        labels: (*spatial) unsigned integers.
+        valid: (*spatial) which voxels count; None means all.
+        scope_bits: (*spatial) from `scopes.scope_bits`.
+        crop: where in `labels` the probabilities lie; around it p(class 0) = 1, for regions p = 0.
+        members: (regions, labels) which labels belong to which region; None for classes.
+    """
+
+    probabilities: Probabilities
+    labels: NDArray
+    valid: NDArray[np.bool_] | None
+    scope_bits: NDArray[np.uint8]
+    crop: tuple[slice, ...]
+    members: NDArray[np.bool_] | None
+
+    def target(self, labels: NDArray) -> NDArray:
+        """(n,) labels as they are, or which regions (heads, n) they belong to."""
+        return labels if self.members is None else self.members[:, labels]
+
+    def around(self, voxels: int) -> NDArray[np.float32]:
+        """(C, n) probabilities around the crop."""
+        p = np.zeros((self.probabilities.shape[0], voxels), np.float32)
+        if self.members is None:
+            p[0] = 1
+        return p
+
+    def slab(self, rows: slice) -> NDArray:
+        """(C, rows, ...) probabilities of a range of the first axis of the whole grid."""
+        shape = self.labels[rows].shape
+        low, high = max(rows.start, self.crop[0].start), min(rows.stop, self.crop[0].stop)
+        p = self.around(int(np.prod(shape))).reshape(-1, *shape)
+        if high > low:
+            here = (slice(None), slice(low - rows.start, high - rows.start), *self.crop[1:])
+            p[here] = np.asarray(self.probabilities[:, low - self.crop[0].start : high - self.crop[0].start])
+        return p
+
+    def histograms(self) -> tuple[Histograms, NDArray[np.bool_]]:
+        """The histograms of all voxels, and a mask (*spatial) of those the model is unsure of.
+
+        Raises:
+            ValueError: if a probability is NaN or outside [0, 1].
+        """
+        heads, shape = self.probabilities.shape[0], self.labels[self.crop].shape
+        total, unsure = self._histograms_around(), np.zeros(self.labels.shape, bool)
+        for rows in slab_slices(shape, heads):
+            p = np.asarray(self.probabilities[:, rows]).reshape(heads, -1)
+            y, bits = (of_voxels[self.crop][rows].ravel() for of_voxels in (self.labels, self.scope_bits))
+            flags = np.zeros(p.shape[1], bool)
+            kept: NDArray | slice = slice(None)
+            if self.valid is not None and not (valid := self.valid[self.crop][rows]).all():
+                kept = np.flatnonzero(valid)
+                p, y, bits = p[:, kept], y[kept], bits[kept]
+            if not p.size:
+                continue
+            _check_range(p)
+            if self.members is None:
+                histograms, others = Histograms.of_classes(p, y, bits)
+                confidence = p[:, others].max(0)
+            else:
+                histograms, others = Histograms.of(p, self.target(y), bits), np.arange(len(y))
+                confidence = np.maximum(p, 1 - p).min(0)
+            total += histograms
+            flags[others if isinstance(kept, slice) else kept[others]] = confidence < UNSURE_BELOW
+            unsure[self.crop][rows] = flags.reshape(-1, *shape[1:])
+        return total, unsure
+
+    def _histograms_around(self) -> Histograms:
+        """Those of the voxels around the crop, all of which look the same but for label and scope."""
+        around = np.ones(self.labels.shape, bool) if self.valid is None else self.valid.copy()
+        around[self.crop] = False
+        values = int(self.labels.max(initial=0)) + 1
+        number = np.zeros(4 * values, np.int64)
+        for rows in slab_slices(self.labels.shape):
+            here = around[rows]
+            if here.any():
+                key = self.scope_bits[rows][here].astype(np.int64) * values + self.labels[rows][here]
+                number += np.bincount(key, minlength=len(number))
+        key = np.flatnonzero(number)
+        bits, labels = np.divmod(key, values)
+        return Histograms.of(self.around(len(key)), self.target(labels), bits.astype(np.uint8), number[key])
+
+    def sample(self, unsure: NDArray[np.bool_], max_voxels: int) -> VoxelSample:
+        """The voxel sample, see `choose_voxels`."""
+        valid = None if self.valid is None else self.valid.ravel()
+        chosen, weights = choose_voxels(unsure.ravel(), max_voxels, valid)
+        position = np.unravel_index(chosen, self.labels.shape)
+        inside = np.all([(x >= s.start) & (x < s.stop) for x, s in zip(position, self.crop, strict=True)], axis=0)
+        p = np.asarray(
+            self.probabilities[(slice(None), *(x[inside] - s.start for x, s in zip(position, self.crop, strict=True)))]
+        )
+        if not inside.all():
+            p_inside, p = p, self.around(len(chosen)).astype(p.dtype)
+            p[:, inside] = p_inside
+        logits = log_probabilities(p, regions=self.members is not None).T.astype(np.float16)
+        labels = self.target(self.labels[position].astype(np.uint16))
+        return VoxelSample(np.ascontiguousarray(logits), labels.T, weights, self.scope_bits[position])
+
+
+def region_members(regions: Sequence[tuple[int, ...]], largest: int) -> NDArray[np.bool_]:
+    """(regions, largest + 1) which labels belong to which region."""
+    return np.stack([np.isin(np.arange(largest + 1), region) for region in regions])
+
+
+def _check_range(p: NDArray) -> None:
+    low, high = p.min(), p.max()
+    if not (low >= 0 and high <= 1 + 1e-5):
+        raise ValueError(
+            f"expected probabilities in [0, 1], got values from {low} to {high}: pass the outputs of softmax or "
+            f"sigmoid, without NaN"
+        )
