@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.slabs import Probabilities, slab_slices
+from nnunet_calib.sure_voxels import columns
 from nnunet_calib.temperature import log_probabilities
 from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
 
@@ -70,13 +72,13 @@ class Volume:
             kept: NDArray | slice = slice(None)
             if self.valid is not None and not (valid := self.valid[self.crop][rows]).all():
                 kept = np.flatnonzero(valid)
-                p, y, bits = p[:, kept], y[kept], bits[kept]
+                p, y, bits = columns(p, kept), y[kept], bits[kept]
             if not p.size:
                 continue
             _check_range(p)
             if self.members is None:
                 histograms, others = Histograms.of_classes(p, y, bits)
-                confidence = p[:, others].max(0)
+                confidence = columns(p, others).max(0)
             else:
                 histograms, others = Histograms.of(p, self.target(y), bits), np.arange(len(y))
                 confidence = np.maximum(p, 1 - p).min(0)
@@ -87,6 +89,8 @@ class Volume:
 
     def _histograms_around(self) -> Histograms:
         """Those of the voxels around the crop, all of which look the same but for label and scope."""
+        if self.labels[self.crop].shape == self.labels.shape:
+            return Histograms.empty(self.probabilities.shape[0], self.members is not None)
         around = np.ones(self.labels.shape, bool) if self.valid is None else self.valid.copy()
         around[self.crop] = False
         values = int(self.labels.max(initial=0)) + 1
@@ -123,7 +127,8 @@ def region_members(regions: Sequence[tuple[int, ...]], largest: int) -> NDArray[
 
 
 def _check_range(p: NDArray) -> None:
-    low, high = p.min(), p.max()
+    q = torch.as_tensor(p if p.flags.writeable and min(p.strides) >= 0 else p.copy())
+    low, high = q.amin().item(), q.amax().item()  # half the time of NumPy's
     if not (low >= 0 and high <= 1 + 1e-5):
         raise ValueError(
             f"expected probabilities in [0, 1], got values from {low} to {high}: pass the outputs of softmax or "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.scopes import scope_members
-from nnunet_calib.sure_voxels import sum_sure_voxels
+from nnunet_calib.sure_voxels import columns, sum_sure_voxels
 from nnunet_calib.temperature import MIN_PROBABILITY, log_probabilities
 
 # Divided by 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, 80, 100, 120, ...: errors with these are exact.
@@ -90,7 +90,7 @@ class Histograms:
             The histograms, and the indices of the voxels whose top confidence may be below 1 - 1 / 1200.
         """
         sure, others = sum_sure_voxels(p, y, scope_bits, parts=_PARTS, num_bins=FINE_BINS)
-        h = cls.of(p[:, others], y[others], scope_bits[others])
+        h = cls.of(columns(p, others), y[others], scope_bits[others])
         voxels = sure.voxels.sum(1)
         for values, of_true, of_others in (
             (h.counts, sure.voxels, voxels[:, None] - sure.voxels),

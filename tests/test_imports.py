@@ -29,7 +29,7 @@ OWN = {
     "sure_voxels": set(),
     "histograms": {"binning", "scopes", "sure_voxels", "temperature"},
     "voxel_sample": {"histograms", "temperature"},
-    "case_pass": {"histograms", "slabs", "temperature", "voxel_sample"},
+    "case_pass": {"histograms", "slabs", "sure_voxels", "temperature", "voxel_sample"},
     "statistics": {"case_pass", "files", "histograms", "scopes", "slabs", "slices", "voxel_sample"},
     "definitions": set(),
     "metrics": {"definitions", "statistics", "histograms"},
