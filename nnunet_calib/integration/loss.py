@@ -21,6 +21,7 @@ from nnunet_calib.losses import ML1ACELoss, SVLSLoss
 from nnunet_calib.losses.fused import fused_loss
 from nnunet_calib.losses.module import FunctionalLoss
 from nnunet_calib.losses.svls import border_term
+from nnunet_calib.losses.targets import at_least_float32, for_cpu
 
 Outputs = Tensor | Sequence[Tensor]
 
@@ -36,11 +37,10 @@ class NoTerm(nn.Module):
 def fusible(net_output: Tensor, target: Tensor) -> bool:
     """Whether `fused_loss` takes these tensors: labels on a CPU; nnU-Net's sums are float32 even for float64 logits."""
     return (
-        net_output.device.type == target.device.type == "cpu"
-        and net_output.dtype != torch.float64
+        net_output.dtype != torch.float64
         and net_output.ndim > 2
-        and net_output.shape[1] > 1
-        and 0 < net_output[0].numel() < 2**31
+        and for_cpu(net_output, regions=False)
+        and target.device == net_output.device
         and target.shape == (net_output.shape[0], 1, *net_output.shape[2:])
     )
 
@@ -81,6 +81,7 @@ def fused(base: Any, term: Any, weight: float, net_output: Tensor, target: Tenso
     options = fused_options(base) if fusible(net_output, target) else None
     if options is None:
         return None
+    net_output = at_least_float32(net_output)  # once: the parts' gradients are added in single precision
     of_term: dict[str, Any] = term.options if isinstance(term, FunctionalLoss) else {}
     same_labels = (of_term.get("regions"), of_term.get("ignore_label")) == (False, base.ignore_label)
     if type(term) is ML1ACELoss and same_labels and (of_term["binning"], of_term["pool"]) == ("hard", "image"):

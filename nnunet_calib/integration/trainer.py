@@ -21,7 +21,8 @@ from nnunet_calib.integration.pseudo_ace import PseudoACEMixin
 from nnunet_calib.integration.schedule import Schedule, scheduled_weight
 from nnunet_calib.integration.validation import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
-from nnunet_calib.losses.ml1_ace import AbsentClasses, Binning, Reduction
+from nnunet_calib.losses.bins import AbsentClasses, Reduction
+from nnunet_calib.losses.ml1_ace import Binning
 from nnunet_calib.losses.nacl import On, Penalty, Prior
 
 if TYPE_CHECKING:

@@ -53,11 +53,6 @@ class Borders:
         return first.add_(self.labels, alpha=voxels).view(-1)
 
 
-def applies(logits: Tensor, *, regions: bool) -> bool:
-    """Whether soft labels can be had this way: classes, on a CPU (a GPU would wait for the number of borders)."""
-    return logits.device.type == "cpu" and not regions and logits.numel() > 0
-
-
 def _mixed(labels: Tensor, sizes: Sequence[int]) -> Tensor:
     """Mask (*spatial) of the voxels whose neighbourhood holds more than one label."""
     low = high = labels

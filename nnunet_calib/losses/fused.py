@@ -7,8 +7,8 @@ times the memory of the logits for their gradients. Yet all that they need of th
     cross-entropy               sum of -log p_y, y being a voxel's own class
     mL1-ACE                     for each class and bin: number of voxels, sum of p_c, voxels of class c
 
-So `_Sums` computes these sums, and `fused_loss` writes the losses down as formulas of small tensors, which autograd
-differentiates. What comes back to `_Sums.backward` is the derivative with respect to each sum: a number per class, a
+So `VoxelSums` computes these sums, and `fused_loss` writes the losses down as formulas of small tensors, which autograd
+differentiates. What comes back to its `backward` is the derivative with respect to each sum: a number per class, a
 number per class and bin. The derivative u_c with respect to a voxel's probability p_c is the total over the sums that
 p_c was added to, hence a look-up by class and bin, and the softmax makes p_c (u_c - sum_k p_k u_k) of it. The
 cross-entropy adds p_c - 1[c = y] times its own derivative.
@@ -45,7 +45,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from nnunet_calib.binning import bin_index
-from nnunet_calib.losses.ml1_ace import AbsentClasses, Reduction, error_of_sums
+from nnunet_calib.losses.bins import AbsentClasses, Reduction, error_of_sums
 from nnunet_calib.losses.targets import at_least_float32, label_error
 
 PIECE = 2**20  # probabilities in a piece: 4 MiB
@@ -166,11 +166,11 @@ def _negative_log_likelihood(piece: _Piece, p_y: Tensor, unsure: Tensor, logits:
     return -of_sure.sum(dtype=torch.float64) - log_p.sum(dtype=torch.float64)
 
 
-class _Sums(torch.autograd.Function):
+class VoxelSums(torch.autograd.Function):
     """The sums over the voxels that count."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu")
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # half-precision sums would be wrong in the third digit
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
@@ -286,15 +286,13 @@ def fused_loss(
         ValueError: for a label that has no class.
     """
     bins, logits = num_bins if weight_ml1_ace else 0, at_least_float32(logits)
-    # half-precision sums would be wrong in the third digit
-    with torch.autocast("cpu", enabled=False):
-        nll, total, of_true, number, *of_bins = _Sums.apply(logits.flatten(2), target.flatten(1), bins, ignore_label)
-        voxels = number.sum()
-        if batch_dice:
-            total, of_true, number = (x.sum(0, keepdim=True) for x in (total, of_true, number))
-        dice = (2 * of_true + smooth) / (number + total + smooth).clamp_min(1e-8)
-        loss = weight_ce * nll / voxels.clamp_min(1) - weight_dice * dice[:, 1:].mean()
-        if bins:
-            probability, weight, positive = of_bins
-            loss = loss + weight_ml1_ace * error_of_sums(weight, probability, positive, 1, reduction, absent_classes)
+    sums = VoxelSums.apply(logits.flatten(2), target.flatten(1), bins, ignore_label)
+    nll, total, of_true, number, probability, weight, positive = sums
+    voxels = number.sum()
+    if batch_dice:
+        total, of_true, number = (x.sum(0, keepdim=True) for x in (total, of_true, number))
+    dice = (2 * of_true + smooth) / (number + total + smooth).clamp_min(1e-8)
+    loss = weight_ce * nll / voxels.clamp_min(1) - weight_dice * dice[:, 1:].mean()
+    if bins:
+        loss = loss + weight_ml1_ace * error_of_sums(weight, probability, positive, 1, reduction, absent_classes)
     return loss.to(logits.dtype)

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, distributed
 
 from nnunet_calib.binning import bin_index
+from nnunet_calib.losses.bins import MIN_SOFT_BIN_WEIGHT, AbsentClasses, Reduction, error_of_sums
+from nnunet_calib.losses.fused import VoxelSums
 from nnunet_calib.losses.module import FunctionalLoss, check_options
-from nnunet_calib.losses.targets import activate, prepare
+from nnunet_calib.losses.targets import activate, at_least_float32, check_shapes, for_cpu, prepare
 
-Reduction = Literal["ace", "ece", "mce"]
 Binning = Literal["hard", "soft"]
-AbsentClasses = Literal["skip", "zero", "keep"]
 Pool = Literal["image", "batch"]
-
-# A soft bin that holds less than this many voxels' weight counts as empty (Barfoot et al. 2025).
-MIN_SOFT_BIN_WEIGHT = 0.01
 
 
 def _check(
@@ -77,33 +74,6 @@ def _pool(sums: Tensor) -> Tensor:
     return sums
 
 
-def error_of_sums(
-    weight: Tensor,
-    probability: Tensor,
-    positive: Tensor,
-    least: float,
-    reduction: Reduction,
-    absent_classes: AbsentClasses,
-) -> Tensor:
-    """The calibration error of bins (B, C, M) given by their sums; a bin that weighs less than `least` is empty."""
-    # in the negative: a NaN, which is in no order, must count, or the loss would hide it
-    filled = ~(weight < least)
-    gap = torch.where(filled, (positive - probability).abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
-    if reduction == "ace":
-        error = gap.sum(2) / filled.sum(2).clamp_min(1)
-    elif reduction == "ece":
-        error = (gap * weight).sum(2) / weight.sum(2).clamp_min(1)
-    else:
-        error = gap.amax(2)
-
-    present = ~(positive.sum(2) <= 0)
-    counted = present if absent_classes == "skip" else filled.any(2)
-    if absent_classes != "keep":
-        error = torch.where(present | error.isnan(), error, 0)  # an absent class may have a NaN of its own (regions)
-    per_image = error.sum(1) / counted.sum(1).clamp_min(1)
-    return per_image.sum() / counted.any(1).sum().clamp_min(1)
-
-
 def ml1_ace_loss(
     logits: Tensor,
     target: Tensor,
@@ -155,13 +125,18 @@ def ml1_ace_loss(
         arXiv 2506.03942.
     """
     _check(num_bins, reduction, binning, absent_classes, pool)
-    z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
-    p = activate(z, regions)
-    sums = _bin_sums(p, maps, valid, num_bins, binning)
+    check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
+    if binning == "hard" and for_cpu(logits, regions=regions):
+        z = at_least_float32(logits)
+        *_, probability, weight, positive = VoxelSums.apply(z.flatten(2), target.flatten(1), num_bins, ignore_label)
+        sums = torch.stack([weight, probability, positive])
+    else:
+        z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
+        sums = _bin_sums(activate(z, regions), maps, valid, num_bins, binning)
     weight, probability, positive = sums if pool == "image" else _pool(sums)
 
     least = MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1
-    return error_of_sums(weight, probability, positive, least, reduction, absent_classes).to(p.dtype)
+    return error_of_sums(weight, probability, positive, least, reduction, absent_classes).to(z.dtype)
 
 
 class ML1ACELoss(FunctionalLoss):

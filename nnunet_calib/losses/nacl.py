@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-from nnunet_calib.losses.borders import Borders, applies, find_borders
+from nnunet_calib.losses.borders import Borders, find_borders
 from nnunet_calib.losses.module import FunctionalLoss, check_options
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, label_counts, spatially_varying_labels
-from nnunet_calib.losses.targets import activate, at_least_float32, masked_mean, prepare
+from nnunet_calib.losses.targets import activate, at_least_float32, for_cpu, masked_mean, prepare
 
 Prior = Literal["mean", "gaussian", "max", "min", "median", "mode"]
 Penalty = Literal["l1", "l2"]
@@ -166,7 +166,7 @@ def nacl_loss(
         segmentation networks, Medical Image Analysis 2024, arXiv 2401.14487.
     """
     _check(kernel_size, prior, penalty, on)
-    if on == "logits" and prior in ("mean", "gaussian") and applies(logits, regions=regions):
+    if on == "logits" and prior in ("mean", "gaussian") and for_cpu(logits, regions=regions):
         return _from_borders(
             logits, target, kernel_size=kernel_size, sigma=sigma if prior == "gaussian" else None, penalty=penalty,
             ignore_label=ignore_label,

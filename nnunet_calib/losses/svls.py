@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from nnunet_calib.losses.borders import applies, find_borders
+from nnunet_calib.losses.borders import find_borders
 from nnunet_calib.losses.module import FunctionalLoss
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, check_sigma, spatially_varying_labels
-from nnunet_calib.losses.targets import at_least_float32, masked_mean, prepare
+from nnunet_calib.losses.targets import at_least_float32, for_cpu, masked_mean, prepare
 
 
 def border_term(
@@ -19,10 +19,10 @@ def border_term(
 
     .. math:: \frac{1}{N} \sum_i \Big( z_{i, y_i} - \sum_c \tilde y_{i,c} z_{i,c} \Big)
 
-    The softmax is not needed, since both kinds of labels sum to 1 and its logarithm is z plus a constant.
+    The logits are at least float32. The softmax is not needed, since both kinds of labels sum to 1 and its logarithm is z plus a constant.
     """
     borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
-    z = at_least_float32(logits).flatten().index_select(0, borders.at.view(-1)).view(borders.at.shape)
+    z = logits.flatten().index_select(0, borders.at.view(-1)).view(borders.at.shape)
     factors = (borders.at == borders.at_true).to(z.dtype).sub_(borders.soft)
     return ((z * factors).sum(dtype=torch.float64) / max(borders.count, 1)).to(z.dtype)
 
@@ -64,9 +64,9 @@ def svls_loss(
     """
     check_kernel_size(kernel_size)
     check_sigma(sigma)
-    if applies(logits, regions=regions):
-        more = border_term(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
+    if for_cpu(logits, regions=regions):
         z, labels = at_least_float32(logits), target.long()
+        more = border_term(z, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
         if ignore_label is not None:
             z, labels = torch.where(target == ignore_label, 0, z), labels.masked_fill(target == ignore_label, -1)
         ce = cross_entropy(z, labels[:, 0], ignore_index=-1, reduction="sum")

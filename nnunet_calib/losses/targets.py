@@ -81,6 +81,14 @@ def encode_target(
     return (maps, None) if mask is None else (maps * mask, mask)
 
 
+def for_cpu(logits: Tensor, *, regions: bool) -> bool:
+    """Whether the ways of `borders` and `fused` are open: for classes, on a CPU.
+
+    Both pick out some voxels, for whose number a GPU would have to be waited for, and index them with 32 bits.
+    """
+    return logits.device.type == "cpu" and not regions and logits.shape[1] > 1 and 0 < logits[0].numel() < 2**31
+
+
 def label_error(labels: Tensor, heads: int, ignore_label: int | None) -> ValueError:
     """What to raise for labels without a head."""
     return ValueError(

@@ -1,0 +1,41 @@
+"""The average, expected and maximum calibration error of binned sums."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["ace", "ece", "mce"]
+AbsentClasses = Literal["skip", "zero", "keep"]
+
+# A soft bin that holds less than this many voxels' weight counts as empty (Barfoot et al. 2025).
+MIN_SOFT_BIN_WEIGHT = 0.01
+
+
+def error_of_sums(
+    weight: Tensor,
+    probability: Tensor,
+    positive: Tensor,
+    least: float,
+    reduction: Reduction,
+    absent_classes: AbsentClasses,
+) -> Tensor:
+    """The calibration error of bins (B, C, M) given by their sums; a bin that weighs less than `least` is empty."""
+    # in the negative: a NaN, which is in no order, must count, or the loss would hide it
+    filled = ~(weight < least)
+    gap = torch.where(filled, (positive - probability).abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
+    if reduction == "ace":
+        error = gap.sum(2) / filled.sum(2).clamp_min(1)
+    elif reduction == "ece":
+        error = (gap * weight).sum(2) / weight.sum(2).clamp_min(1)
+    else:
+        error = gap.amax(2)
+
+    present = ~(positive.sum(2) <= 0)
+    counted = present if absent_classes == "skip" else filled.any(2)
+    if absent_classes != "keep":
+        error = torch.where(present | error.isnan(), error, 0)  # an absent class may have a NaN of its own (regions)
+    per_image = error.sum(1) / counted.sum(1).clamp_min(1)
+    return per_image.sum() / counted.any(1).sum().clamp_min(1)
