@@ -4,13 +4,15 @@
 
 All losses take turns in one process, and medians are compared, so that a slow spell of the machine meets all of them.
 Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=99999999999 in the environment to keep the kernel's handling of
-fresh memory, which differs between machines, out of the times.
+fresh memory, which differs between machines, out of the times. With --ace-checkout, a path to a checkout of
+github.com/cai4cai/ACE-DLIRIS, the code of mL1-ACE's authors takes part; MONAI's NACL does if MONAI is installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import threading
+import importlib.util
+import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +25,11 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_entropy
+from nnunet_calib.integration.loss import add_term, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-LossWithTerm.fuse = True  # off by default
+STOCK = "nnU-Net's Dice + CE"
 TRAINED, UNDECIDED = "trained", "undecided"
 
 
@@ -78,30 +80,35 @@ def nnunet_loss() -> DC_and_CE_loss:
     return DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
 
 
-def unfused(loss: torch.nn.Module) -> torch.nn.Module:
-    """The same loss, one term after the other."""
-    if isinstance(loss, LossWithTerm):
-        loss.fuse = False
-    return loss
-
-
-def losses(classes: int) -> dict[str, Loss]:
+def losses(classes: int, ace_checkout: Path | None = None) -> dict[str, Loss]:
     """What is measured, by name; the first is what the others are compared with."""
     chosen: dict[str, Loss] = {
-        "nnU-Net's Dice + CE": nnunet_loss(),
+        STOCK: nnunet_loss(),
         "Dice + CE + mL1-ACE": add_term(nnunet_loss(), ML1ACELoss(), 1.0),
-        "the same, not fused": unfused(add_term(nnunet_loss(), ML1ACELoss(), 1.0)),
         "Dice + CE + NACL": add_term(nnunet_loss(), NACLLoss(), 0.1),
         "Dice + SVLS": replace_cross_entropy(nnunet_loss(), SVLSLoss(), classes),
         "mL1-ACE": ml1_ace_loss,
         "NACL": nacl_loss,
     }
+    if ace_checkout is not None:
+        file = ace_checkout / "ace_dliris/losses/hardl1ace.py"
+        spec = importlib.util.spec_from_file_location("hardl1ace", file)
+        if spec is None or spec.loader is None or not file.is_file():
+            raise SystemExit(f"expected a checkout of ACE-DLIRIS, found no {file}: give its path")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        theirs, stock = module.HardL1ACELoss(to_onehot_y=True, softmax=True), nnunet_loss()
+        chosen["authors' mL1-ACE"] = theirs
+        chosen["Dice + CE + authors'"] = lambda z, y: stock(z, y) + theirs(z, y)
     try:
         from monai.losses import NACLLoss as MonaiNACLLoss
     except ImportError:
         return chosen
-    monai = MonaiNACLLoss(classes=classes, dim=3)  # with its own cross-entropy
-    return chosen | {"MONAI's NACLLoss (CE + NACL)": lambda z, y: monai(z, y[:, 0].long())}
+    monai = MonaiNACLLoss(classes=classes, dim=3)
+    chosen["MONAI's CE + NACL"] = lambda z, y: monai(z, y[:, 0].long())
+    ce = torch.nn.CrossEntropyLoss()
+    chosen["CE + NACL"] = lambda z, y: ce(z, y[:, 0].long()) + 0.1 * nacl_loss(z, y)
+    return chosen
 
 
 def step(loss: Loss, logits: Tensor, target: Tensor) -> float:
@@ -112,29 +119,20 @@ def step(loss: Loss, logits: Tensor, target: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def resident_bytes() -> int:
-    """Memory of this process, Linux only."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+def peak_memory(name: str, classes: int, size: int, images: int, kind: str, ace_checkout: Path | None) -> float:
+    """Largest extra memory of a step, the gradient included, in multiples of the logits'; in a fresh process, Linux."""
+    loss = losses(classes, ace_checkout)[name]
+    step(loss, *make_batch(classes, 16, images, kind)[:2])  # what is loaded or cached once does not count
+    logits, target, _ = make_batch(classes, size, images, kind)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 
+    def status(key: str) -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+        return 1024 * int(line.split()[1])
 
-def peak_memory(loss: Loss, logits: Tensor, target: Tensor) -> float:
-    """Largest extra memory of a step, the gradient included, in multiples of the logits'; sampled once per ms."""
-    logits.grad = None
-    before, peak, done = resident_bytes(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, resident_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        loss(logits, target).backward()
-    finally:
-        done.set()
-        watcher.join()
-    return max(peak - before, 0) / (logits.numel() * 4)
+    before = status("VmRSS")
+    step(loss, logits, target)
+    return (status("VmHWM") - before) / (logits.numel() * 4)
 
 
 def main() -> None:
@@ -148,18 +146,23 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=(TRAINED, UNDECIDED), default=[TRAINED, UNDECIDED])
     parser.add_argument("--only", nargs="+", help="measure only losses with one of these words in their names")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time (without MALLOC settings)")
+    parser.add_argument("--ace-checkout", type=Path, help="checkout of the code of mL1-ACE's authors")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    names = [n for n in losses(2) if n.startswith("nnU-Net") or not options.only or any(o in n for o in options.only)]
+    names = list(losses(2, options.ace_checkout))
+    if options.only:
+        names = [name for name in names if name == STOCK or any(word in name for word in options.only)]
     print("| logits | C | size | borders | " + " | ".join(names) + " |\n" + "|---" * (4 + len(names)) + "|")
     for kind in options.kinds:
         for classes in options.classes:
             for size in options.sizes:
                 logits, target, border = make_batch(classes, size, options.batch, kind)
-                chosen = {name: loss for name, loss in losses(classes).items() if name in names}
+                chosen = {n: loss for n, loss in losses(classes, options.ace_checkout).items() if n in names}
                 if options.memory:
-                    cells = [f"{peak_memory(loss, logits, target):.2f} x" for loss in chosen.values()]
+                    of = [(name, classes, size, options.batch, kind, options.ace_checkout) for name in names]
+                    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+                        cells = [f"{ratio:.2f} x" for ratio in pool.starmap(peak_memory, of, chunksize=1)]
                 else:
                     for loss in chosen.values():
                         step(loss, logits, target)

@@ -19,7 +19,8 @@ def border_term(
 
     .. math:: \frac{1}{N} \sum_i \Big( z_{i, y_i} - \sum_c \tilde y_{i,c} z_{i,c} \Big)
 
-    The logits are at least float32. The softmax is not needed, since both kinds of labels sum to 1 and its logarithm is z plus a constant.
+    The softmax is not needed, since both kinds of labels sum to 1 and its logarithm is z plus a constant. The logits
+    are at least float32.
     """
     borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
     z = logits.flatten().index_select(0, borders.at.view(-1)).view(borders.at.shape)
