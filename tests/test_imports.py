@@ -40,14 +40,14 @@ OWN = {
     "report/": {"report/", "metrics", "statistics", "files"},
     "trainers": {"integration/", "report/"},
     "demo": {"integration/", "synthetic", *MEASURING},
-    "cli": {"integration/", "trainers", "demo"},
+    "cli": {"integration/", "report/", "trainers", "demo"},
     "": {"statistics", "metrics", "temperature"},  # the package itself: its public names
 }
 
 # What they may import besides Python's own library.
 THIRD_PARTY = {
     "losses/": {"torch"},
-    "integration/": {"numpy", "torch", "nnunetv2"},
+    "integration/": {"numpy", "torch", "nnunetv2", "tqdm"},
     "report/": {"numpy", "matplotlib"},
     "trainers": {"nnunetv2"},
     "demo": {"numpy", "SimpleITK", "tqdm"},

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.integration.cases import measure_case
 from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
@@ -86,17 +87,14 @@ class ExportAndMeasure:
         """Statistics of one case from the logits on the grid of the cropped image."""
         plans, properties = arguments["plans_manager"], arguments["properties_dict"]
         dataset = arguments["dataset_json_dict_or_file"]
-        reader = plans.image_reader_writer_class()
-        # as float32, which some readers return, they would take as much memory as a class map
-        labels = reader.read_seg(str(self.labels_folder / f"{case}{dataset['file_ending']}"))[0][0].astype(np.int16)
         back = plans.transpose_backward
         box = properties["bbox_used_for_cropping"]
         logits = torch.as_tensor(logits).permute(0, *(axis + 1 for axis in back))
-        return CaseStatistics.from_probabilities(
+        return measure_case(
             _LazyProbabilities(logits, plans.get_label_manager(dataset).apply_inference_nonlin),
-            labels,
-            regions=self.heads.regions,
-            ignore_label=self.heads.ignore_label,
+            self.labels_folder / f"{case}{dataset['file_ending']}",
+            plans.image_reader_writer_class(),
+            self.heads,
             spacing=properties["spacing"],
             crop=tuple(slice(*map(int, box[axis])) for axis in back),
             case=case,

@@ -85,6 +85,31 @@ def sampling_error(
     return spread(average(calibrated, heads), [average(trees, heads) for trees in replicated])
 
 
+def fitted_temperature(cases: Sequence[CaseStatistics], model: dict[str, Any]) -> dict[str, Any]:
+    """The content of temperature.json: one temperature for all cases, and what it was fitted on.
+
+    Raises:
+        ValueError: if no case has a voxel that counts.
+    """
+    if not any(len(case.sample) for case in cases):
+        raise ValueError(f"expected cases to fit a temperature on, found no voxel that counts in {len(cases)} cases")
+    fit = fit_cases(cases)
+    return {
+        "format_version": FORMAT_VERSION,
+        "temperature": fit.temperature,
+        "standard_error": fit.standard_error,
+        "nll_before": fit.nll_before,
+        "nll_after": fit.nll_after,
+        "at_bound": fit.at_bound,
+        # fold "all" validates on its training cases; of predictions of unknown origin, nothing is known
+        "in_sample": None if model["fold"] is None else model["fold"] == "all",
+        "folds": None if model["fold"] is None else [model["fold"]],
+        "cases": [case.cases[0] for case in cases],
+        "model": model,
+        "nnunet_calib": nnunet_calib.__version__,
+    }
+
+
 def write_fold(
     calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any]
 ) -> dict[str, Any]:
@@ -105,34 +130,47 @@ def write_fold(
     statistics, missing = read_cases(calibration_folder, cases, model)
     if not any(len(s.sample) for s in statistics):
         raise ValueError(f"expected statistics of {len(cases)} cases in {calibration_folder}, found none with a voxel")
-    fit = fit_cases(statistics)
-    without = cross_fitted_temperatures(statistics)
+    temperature = fitted_temperature(statistics, model)
+    summary = summarise(statistics, missing, heads, model, temperature, cross_fitted_temperatures(statistics))
+    write_json(temperature, calibration_folder / "temperature.json")
+    write_json(summary, calibration_folder / "summary.json")
+    return summary
+
+
+def summarise(
+    statistics: Sequence[CaseStatistics],
+    missing: Sequence[str],
+    heads: Heads,
+    model: dict[str, Any],
+    temperature: dict[str, Any],
+    without: Sequence[float] | None,
+) -> dict[str, Any]:
+    """The content of summary.json, with NaN where the file has null.
+
+    Args:
+        statistics: of the cases.
+        missing: names of the cases that were not measured.
+        heads: of the network.
+        model: what identifies the model.
+        temperature: the content of temperature.json.
+        without: for each case a temperature that was fitted without it, NaN where there is none and `temperature` is
+            used; None if `temperature` itself was given, and is used for all of them.
+    """
     width = statistics[0].boundary_mm
-    used = [fit.temperature if np.isnan(t) else t for t in without]
+    given = temperature["temperature"]
+    each = [given] * len(statistics) if without is None else without
+    used = [given if np.isnan(t) else t for t in each]
     before = [measure(s, heads) for s in statistics]
     after = [measure(s.with_temperature(t), heads) for s, t in zip(statistics, used, strict=True)]
-    temperature = {
-        "format_version": FORMAT_VERSION,
-        "temperature": fit.temperature,
-        "standard_error": fit.standard_error,
-        "nll_before": fit.nll_before,
-        "nll_after": fit.nll_after,
-        "at_bound": fit.at_bound,
-        # fold "all" validates on its training cases
-        "in_sample": model["fold"] == "all",
-        "folds": [model["fold"]],
-        "cases": [s.cases[0] for s in statistics],
-        "model": model,
-        "nnunet_calib": nnunet_calib.__version__,
-    }
-    summary = {
+    return {
         "format_version": FORMAT_VERSION,
         "nnunet_calib": nnunet_calib.__version__,
         "model": model,
         "heads": asdict(heads),
-        "definitions": definitions(width, _CROSS_FITS),
-        "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")},
-        "missing_cases": missing,
+        "definitions": definitions(width, None if without is None else _CROSS_FITS),
+        "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")}
+        | {"cross_fitted": without is not None},
+        "missing_cases": [*missing],
         "metrics": {
             name: described(average(trees, heads), width) for name, trees in
             (("uncalibrated", before), ("calibrated", after))
@@ -143,9 +181,6 @@ def write_fold(
                 "case": s.cases[0], "voxels": int(s.histograms.voxels.sum()), "kept_voxels": len(s.sample),
                 "temperature": t, "uncalibrated": brief(b), "calibrated": brief(a),
             }
-            for s, t, b, a in zip(statistics, without, before, after, strict=True)
+            for s, t, b, a in zip(statistics, each, before, after, strict=True)
         ],
     }
-    write_json(temperature, calibration_folder / "temperature.json")
-    write_json(summary, calibration_folder / "summary.json")
-    return summary

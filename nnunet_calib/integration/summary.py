@@ -101,8 +101,17 @@ def described(tree: Tree, boundary_mm: float) -> Tree:
     return result
 
 
-def definitions(boundary_mm: float, cross_fits: int) -> dict[str, Any]:
-    """What the names in the file mean."""
+def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
+    """What the names in the file mean; `cross_fits` is None where the temperature was not fitted on these cases."""
+    fitted = {
+        "calibrated": "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
+        f"{cross_fits} groups), on the kept voxels of the case",
+        "temperature": "fitted on all cases of the fold by minimising the mean NLL over voxels",
+    }
+    given = {
+        "calibrated": "each case with the given temperature, on the kept voxels of the case",
+        "temperature": "given, not fitted on these cases unless in_sample says so",
+    }
     return DEFINITIONS | {
         "bins": NUM_BINS,
         "ace_min_count": f"ace with min_count = {MIN_COUNT} voxels",
@@ -113,9 +122,6 @@ def definitions(boundary_mm: float, cross_fits: int) -> dict[str, Any]:
             "foreground": "voxels whose true label is not background",
             "boundary": f"voxels within {boundary_mm} mm of a voxel at a true label border",
         },
-        "calibrated": "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
-        f"{cross_fits} groups), on the kept voxels of the case",
         "sampling_error": "how far the calibrated values may be off because not every voxel was kept, at the given "
         "temperatures: root mean square change over random half-samples of the kept voxels; 0 where all were kept",
-        "temperature": "fitted on all cases of the fold by minimising the mean NLL over voxels",
-    }
+    } | (given if cross_fits is None else fitted)

@@ -1,0 +1,127 @@
+"""Calibration of a folder of predictions: measured, or a temperature fitted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nnunet_calib
+from nnunet_calib.files import write_json
+from nnunet_calib.integration.folds import (
+    FORMAT_VERSION,
+    case_file,
+    cross_fitted_temperatures,
+    fitted_temperature,
+    summarise,
+)
+from nnunet_calib.integration.predictions import Predictions
+
+
+def evaluate(
+    predictions: Predictions,
+    calibration_folder: Path,
+    processes: int | None = None,
+    temperature: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure the cases and write the files of a calibration folder, all of them after the last case.
+
+    Args:
+        predictions: what to measure.
+        calibration_folder: where cases/, summary.json and, unless one is given, temperature.json are written.
+        processes: how many cases are measured at once; None means nnU-Net's default.
+        temperature: from `given_temperature`; None fits one, and each case is then judged by one that was fitted
+            without it.
+
+    Returns:
+        The content of summary.json, with NaN where the file has null.
+
+    Raises:
+        ValueError: if a case cannot be measured, or none has a voxel that counts.
+        OSError: if the folder cannot be written, or memory runs out.
+    """
+    check_output(calibration_folder)
+    statistics = predictions.measure_all(processes)
+    if temperature is None:
+        fitted, without = fitted_temperature(statistics, predictions.model), cross_fitted_temperatures(statistics)
+        summary = summarise(statistics, predictions.missing, predictions.heads, predictions.model, fitted, without)
+    else:
+        known = _judged_by_own_cases(temperature, predictions.cases)
+        summary = summarise(statistics, predictions.missing, predictions.heads, predictions.model, known, None)
+    case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
+    for case, measured in zip(predictions.cases, statistics, strict=True):
+        measured.save(case_file(calibration_folder, case))
+    if temperature is None:
+        write_json(fitted, calibration_folder / "temperature.json")
+    write_json(summary, calibration_folder / "summary.json")
+    return summary
+
+
+def fit(predictions: Predictions, calibration_folder: Path, processes: int | None = None) -> dict[str, Any]:
+    """Fit one temperature to the cases and write temperature.json; errors as `evaluate`.
+
+    Returns:
+        The content of the file, with infinities where it has null.
+    """
+    check_output(calibration_folder)
+    temperature = fitted_temperature(predictions.measure_all(processes), predictions.model)
+    calibration_folder.mkdir(parents=True, exist_ok=True)
+    write_json(temperature, calibration_folder / "temperature.json")
+    return temperature
+
+
+def given_temperature(value: str) -> dict[str, Any]:
+    """A number, or the content of a temperature.json, as the "temperature" of a summary.
+
+    Raises:
+        ValueError: if it is neither, or if the fit did not determine the temperature.
+    """
+    wanted = "expected a temperature above 0, or a temperature.json of nnunet_calib"
+    try:
+        number = float(value)
+    except ValueError:
+        try:
+            content = json.loads(Path(value).read_text(encoding="utf-8"))
+            number = float(content["temperature"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{wanted}, got {value} ({type(error).__name__}: {error})") from error
+        if content.get("at_bound"):
+            raise ValueError(
+                f"expected a temperature that the data determine, found {number} on the bound of the search in "
+                f"{value}: look at the predictions it was fitted on, or give the number itself"
+            ) from None
+    else:
+        content = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound", "in_sample", "folds"))
+        content = {"format_version": FORMAT_VERSION, "temperature": number} | content
+        content |= {"cases": [], "nnunet_calib": nnunet_calib.__version__}
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{wanted}, got {number}")
+    return content
+
+
+def _judged_by_own_cases(temperature: dict[str, Any], cases: Sequence[str]) -> dict[str, Any]:
+    """In sample if it was fitted on a case that it is judged by."""
+    own = not set(cases).isdisjoint(temperature.get("cases", ()))
+    return temperature | {"in_sample": True} if own else temperature
+
+
+def check_output(calibration_folder: Path) -> None:
+    """Raise before hours of measuring where the files cannot be written, or would replace those of a training."""
+    existing = next(path for path in (calibration_folder, *calibration_folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OSError(f"expected a folder that can be written, got {existing}: name another with -o")
+    try:
+        content = json.loads((calibration_folder / "summary.json").read_text(encoding="utf-8"))
+        of_training = content["model"]["weights_sha256"] is not None
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError):
+        of_training = True  # not ours to replace
+    if of_training:
+        raise ValueError(
+            f"expected a new folder, or that of an earlier run, found {calibration_folder / 'summary.json'} of a "
+            f"training or of other software: name another folder with -o"
+        )

@@ -1,0 +1,166 @@
+"""Finds the cases of a folder of predictions and the label maps that belong to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nnunet_calib.integration.cases import SAVE_THEM, npz_shape
+from nnunet_calib.integration.labels import Heads, check_dataset
+from nnunet_calib.integration.predictions import Predictions
+
+# fold_X/validation lies two folders below the dataset.json of its model
+_FOLDERS_ABOVE = 2
+_NAMED = 20
+
+
+def find_predictions(
+    folder: Path,
+    labels_folder: Path,
+    *,
+    dataset_json: Path | None = None,
+    plans_json: Path | None = None,
+    allow_missing: bool = False,
+) -> Predictions:
+    """Find the cases of a folder and check all of their files that can be checked without reading them whole.
+
+    Args:
+        folder: nnU-Net's predictions, each with an .npz.
+        labels_folder: the ground truth, with the file ending that dataset.json gives.
+        dataset_json: None means that of `folder`, or of the one or two folders above, as for a fold's validation.
+        plans_json: None means the plans.json beside dataset.json. Without one, as in nnUNetv2_ensemble's output,
+            dataset.json alone says how label maps are read.
+        allow_missing: leave out cases of which a file is missing instead of refusing.
+
+    Raises:
+        ValueError: in one sentence, if something is missing, damaged, or of another dataset.
+    """
+    for what, path in (("predictions", folder), ("labels", labels_folder)):
+        if not path.is_dir():
+            raise ValueError(f"expected a folder with {what}, found none at {path}")
+    dataset_json = dataset_json or _dataset_json_of(folder)
+    dataset = _read_json(dataset_json, "labels", "file_ending")
+    if plans_json is None and (beside := dataset_json.parent / "plans.json").is_file():
+        plans_json = beside
+    plans = {} if plans_json is None else _read_json(plans_json, "image_reader_writer")
+    ending = dataset["file_ending"]
+    probabilities, labels = _cases(folder, ".npz"), _cases(labels_folder, ending)
+    if not probabilities:
+        raise ValueError(f"expected an .npz for each case, found none in {folder}: {SAVE_THEM}")
+    if not labels:
+        raise ValueError(
+            f"expected label maps that end with {ending}, as {dataset_json} says, found none in {labels_folder}"
+        )
+    cases, missing = _complete(probabilities, labels, _cases(folder, ending), allow_missing)
+    heads = _heads(dataset, plans, dataset_json)
+    _check_archives([folder / f"{case}.npz" for case in cases], heads, dataset_json)
+    return Predictions(
+        folder, labels_folder, ending, _reader(dataset, plans, labels_folder / f"{cases[0]}{ending}"), heads,
+        {
+            "dataset": plans.get("dataset_name", dataset.get("name")), "plans": plans.get("plans_name"),
+            "fold": None, "weights_sha256": None, "predictions": str(folder.resolve()),
+        },
+        cases, missing,
+    )  # fmt: skip
+
+
+def _dataset_json_of(folder: Path) -> Path:
+    for candidate in (folder.resolve(), *folder.resolve().parents[:_FOLDERS_ABOVE]):
+        if (candidate / "dataset.json").is_file():
+            return candidate / "dataset.json"
+    raise ValueError(
+        f"expected nnU-Net's dataset.json in {folder} or up to {_FOLDERS_ABOVE} folders above, found none: name it "
+        f"with -djfile, and the plans with -pfile"
+    )
+
+
+def _read_json(path: Path, *keys: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected a JSON file of nnU-Net's, found {path} unreadable ({error})") from error
+    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if lacking:
+        raise ValueError(f"expected a JSON file of nnU-Net's with {' and '.join(lacking)}, found none in {path}")
+    return content
+
+
+def _cases(folder: Path, ending: str) -> set[str]:
+    """Names of the cases with a file in a folder; hidden files are those of operating systems."""
+    names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
+    return {name.removesuffix(ending) for name in names if name.endswith(ending)}
+
+
+def _complete(
+    probabilities: set[str], labels: set[str], segmentations: set[str], allow_missing: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the cases that have both files, and of the others."""
+    predicted = probabilities | segmentations
+    problems = [
+        f"{what} for {_listed(missing)}"
+        for what, missing in (
+            ("no label", predicted - labels),
+            (f"no .npz ({SAVE_THEM})", (segmentations & labels) - probabilities),
+            ("no prediction", labels - predicted),
+        )
+        if missing
+    ]
+    complete = probabilities & labels
+    if problems and not (complete and allow_missing):
+        advice = "do both folders hold the same cases?"
+        if complete:
+            advice = "add what is missing, or measure the others with --chill"
+        raise ValueError(f"expected a label map and an .npz for each case, found {'; '.join(problems)}: {advice}")
+    return tuple(sorted(complete)), tuple(sorted((predicted | labels) - complete))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _heads(dataset: dict[str, Any], plans: dict[str, Any], dataset_json: Path) -> Heads:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    check_dataset(dataset)
+    try:
+        if plans:
+            return Heads.of(PlansManager(plans).get_label_manager(dataset))
+        return Heads.of(LabelManager(dataset["labels"], dataset.get("regions_class_order")))
+    except Exception as error:  # nnU-Net's checks are assertions
+        raise ValueError(f"expected labels that nnU-Net accepts, found others in {dataset_json} ({error})") from error
+
+
+def _reader(dataset: dict[str, Any], plans: dict[str, Any], example: Path) -> Any:
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    try:
+        if plans:
+            return PlansManager(plans).image_reader_writer_class()
+        # nnU-Net tells of every reader that does not fit
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected label maps for which nnU-Net has a reader, found none for {example} ({error}): name the plans "
+            f"that nnU-Net predicted with, with -pfile"
+        ) from error
+
+
+def _check_archives(paths: Iterable[Path], heads: Heads, dataset_json: Path) -> None:
+    """Raise ValueError for the first .npz that cannot be opened, or that is of another model."""
+    for path in paths:
+        shape = npz_shape(path)
+        if len(shape) != 4 or shape[0] != len(heads.keys):
+            raise ValueError(
+                f"expected probabilities (C, *spatial) of the {len(heads.keys)} "
+                f"{'classes' if heads.regions is None else 'regions'} of {dataset_json} ({', '.join(heads.names)}), "
+                f"found shape {shape} in {path}: is it of the same dataset?"
+            )

@@ -1,0 +1,110 @@
+"""Predictions of nnU-Net with probabilities, measured in parallel."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nnunet_calib.integration.cases import image_spacing, measure_case, read_npz
+from nnunet_calib.integration.labels import Heads
+from nnunet_calib.statistics import CaseStatistics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Cases that can be measured.
+
+    Attributes:
+        folder: with an .npz for each case.
+        labels_folder: with a label map for each case.
+        file_ending: of the label maps.
+        reader: nnU-Net's, for the label maps.
+        heads: of the model.
+        model: what identifies it, as JSON values.
+        cases: their names, sorted.
+        missing: names of cases of which the .npz or the label map is missing, sorted.
+    """
+
+    folder: Path
+    labels_folder: Path
+    file_ending: str
+    reader: Any
+    heads: Heads
+    model: dict[str, Any]
+    cases: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+
+    def measure(self, case: str) -> CaseStatistics:
+        """Statistics of one case; its probabilities are in memory once, at their full resolution.
+
+        Raises:
+            ValueError: in one sentence that names the case, if its files are damaged or do not belong together.
+        """
+        npz, labels_file = self.folder / f"{case}.npz", self.labels_folder / f"{case}{self.file_ending}"
+        probabilities, spacing = read_npz(npz), image_spacing(npz)
+        # ITK tells in many lines why it cannot read a file, NumPy in one what is wrong with an array
+        try:
+            return measure_case(
+                probabilities, labels_file, self.reader, self.heads, case=case, model=self.model, spacing=spacing
+            )
+        except MemoryError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"case {case} ({npz} and {labels_file}): {error}") from error
+        except Exception as error:
+            raise ValueError(
+                f"case {case}: expected a label map that nnU-Net's {type(self.reader).__name__} can read, found "
+                f"{labels_file} unreadable ({_last_line(error)})"
+            ) from error
+
+    def measure_all(self, processes: int | None = None) -> list[CaseStatistics]:
+        """Statistics of all cases in their order, with a progress bar.
+
+        Args:
+            processes: each holds the probabilities of one case in memory; None means nnU-Net's default.
+
+        Raises:
+            ValueError: as `measure`, for the first case that fails.
+            OSError: if a process ran out of memory.
+        """
+        if processes is None:
+            from nnunetv2.configuration import default_num_processes
+
+            processes = default_num_processes
+        processes = min(processes, len(self.cases))
+        try:
+            if processes == 1:
+                return self._collect(map(self.measure, self.cases))
+            # with fork, PyTorch's threads can lock up
+            context = multiprocessing.get_context("spawn")
+            threads = max(1, (os.cpu_count() or 1) // processes)
+            with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads,)) as pool:
+                return self._collect(pool.map(self.measure, self.cases))
+        except (BrokenProcessPool, MemoryError) as error:
+            raise OSError(
+                f"expected memory for the probabilities of {processes} cases at once, ran out of it or lost a process: "
+                f"use fewer processes with -np"
+            ) from error
+
+    def _collect(self, measured: Iterable[CaseStatistics]) -> list[CaseStatistics]:
+        return list(tqdm(measured, desc="measuring", total=len(self.cases), unit="case", file=sys.stderr))
+
+
+def _start_worker(threads: int) -> None:
+    """Keep what nnU-Net's readers print apart from results, and the processes out of each other's way."""
+    sys.stdout = sys.stderr
+    torch.set_num_threads(threads)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -1,0 +1,65 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_METRICS = ("ece", "ace", "mce")
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """ECE, ACE and MCE of the whole image for each class, at T = 1 and with temperature, from a fold's summary.
+
+    Args:
+        summary: the content of summary.json.
+
+    Returns:
+        Lines of text: a row for each class, their foreground mean and the top label, "-" where no case has a value;
+        then scores, and where the temperature comes from.
+    """
+    before, after = (summary["metrics"][name]["image"] for name in ("uncalibrated", "calibrated"))
+    rows = [("class", "cases", *(f"{m.upper()}{at}" for m in _METRICS for at in (" T=1", " T")))]
+    heads = summary["heads"]
+    for key, name in zip(heads["keys"], heads["names"], strict=True):
+        pair = [tree["per_class"][key] for tree in (before, after)]
+        rows.append((f"{key} {name}", str(pair[0]["cases"]), *_values(pair)))
+    for name, label in (("foreground_mean", "foreground mean"), ("top_label", "top label")):
+        rows.append((label, str(len(summary["metric_per_case"])), *_values([tree[name] for tree in (before, after)])))
+    scores = ", ".join(
+        f"{label} {_number(before[name])} -> {_number(after[name])}"
+        for name, label in (("nll", "NLL"), ("brier", "Brier score"))
+    )
+    return "\n".join([*aligned(rows), "", scores, _origin(summary)])
+
+
+def _origin(summary: dict[str, Any]) -> str:
+    """What the temperature was fitted on, and so how far the errors with it can be trusted."""
+    of_all, rows = summary["temperature"], summary["metric_per_case"]
+    if not of_all["cross_fitted"]:
+        text, own = "as given", of_all["in_sample"]
+    else:
+        text, own = "for all cases", any(_missing(row["temperature"]) for row in rows)
+        text += "" if own else "; each case is judged by one that was fitted without it"
+    own_text = ", which was fitted on cases that it is judged by: expect larger errors on others" if own else ""
+    return f"T = {of_all['temperature']:.4f} {text}{own_text}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines with columns under each other."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _values(pair: Sequence[dict[str, float]]) -> list[str]:
+    return [_number(tree[metric]) for metric in _METRICS for tree in pair]
+
+
+def _number(value: float | None) -> str:
+    return "-" if _missing(value) else f"{value:.4f}"
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
