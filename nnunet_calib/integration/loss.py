@@ -17,9 +17,10 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 
-from nnunet_calib.losses import ML1ACELoss, SVLSLoss
+from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.fused import fused_loss
 from nnunet_calib.losses.module import FunctionalLoss
+from nnunet_calib.losses.nacl import from_borders, is_from_borders
 from nnunet_calib.losses.svls import border_term
 from nnunet_calib.losses.targets import at_least_float32, for_cpu
 
@@ -75,8 +76,8 @@ def fused_options(base: Any) -> dict[str, Any] | None:
 def fused(base: Any, term: Any, weight: float, net_output: Tensor, target: Tensor) -> Tensor | None:
     """Value of base + weight * term by `fused_loss`, or None where it cannot compute the base.
 
-    With mL1-ACE (hard bins for each image) all is one pass; with SVLS the softmax is shared, and the soft labels'
-    part is added; any other term is computed by itself.
+    With mL1-ACE (hard bins for each image) all is one pass; SVLS is the cross-entropy and a term at label borders, NACL
+    one distance to the logits; any other term is computed by itself.
     """
     options = fused_options(base) if fusible(net_output, target) else None
     if options is None:
@@ -89,8 +90,12 @@ def fused(base: Any, term: Any, weight: float, net_output: Tensor, target: Tenso
         return fused_loss(net_output, target, weight_ml1_ace=weight, **binned, **options)
     if type(term) is SVLSLoss and same_labels and options["weight_ce"] == 0:
         smoothed = {name: of_term[name] for name in ("kernel_size", "sigma", "ignore_label")}
-        loss = fused_loss(net_output, target, weight_ml1_ace=0, **(options | {"weight_ce": weight}))
-        return loss + weight * border_term(net_output, target, **smoothed)
+        net_output, more = border_term(net_output, target, **smoothed)
+        return fused_loss(net_output, target, weight_ml1_ace=0, **(options | {"weight_ce": weight})) + weight * more
+    if type(term) is NACLLoss and same_labels and is_from_borders(of_term["prior"], of_term["on"]):
+        held = {name: of_term[name] for name in ("kernel_size", "prior", "sigma", "penalty", "ignore_label")}
+        net_output, more = from_borders(net_output, target, **held)
+        return fused_loss(net_output, target, weight_ml1_ace=0, **options) + weight * more
     return fused_loss(net_output, target, weight_ml1_ace=0, **options) + weight * term(net_output, target)
 
 

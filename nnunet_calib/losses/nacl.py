@@ -63,14 +63,15 @@ def neighbour_prior(
 
 
 class _DistanceToBorders(torch.autograd.Function):
-    """Sum of |z - tau| or (z - tau)^2 where tau is one-hot but for the voxels at borders.
+    """Logits as they are, and the sum of |z - tau| or (z - tau)^2, where tau is one-hot but for the voxels at borders.
 
-    tau never exists as a whole, nor anything else as large as the logits before the gradient.
+    tau never exists as a whole. What is computed from the logits returned brings a gradient of full size; the sum's is
+    added to it in place.
     """
 
     @staticmethod
     @custom_fwd(device_type="cpu")
-    def forward(ctx: Any, z: Tensor, borders: Borders, squared: bool) -> Tensor:
+    def forward(ctx: Any, z: Tensor, borders: Borders, squared: bool) -> tuple[Tensor, Tensor]:
         """The sum for logits (B, C, N), which are 0 in ignored voxels."""
         distance = torch.square if squared else torch.abs
         total, scratch = torch.zeros((), dtype=torch.float64), torch.empty_like(z[0, 0])
@@ -83,40 +84,57 @@ class _DistanceToBorders(torch.autograd.Function):
         for sign, x in ((1, own), (-1, own_at_borders)):
             total += sign * (distance(x - 1) - distance(x)).sum(dtype=torch.float64)
         total -= len(own) - borders.count
-        total -= distance(at_borders).sum(dtype=torch.float64)
-        total += distance(at_borders.sub_(borders.soft.view(-1))).sum(dtype=torch.float64)
-        ctx.save_for_backward(z, own, at_borders)
+        total += (distance(at_borders - borders.soft.view(-1)) - distance(at_borders)).sum(dtype=torch.float64)
+        ctx.save_for_backward(z, own, own_at_borders, at_borders)
         ctx.options = borders, squared
-        return total
+        return z.view_as(z), total
 
     @staticmethod
     @custom_bwd(device_type="cpu")
     @once_differentiable
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None]:
-        """Scaled signs, or twice the distances."""
-        (z, own, from_soft), (borders, squared) = ctx.saved_tensors, ctx.options
-        scale = d_total.to(z.dtype)
+    def backward(ctx: Any, gradient: Tensor, d_total: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient with scaled signs, or twice the distances, added: first those to 0, then what differs."""
+        (z, own, own_at_borders, at_borders), (borders, squared) = ctx.saved_tensors, ctx.options
+        scale, gradient = float(d_total), gradient.contiguous()
 
         def derivative(x: Tensor) -> Tensor:
-            return x * (2 * scale) if squared else x.sign().mul_(scale)
+            return 2 * x if squared else x.sign()
 
-        gradient = derivative(z)
-        gradient.view(-1).scatter_(0, borders.entries(), derivative(own - 1))
-        gradient.view(-1).scatter_(0, borders.at.view(-1), derivative(from_soft))
+        for row, d_row in zip(z.flatten(0, 1), gradient.flatten(0, 1), strict=True):
+            d_row.add_(derivative(row), alpha=scale)
+        more = (
+            (borders.entries(), derivative(own - 1) - derivative(own)),
+            (borders.at_true, derivative(own_at_borders) - derivative(own_at_borders - 1)),
+            (borders.at.view(-1), derivative(at_borders - borders.soft.view(-1)) - derivative(at_borders)),
+        )
+        for at, change in more:
+            gradient.view(-1).scatter_add_(0, at, change.mul_(scale))
         return gradient, None, None
 
 
-def _from_borders(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float | None, penalty: Penalty,
+def from_borders(
+    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: Prior, sigma: float, penalty: Penalty,
     ignore_label: int | None,
-) -> Tensor:
-    """`nacl_loss` for the priors that are one-hot away from label borders."""
-    borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
-    z = at_least_float32(logits)
-    if borders.valid is not None:
-        z = torch.where(borders.valid, z, 0)
-    total = _DistanceToBorders.apply(z.flatten(2).contiguous(), borders, penalty == "l2")
-    return (total / max(borders.count * z.shape[1], 1)).to(z.dtype)
+) -> tuple[Tensor, Tensor]:
+    """`nacl_loss` for the priors that are one-hot away from label borders, on a CPU, of logits in at least float32.
+
+    Returns:
+        The logits, for any other loss to be computed from, and this loss: only so need its gradient not be a second
+        one of full size.
+    """
+    borders = find_borders(
+        logits, target, kernel_size=kernel_size, sigma=sigma if prior == "gaussian" else None, ignore_label=ignore_label
+    )
+    z = logits if borders.valid is None else torch.where(borders.valid, logits, 0)
+    z, total = _DistanceToBorders.apply(z.flatten(2).contiguous(), borders, penalty == "l2")
+    if borders.valid is None:
+        logits = z.view(logits.shape)
+    return logits, (total / max(borders.count * logits.shape[1], 1)).to(logits.dtype)
+
+
+def is_from_borders(prior: Prior, on: On) -> bool:
+    """Whether `from_borders` knows these options."""
+    return on == "logits" and prior in ("mean", "gaussian")
 
 
 def nacl_loss(
@@ -166,11 +184,11 @@ def nacl_loss(
         segmentation networks, Medical Image Analysis 2024, arXiv 2401.14487.
     """
     _check(kernel_size, prior, penalty, on)
-    if on == "logits" and prior in ("mean", "gaussian") and for_cpu(logits, regions=regions):
-        return _from_borders(
-            logits, target, kernel_size=kernel_size, sigma=sigma if prior == "gaussian" else None, penalty=penalty,
+    if is_from_borders(prior, on) and for_cpu(logits, regions=regions):
+        return from_borders(
+            at_least_float32(logits), target, kernel_size=kernel_size, prior=prior, sigma=sigma, penalty=penalty,
             ignore_label=ignore_label,
-        )
+        )[1]
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     tau = neighbour_prior(maps, valid, kernel_size=kernel_size, prior=prior, sigma=sigma, regions=regions)
     if on == "probabilities":

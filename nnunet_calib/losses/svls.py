@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from nnunet_calib.losses.borders import find_borders
@@ -12,20 +16,49 @@ from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, che
 from nnunet_calib.losses.targets import at_least_float32, for_cpu, masked_mean, prepare
 
 
+class _AtBorders(torch.autograd.Function):
+    """Logits as they are, and the sum of some of them times constant factors.
+
+    What is computed from the logits returned brings a gradient of full size; the sum's is added to it in place.
+    """
+
+    @staticmethod
+    @custom_fwd(device_type="cpu")
+    def forward(ctx: Any, z: Tensor, at: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors belong to the entries `at` of the flattened z."""
+        ctx.save_for_backward(at, factors)
+        chosen = z.view(-1).index_select(0, at)
+        return z.view_as(z), (chosen * factors).sum(dtype=torch.float64)
+
+    @staticmethod
+    @custom_bwd(device_type="cpu")
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, d_sum: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient with the factors added."""
+        at, factors = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        gradient.view(-1).scatter_add_(0, at, factors * d_sum.to(factors.dtype))
+        return gradient, None, None
+
+
 def border_term(
     logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, ignore_label: int | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     r"""What the soft labels add to the ordinary cross-entropy, the mean over the voxels that count, on a CPU.
 
     .. math:: \frac{1}{N} \sum_i \Big( z_{i, y_i} - \sum_c \tilde y_{i,c} z_{i,c} \Big)
 
     The softmax is not needed, since both kinds of labels sum to 1 and its logarithm is z plus a constant. The logits
     are at least float32.
+
+    Returns:
+        The logits, from which the cross-entropy is to be computed, and the term: only so does its gradient, which is
+        sparse, cost no pass over all voxels.
     """
     borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
-    z = logits.flatten().index_select(0, borders.at.view(-1)).view(borders.at.shape)
-    factors = (borders.at == borders.at_true).to(z.dtype).sub_(borders.soft)
-    return ((z * factors).sum(dtype=torch.float64) / max(borders.count, 1)).to(z.dtype)
+    factors = (borders.at == borders.at_true).to(logits.dtype).sub_(borders.soft)
+    logits, total = _AtBorders.apply(logits.contiguous(), borders.at.view(-1), factors.view(-1))
+    return logits, (total / max(borders.count, 1)).to(logits.dtype)
 
 
 def svls_loss(
@@ -67,7 +100,7 @@ def svls_loss(
     check_sigma(sigma)
     if for_cpu(logits, regions=regions):
         z, labels = at_least_float32(logits), target.long()
-        more = border_term(z, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
+        z, more = border_term(z, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
         if ignore_label is not None:
             z, labels = torch.where(target == ignore_label, 0, z), labels.masked_fill(target == ignore_label, -1)
         ce = cross_entropy(z, labels[:, 0], ignore_index=-1, reduction="sum")
