@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nnunet_calib.histograms import Histograms
+from nnunet_calib.histograms import FINE_BINS, PARTS, Histograms
 from nnunet_calib.slabs import Probabilities, slab_slices
-from nnunet_calib.sure_voxels import columns
+from nnunet_calib.sure_voxels import columns, sum_sure_voxels
 from nnunet_calib.temperature import log_probabilities
 from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
 
@@ -77,8 +77,10 @@ class Volume:
                 continue
             _check_range(p)
             if self.members is None:
-                histograms, others = Histograms.of_classes(p, y, bits)
-                confidence = columns(p, others).max(0)
+                sure, others = sum_sure_voxels(p, y, bits, parts=PARTS, num_bins=FINE_BINS)
+                p = columns(p, others)
+                confidence = p.max(0)
+                histograms = Histograms.of(p, y[others], bits[others]).with_sure(sure)
             else:
                 histograms, others = Histograms.of(p, self.target(y), bits), np.arange(len(y))
                 confidence = np.maximum(p, 1 - p).min(0)
@@ -128,7 +130,9 @@ def region_members(regions: Sequence[tuple[int, ...]], largest: int) -> NDArray[
 
 def _check_range(p: NDArray) -> None:
     q = torch.as_tensor(p if p.flags.writeable and min(p.strides) >= 0 else p.copy())
-    low, high = q.amin().item(), q.amax().item()  # half the time of NumPy's
+    # a third of the time of NumPy's; row by row, since it is slow where rows lie apart
+    ends = torch.tensor([[float(end) for end in row.aminmax()] for row in q], dtype=torch.float64)
+    low, high = ends[:, 0].min().item(), ends[:, 1].max().item()  # NaN if any is
     if not (low >= 0 and high <= 1 + 1e-5):
         raise ValueError(
             f"expected probabilities in [0, 1], got values from {low} to {high}: pass the outputs of softmax or "

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.scopes import scope_members
-from nnunet_calib.sure_voxels import columns, sum_sure_voxels
+from nnunet_calib.sure_voxels import SureSums, columns, sum_sure_voxels
 from nnunet_calib.temperature import MIN_PROBABILITY, log_probabilities
 
 # Divided by 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, 80, 100, 120, ...: errors with these are exact.
 FINE_BINS = 1200
-_PARTS = 4  # a voxel is in or out of the foreground, in or out of the boundary band
+PARTS = 4  # a voxel is in or out of the foreground, in or out of the boundary band
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Histograms:
             rows = [_binned(p[c], y == c, part, weights) for c in range(len(p))]
             rows.append(_binned(p.max(0, initial=0), p.argmax(0) == y, part, weights))
         counts, probability, positives = (np.stack(columns, axis=1) for columns in zip(*rows, strict=True))
-        voxels = _sums(part, w, _PARTS)
+        voxels = _sums(part, w, PARTS)
         if weights is None or weights.dtype.kind in "iu":
             counts, positives, voxels = (np.rint(x).astype(np.int64) for x in (counts, positives, voxels))
         return cls(
             counts, probability, positives,
-            nll=_sums(part, w * nll, _PARTS), brier=_sums(part, w * brier, _PARTS), voxels=voxels,
+            nll=_sums(part, w * nll, PARTS), brier=_sums(part, w * brier, PARTS), voxels=voxels,
         )
 
     @classmethod
@@ -89,18 +89,21 @@ class Histograms:
         Returns:
             The histograms, and the indices of the voxels whose top confidence may be below 1 - 1 / 1200.
         """
-        sure, others = sum_sure_voxels(p, y, scope_bits, parts=_PARTS, num_bins=FINE_BINS)
-        h = cls.of(columns(p, others), y[others], scope_bits[others])
+        sure, others = sum_sure_voxels(p, y, scope_bits, parts=PARTS, num_bins=FINE_BINS)
+        return cls.of(columns(p, others), y[others], scope_bits[others]).with_sure(sure), others
+
+    def with_sure(self, sure: SureSums) -> Histograms:
+        """The sum of these, whose arrays are changed, and those of sure voxels."""
         voxels = sure.voxels.sum(1)
         for values, of_true, of_others in (
-            (h.counts, sure.voxels, voxels[:, None] - sure.voxels),
-            (h.positives, sure.voxels, 0),
-            (h.probability, sure.true, sure.other),
+            (self.counts, sure.voxels, voxels[:, None] - sure.voxels),
+            (self.positives, sure.voxels, 0),
+            (self.probability, sure.true, sure.other),
         ):
             values[:, :-1, 0] += of_others
             values[:, :-1, -1] += of_true
             values[:, -1, -1] += of_true.sum(1)
-        return replace(h, nll=h.nll + sure.nll, brier=h.brier + sure.brier, voxels=h.voxels + voxels), others
+        return replace(self, nll=self.nll + sure.nll, brier=self.brier + sure.brier, voxels=self.voxels + voxels)
 
     @classmethod
     def empty(cls, heads: int, regions: bool) -> Histograms:
@@ -133,7 +136,7 @@ def _binned(p: NDArray, y: NDArray, part: NDArray, weights: NDArray | None) -> l
     cell = part * FINE_BINS + bin_index(p, FINE_BINS)
     weighted = p if weights is None else weights * p
     rows = ((cell, weights), (cell, weighted), (cell[y], None if weights is None else weights[y]))
-    return [_sums(where, w, _PARTS * FINE_BINS).reshape(_PARTS, FINE_BINS) for where, w in rows]
+    return [_sums(where, w, PARTS * FINE_BINS).reshape(PARTS, FINE_BINS) for where, w in rows]
 
 
 def _sums(where: NDArray, weights: NDArray | None, size: int) -> NDArray:
