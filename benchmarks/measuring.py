@@ -202,6 +202,21 @@ def monai(p: np.ndarray, y: np.ndarray) -> Measurement:
     return lambda: CalibrationErrorMetric(BINS, metric_reduction="none")(*inputs)[0].numpy()
 
 
+def monai_from_labels(p: np.ndarray, y: np.ndarray) -> Measurement:
+    """The same from a label map, with the one-hot encoding that MONAI's example shows."""
+    import torch
+    from monai.metrics import CalibrationErrorMetric
+    from monai.transforms import AsDiscrete
+
+    probabilities, labels = torch.from_numpy(p)[None], torch.from_numpy(y)[None]
+
+    def measure() -> np.ndarray:
+        one_hot = AsDiscrete(to_onehot=len(p))(labels)[None]
+        return CalibrationErrorMetric(BINS, metric_reduction="none")(probabilities, one_hot)[0].numpy()
+
+    return measure
+
+
 def torchmetrics(p: np.ndarray, y: np.ndarray) -> Measurement:
     """Of the top label only."""
     import torch
@@ -219,7 +234,7 @@ def netcal(p: np.ndarray, y: np.ndarray) -> Measurement:
     return lambda: ECE(BINS).measure(*inputs) and None
 
 
-METRICS = {f.__name__: f for f in (our_binning, ours, monai, torchmetrics, netcal)}
+METRICS = {f.__name__: f for f in (our_binning, ours, monai, monai_from_labels, torchmetrics, netcal)}
 EXPORTS = ("alone", "npz", "measured")
 
 
