@@ -113,6 +113,19 @@ def _add_predictions(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _crossval(args: argparse.Namespace) -> None:
+    from nnunet_calib.integration.crossval import merge_folds
+    from nnunet_calib.integration.fold_results import find_model, read_json
+    from nnunet_calib.report.crossval_table import crossval_table
+    from nnunet_calib.report.figures import draw_fold
+
+    model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+    folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing)
+    draw_fold(folder)
+    print(crossval_table(read_json(folder / "summary.json")))
+    print(folder)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnunet_calib", description="Calibrated probabilities for nnU-Net v2.",
@@ -161,6 +174,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_predictions(fit)
     fit.set_defaults(run=_fit)
+
+    crossval = commands.add_parser(
+        "crossval", help="merge the folds of a cross-validation: pooled temperature, intervals, errors per case",
+        description="Fits one temperature to all cases for deployment, and judges each case by a temperature of the "
+        "other folds. Prints a table and writes crossval_results_folds_.../calibration/ into the model's folder.",
+        epilog="Example: nnunet_calib crossval -d 4 -c 3d_fullres -tr nnUNetTrainerNACL",
+    )
+    crossval.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="its name or number")
+    crossval.add_argument("-c", dest="configuration", required=True, metavar="CONFIG", help="3d_fullres, 2d, ...")
+    crossval.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
+    crossval.add_argument("-p", dest="plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+    crossval.add_argument(
+        "-f", dest="folds", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD",
+        help="at least two folds (default: 0 1 2 3 4)",
+    )
+    crossval.add_argument(
+        "--chill", dest="allow_missing", action="store_true",
+        help="merge the cases that were measured and name the others, instead of refusing",
+    )
+    crossval.set_defaults(run=_crossval)
     return parser
 
 

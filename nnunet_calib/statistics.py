@@ -154,6 +154,11 @@ class CaseStatistics:
         """
         return replace(self, histograms=self.sample.histograms(temperature))
 
+    def without_voxels(self) -> CaseStatistics:
+        """The histograms alone, which take less memory: enough for errors and diagrams of the same temperature."""
+        sample = VoxelSample(*(getattr(self.sample, f.name)[:0].copy() for f in fields(VoxelSample)))
+        return replace(self, sample=sample, shown=None)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz without pickles. It appears under its name only when it is complete."""
         header = {

@@ -14,7 +14,7 @@ LONGER = {"fused.py": 300}  # one algorithm, whose two passes are read together
 
 MEASURING = {
     "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "sure_voxels", "histograms",
-    "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error",
+    "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
 }
 
 # Module, or folder with a "/" -> the modules of the package that it may import. A new module needs a line here.
@@ -34,6 +34,7 @@ OWN = {
     "definitions": set(),
     "metrics": {"definitions", "statistics", "histograms"},
     "sampling_error": {"histograms", "metrics", "statistics", "voxel_sample"},
+    "significance": set(),
     "synthetic": {"temperature"},
     "losses/": {"losses/", "binning"},
     "integration/": {"integration/", "losses/", *MEASURING},

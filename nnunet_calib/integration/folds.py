@@ -71,7 +71,7 @@ def cross_fitted_temperatures(cases: Sequence[CaseStatistics]) -> list[float]:
 
 
 def sampling_error(
-    cases: Sequence[CaseStatistics], temperatures: Sequence[float], calibrated: Sequence[Tree], heads: Heads
+    cases: Iterable[CaseStatistics], temperatures: Sequence[float], calibrated: Sequence[Tree], heads: Heads
 ) -> Tree:
     """Standard errors of the averages after temperature that come from keeping a sample of the voxels only."""
     replicated: list[list[Tree]] = [[] for _ in range(REPLICATES)]

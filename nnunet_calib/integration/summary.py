@@ -76,7 +76,7 @@ def spread(tree: Tree, replicated: Sequence[Tree]) -> Tree:
     return combine(lambda values: float(rms_deviation(values[0], np.array(values[1:]))), tree, *replicated)
 
 
-def combine(function: Callable[[list[float]], float], *trees: Tree) -> Tree:
+def combine(function: Callable[[list[Any]], Any], *trees: Tree) -> Tree:
     """A tree of the function of the numbers at the same place of each tree; counts, which are whole, are left out."""
     return {
         key: combine(function, *(tree[key] for tree in trees)) if isinstance(value, dict) else

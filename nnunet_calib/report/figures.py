@@ -140,14 +140,21 @@ def dataset_reliability_figure(
 
 
 def draw_fold(calibration_folder: Path) -> None:
-    """Write reliability.png and dataset_reliability_histogram.png from a fold's files, beside them."""
+    """Write reliability.png and dataset_reliability_histogram.png from the files of a fold or of merged folds."""
     summary = json.loads((calibration_folder / "summary.json").read_text(encoding="utf-8"))
     temperature = summary["temperature"]["temperature"]
     names = [*summary["heads"]["names"], "top label"]
     rows = summary["metric_per_case"]
-    before = [CaseStatistics.load(calibration_folder / "cases" / f"{row['case']}.npz") for row in rows]
-    # a fold of one case has no temperature fitted without it
-    after = [case.with_temperature(row["temperature"] or temperature) for case, row in zip(before, rows, strict=True)]
+    before, after = [], []
+    for row in rows:
+        folder = calibration_folder
+        if "fold" in row:  # merged folds: the cases stay where they are
+            folder = folder.parents[1] / f"fold_{row['fold']}" / "validation" / "calibration"
+        case = CaseStatistics.load(folder / "cases" / f"{row['case']}.npz")
+        # a fold of one case has no temperature fitted without it
+        scaled = case.with_temperature(row["temperature"] or temperature)
+        before.append(case.without_voxels())
+        after.append(scaled.without_voxels())
     from matplotlib import style
 
     for draw, name in (

@@ -1,0 +1,200 @@
+"""The folds of a cross-validation as one result: a temperature to deploy, and errors it may be judged by.
+
+A case is judged by a temperature that was fitted on the other folds: one fitted with its own fold would know the
+network that predicted it, and maybe the case itself. Only the voxel samples of all cases are in memory together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import nnunet_calib
+from nnunet_calib.files import write_json
+from nnunet_calib.histograms import Histograms
+from nnunet_calib.integration.fold_results import IDENTITY, FoldResult, find_folds, some
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION, case_file, fit_cases, sampling_error
+from nnunet_calib.integration.intervals import intervals
+from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.summary import Tree, average, brief, combine, definitions, described, measure
+from nnunet_calib.significance import LEVEL, RESAMPLES
+from nnunet_calib.statistics import CaseStatistics
+from nnunet_calib.temperature import TemperatureFit
+
+ENSEMBLE_NOTE = (
+    "T was fitted on predictions of single networks; how far it is from what an ensemble of the folds needs cannot be "
+    "estimated from these data, since each case was seen in training by all networks but one."
+)
+
+
+@dataclass(frozen=True)
+class MeasuredCase:
+    """What is kept in memory of a case.
+
+    Attributes:
+        fold: whose network predicted it.
+        statistics: with the voxel sample; the histograms are empty, since no later step needs them.
+        voxels: of the case.
+        uncalibrated: its errors, from `measure`.
+    """
+
+    fold: int
+    statistics: CaseStatistics
+    voxels: int
+    uncalibrated: Tree
+
+
+def crossval_folder(model_folder: Path, folds: Sequence[int]) -> Path:
+    """Where the result is written: beside that of nnU-Net's own cross-validation."""
+    return model_folder / f"crossval_results_folds_{'_'.join(map(str, folds))}" / CALIBRATION_FOLDER
+
+
+def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing: bool = False) -> Path:
+    """Merge the calibration files of folds into temperature.json and summary.json.
+
+    Memory: the voxel samples twice; 100,000 voxels of 14 classes are 3.4 MB, so that 300 such cases take about 2 GB.
+
+    Args:
+        model_folder: of nnU-Net, with the folders `fold_X`.
+        folds: at least two numbers.
+        allow_missing: leave out cases without statistics, and name them, instead of refusing.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        ValueError: in one sentence, if folds or cases are missing or do not belong together, or have no voxel.
+    """
+    found = find_folds(model_folder, folds, allow_missing=allow_missing)
+    cases, missing = _read(found, allow_missing)
+    numbers = [result.fold for result in found]
+    pooled = fit_cases([case.statistics for case in cases])
+    own = {fold: fit_cases([case.statistics for case in cases if case.fold == fold]) for fold in numbers}
+    without = {fold: fit_cases([case.statistics for case in cases if case.fold != fold]) for fold in numbers}
+
+    first = found[0]
+    model = {name: first.model.get(name) for name in (*IDENTITY, "hyperparameters")}
+    model["weights_sha256"] = {str(result.fold): result.model["weights_sha256"] for result in found}
+    about = {"format_version": FORMAT_VERSION, "nnunet_calib": nnunet_calib.__version__, "model": model}
+    temperature = _fitted(pooled) | {"in_sample": False, "folds": numbers, "note": ENSEMBLE_NOTE}
+    per_fold = [
+        {
+            "fold": fold, "cases": sum(case.fold == fold for case in cases), **_fitted(own[fold]),
+            "without_fold": _fitted(without[fold]),
+        }
+        for fold in numbers
+    ]
+    temperatures = [without[case.fold].temperature for case in cases]
+    summary = {
+        **about,
+        "heads": asdict(first.heads),
+        "definitions": _definitions(cases[0].statistics.boundary_mm, len(numbers)),
+        "temperature": temperature,
+        "temperature_per_fold": per_fold,
+        "missing_cases": missing,
+        **_metrics(cases, temperatures, first.heads),
+    }
+    target = crossval_folder(model_folder, numbers)
+    target.mkdir(parents=True, exist_ok=True)
+    names = [name for case in cases for name in case.statistics.cases]
+    write_json(about | temperature | {"per_fold": per_fold, "cases": names}, target / "temperature.json")
+    write_json(summary, target / "summary.json")
+    return target
+
+
+def _read(found: Sequence[FoldResult], allow_missing: bool) -> tuple[list[MeasuredCase], list[str]]:
+    """The cases of all folds, in the order of folds and names, and the names of those without statistics."""
+    cases: list[MeasuredCase] = []
+    missing: dict[int, list[str]] = {}
+    nothing: Histograms | None = None
+    named = [(result, name) for result in found for name in result.cases]
+    for result, name in tqdm(named, desc="reading cases"):
+        statistics = _load(result, name)
+        if statistics is None:
+            missing.setdefault(result.fold, []).append(name)
+            continue
+        width = (cases[0].statistics if cases else statistics).boundary_mm
+        expected = (len(result.heads.keys), result.heads.regions is not None, width)
+        if (ours := (statistics.num_heads, statistics.regions, statistics.boundary_mm)) != expected:
+            raise ValueError(
+                f"expected statistics with (heads, regions, boundary_mm) = {expected}, found {ours} for {name} in fold "
+                f"{result.fold}: measure its fold again with nnUNetv2_train ... --val"
+            )
+        nothing = nothing or Histograms.empty(statistics.num_heads, statistics.regions)
+        cases.append(
+            MeasuredCase(
+                result.fold, replace(statistics, histograms=nothing, shown=None),
+                int(statistics.histograms.voxels.sum()), measure(statistics, result.heads),
+            )
+        )
+    if missing and not allow_missing:
+        listed = "; ".join(f"fold {fold}: {some(names)}" for fold, names in missing.items())
+        raise ValueError(
+            f"expected statistics of every validation case with its fold's network, found none for {listed}: measure "
+            f"again with nnUNetv2_train ... --val, or leave these cases out with --chill"
+        )
+    for result in found:
+        if not any(len(case.statistics.sample) for case in cases if case.fold == result.fold):
+            raise ValueError(
+                f"expected cases with a voxel that counts in each fold, found none in fold {result.fold}: leave it out "
+                f"with -f"
+            )
+    return cases, [name for names in missing.values() for name in names]
+
+
+def _load(result: FoldResult, case: str) -> CaseStatistics | None:
+    """None for a case without a file, or with that of other weights: a validation that runs, or was killed."""
+    try:
+        statistics = CaseStatistics.load(case_file(result.folder, case))
+    except FileNotFoundError:
+        return None
+    return statistics if statistics.model.get("weights_sha256") == result.model["weights_sha256"] else None
+
+
+def _metrics(cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads) -> dict[str, Any]:
+    """Means over all cases with their intervals and sampling errors, and the rows of the cases."""
+    scaled = [(case.statistics, temperature) for case, temperature in zip(cases, temperatures, strict=True)]
+    before = [case.uncalibrated for case in cases]
+    after = [measure(s.with_temperature(t), heads) for s, t in tqdm(scaled, desc="after temperature")]
+    change = [combine(lambda pair: pair[1] - pair[0], *pair) for pair in zip(before, after, strict=True)]
+    width = cases[0].statistics.boundary_mm
+    again = (s.with_temperature(t) for s, t in tqdm(scaled, desc="sampling error"))
+    return {
+        "metrics": {
+            name: described(average(trees, heads), width)
+            for name, trees in (("uncalibrated", before), ("calibrated", after))
+        },
+        "intervals": {
+            name: described(intervals(trees, heads), width)
+            for name, trees in (("uncalibrated", before), ("calibrated", after), ("change", change))
+        },
+        "sampling_error": described(sampling_error(again, temperatures, after, heads), width),
+        "metric_per_case": [
+            {
+                "case": case.statistics.cases[0], "fold": case.fold, "voxels": case.voxels,
+                "kept_voxels": len(case.statistics.sample), "temperature": t,
+                "uncalibrated": brief(b), "calibrated": brief(a),
+            }
+            for case, t, b, a in zip(cases, temperatures, before, after, strict=True)
+        ],
+    }
+
+
+def _fitted(fit: TemperatureFit) -> dict[str, Any]:
+    return {name: value for name, value in asdict(fit).items() if name != "iterations"}
+
+
+def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:
+    return definitions(boundary_mm, folds) | {
+        "calibrated": "each case with the temperature of the other folds (without_fold), on the kept voxels of the "
+        "case",
+        "temperature": "fitted on all cases of all folds by minimising the mean NLL over voxels; no error in this file "
+        "is computed with it",
+        "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for few "
+        "cases; null for fewer than two) at the given networks and temperatures; change: calibrated - uncalibrated of "
+        "the same cases",
+    }

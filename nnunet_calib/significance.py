@@ -1,0 +1,88 @@
+"""How sure a mean over cases is: bootstrap intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+_SEED = 20240306
+
+
+def resampling_counts(cases: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
+    """How often each case is drawn in each resample, (resamples, cases): seeded, so that all numbers share resamples.
+
+    Raises:
+        ValueError: for less than one case.
+    """
+    if cases < 1:
+        raise ValueError(f"expected at least one case to resample, got {cases}")
+    draws = np.random.default_rng(_SEED).multinomial(cases, np.full(cases, 1 / cases), resamples)
+    return draws.astype(np.float64)
+
+
+def resampled_means(values: ArrayLike, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean in each resample, (resamples,).
+
+    Args:
+        values: (cases,), NaN for a case that has no value (a class that is absent from it), which is left out.
+        counts: (resamples, cases), from `resampling_counts`.
+
+    Returns:
+        The means, NaN for a resample that draws only cases without a value.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    known = ~np.isnan(v)
+    drawn = counts[:, known]
+    total = drawn.sum(1)
+    return np.divide(drawn @ v[known], total, out=np.full(len(counts), np.nan), where=total > 0)
+
+
+def percentile_interval(means: NDArray[np.float64], cases: int, level: float = LEVEL) -> tuple[float, float]:
+    r"""The interval between two quantiles of resampled means, widened for few cases.
+
+    Plain percentiles give intervals that are too short for n cases: like a normal instead of Student's t, and by
+    :math:`\sqrt{(n - 1)/n}`. So the quantiles are taken at
+
+    .. math:: \Phi\Big(\mp\sqrt{\frac{n}{n - 1}} \, t_{(1 + \text{level})/2,\, n - 1}\Big)
+
+    which is 1.6 % and 98.4 % instead of 2.5 % and 97.5 % for n = 20 and level = 0.95. No interval reaches beyond the
+    smallest and the largest case.
+
+    Args:
+        means: (resamples,); NaN, where a resample has no value, is left out.
+        cases: n, how many cases have a value.
+        level: the probability with which such an interval holds the true mean.
+
+    Returns:
+        The lower and the upper limit; NaN for fewer than two cases, which say nothing of others.
+
+    References:
+        Hesterberg, What teachers should know about the bootstrap, The American Statistician 69, 2015, section 5.3.
+    """
+    known = means[~np.isnan(means)]
+    if cases < 2 or not known.size:
+        return float("nan"), float("nan")
+    low = stats.norm.cdf(-np.sqrt(cases / (cases - 1)) * stats.t.ppf((1 + level) / 2, cases - 1))
+    lower, upper = np.quantile(known, (low, 1 - low))
+    return float(lower), float(upper)
+
+
+def mean_interval(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Bootstrap interval of the mean over cases: cases are drawn anew, with replacement, and not their voxels.
+
+    Args:
+        values: (cases,), one number of each case; NaN is left out.
+        level: the probability with which such an interval holds the true mean.
+        resamples: how often all cases are drawn; the same seed each time.
+
+    Returns:
+        The lower and the upper limit, see `percentile_interval`; NaN for fewer than two values.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    v = v[~np.isnan(v)]
+    if v.size < 2:
+        return float("nan"), float("nan")
+    return percentile_interval(resampled_means(v, resampling_counts(v.size, resamples)), v.size, level)
