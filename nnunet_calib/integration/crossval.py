@@ -93,7 +93,7 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
         **about,
         "heads": asdict(first.heads),
         "definitions": _definitions(cases[0].statistics.boundary_mm, len(numbers)),
-        "temperature": temperature,
+        "temperature": temperature | {"cross_fitted": True},
         "temperature_per_fold": per_fold,
         "missing_cases": missing,
         **_metrics(cases, temperatures, first.heads),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +41,7 @@ def find_model(dataset: str | int, configuration: str, trainer: str, plans: str)
     Raises:
         ValueError: if nnUNet_results is not set, if the dataset is unknown, or if there is no such model.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints while it is imported
-        from nnunetv2.utilities.file_path_utilities import get_output_folder
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     if not os.environ.get("nnUNet_results"):
         raise ValueError("expected nnUNet_results to name the folder of nnU-Net's trained models, found it unset: "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from nnunet_calib.report.tables import aligned
 
 _OF_CLASSES = ("ece", "ace", "mce")
 _SCORES = ("nll", "brier")
@@ -24,7 +26,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
         other = _number(fold["without_fold"]["temperature"])
         rows.append((str(fold["fold"]), str(fold["cases"]), *_temperature(fold), other))
     rows.append(("all", str(len(summary["metric_per_case"])), *_temperature(summary["temperature"]), ""))
-    lines = [*_aligned(rows), ""]
+    lines = [*aligned(rows), ""]
 
     rows = [("whole image", "T = 1", "95 % interval", "T of the other folds", "95 % interval")]
     for group, label, metrics in (
@@ -39,7 +41,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
                 value, limit = (tree[group][metric] if group else tree[metric] for tree in (values, limits))
                 row += [_number(value), f"{_number(limit[0])} to {_number(limit[1])}"]
             rows.append(row)
-    lines += [*_aligned(rows), ""]
+    lines += [*aligned(rows), ""]
     if summary["missing_cases"]:
         lines.append(f"left out, for want of statistics: {', '.join(summary['missing_cases'])}")
     bounds = [("all", summary["temperature"]), *((f["fold"], f) for f in summary["temperature_per_fold"])]
@@ -54,9 +56,3 @@ def _temperature(fit: dict[str, Any]) -> tuple[str, str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
