@@ -140,13 +140,13 @@ def find_borders(
     """
     check_shapes(logits, target, regions=False, ignore_label=ignore_label)
     classes, dtype = logits.shape[1], at_least_float32(logits).dtype
-    labels, valid, voxels = target[:, 0].int(), None, target[0].numel()
+    labels, valid, voxels = target[:, 0].int().contiguous(), None, target[0].numel()
     with_ignored = labels
     if ignore_label is not None and (ignored := labels == ignore_label).any():
         labels, with_ignored, valid = labels.masked_fill(ignored, 0), labels.masked_fill(ignored, classes), ~ignored
     low, high = labels.aminmax()
     if low < 0 or high >= classes:
-        raise label_error(target, classes, ignore_label)
+        raise label_error(labels, classes, ignore_label)
     sizes = sizes_per_axis(kernel_size, labels.ndim - 1)
     small = with_ignored.to(torch.uint8 if classes < 256 else torch.int32)
     entries, own, soft = [], [], []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nnunet_calib.losses import ml1_ace, nacl, svls
 from tests.losses.reference import Volume
 
 MODES = ("labels", "labels+ignore", "regions", "regions+ignore")
@@ -83,6 +84,26 @@ small_case = case_fixture("small_case", MODES, (3, 3, 2), (4, 3))  # small enoug
 plain_case = case_fixture("plain_case", MODES[::2], (4, 5, 4), (5, 6))
 ignoring_case = case_fixture("ignoring_case", MODES[1::2], (4, 5, 4), (5, 6))
 case_3d = case_fixture("case_3d", MODES, (4, 5, 4))
+
+
+def compute_from_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the losses compute with whole C-channel maps, as on a GPU, rather than pick out borders or unsure voxels."""
+    for module, used in ((nacl, "find_borders"), (svls, "find_borders"), (ml1_ace, "VoxelSums")):
+        monkeypatch.setattr(module, "for_cpu", lambda *_, **__: False)
+        monkeypatch.delattr(module, used)
+
+
+@pytest.fixture
+def from_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compute_from_maps`."""
+    compute_from_maps(monkeypatch)
+
+
+@pytest.fixture(params=["for CPUs", "from maps"])
+def either_way(request: pytest.FixtureRequest) -> None:
+    """With `from_maps` and without it."""
+    if request.param == "from maps":
+        request.getfixturevalue("from_maps")
 
 
 def value_and_gradient(
