@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnunet_calib.integration import loss as integration
 from nnunet_calib.integration.lookup import trainers_folder
 from nnunet_calib.synthetic import synthetic_case
 
@@ -169,3 +170,17 @@ def world(request, make_world, monkeypatch) -> World:
     for name, value in world.environment().items():
         monkeypatch.setenv(name, value)
     return world
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of the fused loss."""
+    made = []
+
+    def counted(*args, **options):
+        made.append(options)
+        return fused_loss(*args, **options)
+
+    fused_loss = integration.fused_loss
+    monkeypatch.setattr(integration, "fused_loss", counted)
+    return made

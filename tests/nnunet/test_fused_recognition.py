@@ -1,4 +1,4 @@
-"""Where nnU-Net's loss and mL1-ACE are computed at once: exactly that pair, equal to the sum, on a CPU."""
+"""Where nnU-Net's loss and a term are computed at once: exactly that loss, on a CPU."""
 
 from __future__ import annotations
 
@@ -9,89 +9,19 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLoss
 from torch import nn
 
-from nnunet_calib.integration import loss as integration
-from nnunet_calib.integration.loss import LossWithTerm, add_term, fused_options, fusible, replace_cross_entropy
+from nnunet_calib.integration.loss import add_term, fused_options, fusible, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
-
-IGNORE = 3
-
-
-def nnunet_loss(ignore_label=None, dice_class=MemoryEfficientSoftDiceLoss, ce=None, weights=(1, 1), **dice):
-    """As `nnUNetTrainer._build_loss` makes it."""
-    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False} | dice
-    weight_ce, weight_dice = weights
-    return DC_and_CE_loss(
-        dice, dict(ce or {}), weight_ce=weight_ce, weight_dice=weight_dice, ignore_label=ignore_label,
-        dice_class=dice_class,
-    )
-
-
-def batch(ignore_label=None, everything_ignored=False, shape=(9, 8, 7)):
-    generator = torch.Generator().manual_seed(3)
-    logits = (4 * torch.randn(2, 3, *shape, generator=generator)).requires_grad_()
-    target = torch.randint(0, 3, (2, 1, *shape), generator=generator)
-    if ignore_label is not None:
-        target[torch.rand(target.shape, generator=generator) < (1.1 if everything_ignored else 0.3)] = ignore_label
-    return logits, target.to(torch.int16)
-
-
-def value_and_gradient(loss, logits, target):
-    logits.grad = None
-    value = loss(logits, target)
-    value.backward()
-    return value.detach(), logits.grad
-
-
-@pytest.fixture(autouse=True)
-def fuse(monkeypatch):
-    """It is off unless asked for."""
-    assert not LossWithTerm.fuse
-    monkeypatch.setattr(LossWithTerm, "fuse", True)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The calls of the fused loss."""
-    made = []
-
-    def counted(*args, **options):
-        made.append(options)
-        return fused_loss(*args, **options)
-
-    fused_loss = integration.fused_loss
-    monkeypatch.setattr(integration, "fused_loss", counted)
-    return made
-
-
-@pytest.mark.parametrize("everything_ignored", [False, True])
-@pytest.mark.parametrize("ignore_label", [None, IGNORE])
-@pytest.mark.parametrize("batch_dice", [False, True])
-@pytest.mark.parametrize("weights", [(1, 1), (0.5, 2)])
-@pytest.mark.parametrize("shape", [(9, 8, 7), (40, 30)], ids=["3d", "2d"])
-def test_equal_to_the_sum(calls, ignore_label, batch_dice, weights, shape, everything_ignored):
-    """Value and gradient to 1e-6 of nnU-Net's loss + weight * term."""
-    term = ML1ACELoss(ignore_label=ignore_label, num_bins=10, absent_classes="keep")
-    loss = add_term(nnunet_loss(ignore_label, batch_dice=batch_dice, weights=weights), term, 3.0)
-    logits, target = batch(ignore_label, everything_ignored, shape)
-    actual = value_and_gradient(loss, logits, target)
-    assert len(calls) == 1
-    loss.fuse = False
-    expected = value_and_gradient(loss, logits, target)
-    assert len(calls) == 1
-    torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=1e-6 * float(expected[1].abs().max()))
-
-
-def test_deep_supervision(calls):
-    """At each resolution; a term at the full resolution only is computed by itself."""
-    loss = add_term(DeepSupervisionWrapper(nnunet_loss(), (0.7, 0.3)), ML1ACELoss(), 1.0)
-    small, large = batch(shape=(6, 5)), batch(shape=(12, 10))
-    outputs, targets = zip(large, small, strict=True)
-    loss(list(outputs), list(targets)).backward()
-    assert len(calls) == 2
-    loss = add_term(DeepSupervisionWrapper(nnunet_loss(), (0.7, 0.3)), ML1ACELoss(), 1.0, every_resolution=False)
-    loss(list(outputs), list(targets)).backward()
-    assert len(calls) == 2
+from tests.nnunet.fused import (
+    IGNORE,
+    assert_same,
+    batch,
+    called_by_themselves,
+    nnunet_loss,
+    plainly,
+    value_and_gradient,
+    with_svls,
+    without_ce,
+)
 
 
 class OtherDice(MemoryEfficientSoftDiceLoss):
@@ -103,48 +33,109 @@ class OtherLoss(DC_and_CE_loss):
 
 
 OTHERS = {
-    "dice": lambda: (nnunet_loss(dice_class=SoftDiceLoss), ML1ACELoss()),
-    "subclass of dice": lambda: (nnunet_loss(dice_class=OtherDice), ML1ACELoss()),
-    "dice with background": lambda: (nnunet_loss(do_bg=True), ML1ACELoss()),
-    "batch dice over ranks": lambda: (nnunet_loss(ddp=True, batch_dice=True), ML1ACELoss()),
-    "subclass": lambda: (OtherLoss({"do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss), ML1ACELoss()),
-    "class weights": lambda: (nnunet_loss(ce={"weight": torch.ones(3)}), ML1ACELoss()),
-    "label smoothing": lambda: (nnunet_loss(ce={"label_smoothing": 0.1}), ML1ACELoss()),
-    "sum": lambda: (nnunet_loss(ce={"reduction": "sum"}), ML1ACELoss()),
-    "ignore index": lambda: (nnunet_loss(ce={"ignore_index": 2}), ML1ACELoss()),
-    "other ignore label": lambda: (nnunet_loss(IGNORE), ML1ACELoss()),
-    "soft bins": lambda: (nnunet_loss(), ML1ACELoss(binning="soft")),
-    "pooled bins": lambda: (nnunet_loss(), ML1ACELoss(pool="batch")),
-    "regions": lambda: (nnunet_loss(), ML1ACELoss(regions=True)),
-    "other term": lambda: (nnunet_loss(), NACLLoss()),
-    "not a loss of nnU-Net": lambda: (nn.CrossEntropyLoss(), ML1ACELoss()),
-    "cross-entropy replaced": lambda: (replace_cross_entropy(nnunet_loss(), SVLSLoss(), 3), ML1ACELoss()),
-    "cross-entropy replaced below": lambda: (replace_cross_entropy(nnunet_loss(), SVLSLoss(), 3).base, ML1ACELoss()),
+    "dice": lambda: nnunet_loss(dice_class=SoftDiceLoss),
+    "subclass of dice": lambda: nnunet_loss(dice_class=OtherDice),
+    "dice with background": lambda: nnunet_loss(do_bg=True),
+    "batch dice over ranks": lambda: nnunet_loss(ddp=True, batch_dice=True),
+    "subclass": lambda: OtherLoss({"do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss),
+    "class weights": lambda: nnunet_loss(ce={"weight": torch.ones(3)}),
+    "label smoothing": lambda: nnunet_loss(ce={"label_smoothing": 0.1}),
+    "sum": lambda: nnunet_loss(ce={"reduction": "sum"}),
+    "ignore index": lambda: nnunet_loss(ce={"ignore_index": 2}),
+    "not a loss of nnU-Net": nn.Identity,
+    "a term": lambda: with_svls(nnunet_loss(), None),
+    "deep supervision": lambda: DeepSupervisionWrapper(nnunet_loss(), (0.7, 0.3)),
 }
+
+
+def test_recognition():
+    """nnU-Net's own loss, with an ignore label, without the cross-entropy, and with DDP where images stay apart."""
+    options = {"weight_ce": 1, "weight_dice": 1, "batch_dice": False, "smooth": 1e-5, "ignore_label": None}
+    assert fused_options(nnunet_loss()) == options
+    assert fused_options(nnunet_loss(ddp=True)) == options
+    assert fused_options(nnunet_loss(IGNORE, weights=(2, 3), batch_dice=True, smooth=1.0)) == {
+        "weight_ce": 2, "weight_dice": 3, "batch_dice": True, "smooth": 1.0, "ignore_label": IGNORE,
+    }
+    dice = without_ce(nnunet_loss())
+    dice.weight_ce = 1  # of a zero
+    assert fused_options(dice) == options | {"weight_ce": 0}
 
 
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS.keys())
 def test_others_are_not_recognised(make):
-    """They keep the plain composition."""
-    assert fused_options(*make()) is None
-    assert fused_options(nnunet_loss(), ML1ACELoss()) is not None
+    """Whatever differs in one setting is another loss."""
+    assert fused_options(make()) is None
+
+
+@pytest.mark.parametrize("name", OTHERS.keys() - {"batch dice over ranks", "not a loss of nnU-Net", "deep supervision"})
+def test_others_keep_the_plain_sum(calls, name):
+    """To the last bit."""
+    base, term, (logits, target) = OTHERS[name](), ML1ACELoss(), batch()
+    value = add_term(base, term, 0.5)(logits, target)
+    assert len(calls) == (name == "a term")  # SVLS below is fused with what is below it
+    assert torch.equal(value, base(logits, target) + 0.5 * term(logits, target))
 
 
 def test_compiled_dice_is_left_alone():
     """nnU-Net compiles the Dice after it has built the loss."""
     base = nnunet_loss()
     base.dc = torch.compile(base.dc)
-    assert fused_options(base, ML1ACELoss()) is None
+    assert fused_options(base) is None
 
 
-def test_changes_after_the_term_was_added(calls):
-    """SVLS may take the place of the cross-entropy of a loss that was fused before."""
-    loss = add_term(nnunet_loss(), ML1ACELoss(), 1.0)
-    loss(*batch())
-    assert len(calls) == 1
-    loss = replace_cross_entropy(loss, SVLSLoss(), 3)
-    loss(*batch())
-    assert len(calls) == 1
+TERMS_WITH_OTHER_LABELS = [ML1ACELoss(ignore_label=2), SVLSLoss(ignore_label=2), NACLLoss(ignore_label=2)]
+
+
+@pytest.mark.parametrize("put", [lambda b, t: add_term(b, t, 1.0), replace_cross_entropy], ids=["add", "replace"])
+@pytest.mark.parametrize("term", TERMS_WITH_OTHER_LABELS, ids=lambda t: type(t).__name__)
+def test_term_with_another_ignore_label(term, put):
+    """It keeps its own and is computed by itself."""
+    loss = put(nnunet_loss(), term)
+    expected = plainly(value_and_gradient, loss, *batch())
+    by_themselves = called_by_themselves(loss)
+    assert_same(value_and_gradient(loss, *batch()), expected)
+    assert by_themselves == [type(term).__name__]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"regions": True}, r"expected logits .*\(regions=True"), ({"ignore_label": None}, "expected labels from 0 to 2")],
+)
+@pytest.mark.parametrize("term", [ML1ACELoss, SVLSLoss, NACLLoss])
+@pytest.mark.parametrize("put", [lambda b, t: add_term(b, t, 1.0), replace_cross_entropy], ids=["add", "replace"])
+def test_term_that_does_not_fit(term, put, options, text):
+    """Its own error is raised, as in the plain sum."""
+    loss = put(nnunet_loss(IGNORE), term(**({"ignore_label": IGNORE} | options)))
+    for call in (loss, lambda *tensors: plainly(loss, *tensors)):
+        with pytest.raises(ValueError, match=text):
+            call(*batch(IGNORE))
+
+
+CHANGES = {
+    "weight of the term": lambda loss, base, term: setattr(loss, "weight", 7.0),
+    "weight of the CE": lambda loss, base, term: setattr(base, "weight_ce", 5),
+    "weight of the Dice": lambda loss, base, term: setattr(base, "weight_dice", 5),
+    "batch Dice": lambda loss, base, term: setattr(base.dc, "batch_dice", True),
+    "smooth": lambda loss, base, term: setattr(base.dc, "smooth", 100.0),
+    "bins": lambda loss, base, term: term.options.update(num_bins=3),
+    "binning": lambda loss, base, term: term.options.update(binning="soft"),
+    "no CE": lambda loss, base, term: replace_cross_entropy(loss, None),
+    "SVLS": lambda loss, base, term: replace_cross_entropy(loss, SVLSLoss()),
+    "label smoothing": lambda loss, base, term: setattr(base.ce, "label_smoothing", 0.3),
+    "background": lambda loss, base, term: setattr(base.dc, "do_bg", True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_changes_after_the_term_was_added(change):
+    """A mixin or a trainer may change what was fused before."""
+    base, term, tensors = nnunet_loss(), ML1ACELoss(), batch()
+    loss = add_term(base, term, 1.0)
+    before = value_and_gradient(loss, *tensors)
+    change(loss, base, term)
+    actual = value_and_gradient(loss, *tensors)
+    assert abs(actual[0] - before[0]) > 1e-4
+    assert_same(actual, plainly(value_and_gradient, loss, *tensors))
 
 
 def test_tensors():
@@ -157,10 +148,15 @@ def test_tensors():
     assert not fusible(logits, target.expand_as(logits))
     assert not fusible(logits[:, :1], target)
     assert not fusible(logits.to("meta"), target.to("meta"))
+    assert not fusible(logits, target.to("meta"))
+    assert not fusible(logits[..., 0, 0, 0], target[..., 0, 0, 0])
 
 
-def test_weight_zero(calls):
+@pytest.mark.parametrize("term", [ML1ACELoss, NACLLoss, SVLSLoss])
+def test_weight_zero(calls, term):
     """nnU-Net's loss to the last bit."""
-    loss = add_term(nnunet_loss(), ML1ACELoss(), 0.0)
+    loss = add_term(nnunet_loss(), term(), 0.0)
     assert torch.equal(loss(*batch()), nnunet_loss()(*batch()))
+    loss = replace_cross_entropy(nnunet_loss(weights=(0, 1)), term())
+    assert torch.equal(loss(*batch()), nnunet_loss(weights=(0, 1))(*batch()))
     assert calls == []
