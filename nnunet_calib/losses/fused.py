@@ -89,11 +89,12 @@ class _Piece:
         at = self.base.index_select(0, index) + self.stride * torch.arange(classes, dtype=torch.int32)[:, None]
         p = self.flat.index_select(0, at.view(-1)).view(classes, k)
         # in float64, as `ml1_ace_loss` does, or a p on an edge may fall on its other side
-        place = bin_index(p.double(), num_bins).add_(num_bins * torch.arange(classes)[:, None])
+        place = bin_index(p.double(), num_bins).int()
+        place.add_(num_bins * torch.arange(classes, dtype=torch.int32)[:, None])
         if images > 1:
             y = row % (classes + 1)
             place.add_(row - y, alpha=num_bins)
-        return p, at.view(-1), place, row, torch.arange(k).add_(y, alpha=k)
+        return p, at.view(-1), place, row, torch.arange(k, dtype=torch.int32).add_(y, alpha=k)
 
 
 @lru_cache(maxsize=16)
