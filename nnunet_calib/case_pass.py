@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nnunet_calib.histograms import FINE_BINS, PARTS, Histograms
+from nnunet_calib.histograms import Histograms
 from nnunet_calib.slabs import Probabilities, slab_slices
-from nnunet_calib.sure_voxels import columns, sum_sure_voxels
+from nnunet_calib.sure_voxels import columns
 from nnunet_calib.temperature import log_probabilities
-from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
+from nnunet_calib.voxel_sample import NOT_VALID, VoxelSample, choose_voxels, strata_of
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ class Volume:
             p[here] = np.asarray(self.probabilities[:, low - self.crop[0].start : high - self.crop[0].start])
         return p
 
-    def histograms(self) -> tuple[Histograms, NDArray[np.bool_]]:
-        """The histograms of all voxels, and a mask (*spatial) of those the model is unsure of.
+    def histograms(self) -> tuple[Histograms, NDArray[np.uint8]]:
+        """The histograms of all voxels, and the stratum (*spatial) of each, see `voxel_sample.strata_of`.
 
         Raises:
             ValueError: if a probability is NaN or outside [0, 1].
         """
         heads, shape = self.probabilities.shape[0], self.labels[self.crop].shape
-        total, unsure = self._histograms_around(), np.zeros(self.labels.shape, bool)
+        total, strata = self._histograms_around(), self._strata_around()
         for rows in slab_slices(shape, heads):
             p = np.asarray(self.probabilities[:, rows]).reshape(heads, -1)
             y, bits = (of_voxels[self.crop][rows].ravel() for of_voxels in (self.labels, self.scope_bits))
-            flags = np.zeros(p.shape[1], bool)
+            here = np.full(p.shape[1], NOT_VALID)
             kept: NDArray | slice = slice(None)
             if self.valid is not None and not (valid := self.valid[self.crop][rows]).all():
                 kept = np.flatnonzero(valid)
@@ -77,17 +77,13 @@ class Volume:
                 continue
             _check_range(p)
             if self.members is None:
-                sure, others = sum_sure_voxels(p, y, bits, parts=PARTS, num_bins=FINE_BINS)
-                p = columns(p, others)
-                confidence = p.max(0)
-                histograms = Histograms.of(p, y[others], bits[others]).with_sure(sure)
+                histograms, _ = Histograms.of_classes(p, y, bits)
             else:
-                histograms, others = Histograms.of(p, self.target(y), bits), np.arange(len(y))
-                confidence = np.maximum(p, 1 - p).min(0)
+                histograms = Histograms.of(p, self.target(y), bits)
             total += histograms
-            flags[others if isinstance(kept, slice) else kept[others]] = confidence < UNSURE_BELOW
-            unsure[self.crop][rows] = flags.reshape(-1, *shape[1:])
-        return total, unsure
+            here[kept] = strata_of(p, y, self.members)
+            strata[self.crop][rows] = here.reshape(-1, *shape[1:])
+        return total, strata
 
     def _histograms_around(self) -> Histograms:
         """Those of the voxels around the crop, all of which look the same but for label and scope."""
@@ -106,10 +102,21 @@ class Volume:
         bits, labels = np.divmod(key, values)
         return Histograms.of(self.around(len(key)), self.target(labels), bits.astype(np.uint8), number[key])
 
-    def sample(self, unsure: NDArray[np.bool_], max_voxels: int) -> VoxelSample:
+    def _strata_around(self) -> NDArray[np.uint8]:
+        """(*spatial) those of the voxels around the crop; what lies in it is still to be written."""
+        if self.labels[self.crop].shape == self.labels.shape:
+            return np.full(self.labels.shape, NOT_VALID)
+        labels = np.arange(int(self.labels.max(initial=0)) + 1)
+        if self.members is None:
+            labels = np.minimum(labels, self.probabilities.shape[0] - 1)  # one that is ignored may be larger
+        strata = strata_of(self.around(len(labels)), labels, self.members)[self.labels]
+        if self.valid is not None:
+            strata[~self.valid] = NOT_VALID
+        return strata
+
+    def sample(self, strata: NDArray[np.uint8], max_voxels: int) -> VoxelSample:
         """The voxel sample, see `choose_voxels`."""
-        valid = None if self.valid is None else self.valid.ravel()
-        chosen, weights = choose_voxels(unsure.ravel(), max_voxels, valid)
+        chosen, weights = choose_voxels(strata.ravel(), max_voxels)
         position = np.unravel_index(chosen, self.labels.shape)
         inside = np.all([(x >= s.start) & (x < s.stop) for x, s in zip(position, self.crop, strict=True)], axis=0)
         p = np.asarray(

@@ -83,7 +83,7 @@ class CaseStatistics:
                 C - 1.
             ignore_label: label of voxels that are left out everywhere.
             spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
-            max_voxels: size of the voxel sample, at least 2; a case with fewer voxels is kept whole.
+            max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole.
             boundary_mm: half width of the boundary scope.
             crop: where in `labels` the probabilities lie, if they cover only a part of it. The voxels around count
                 with p(class 0) = 1, for regions with p = 0: what nnU-Net exports there.
@@ -109,8 +109,8 @@ class CaseStatistics:
             foreground = reduce(np.logical_or, (labels == value for region in regions for value in region))
         bits = scope_bits(labels, foreground=foreground, valid=valid, spacing_mm=spacing, boundary_mm=boundary_mm)
         volume = Volume(probabilities, labels, valid, bits, crop, members)
-        histograms, unsure = volume.histograms()
-        sample = volume.sample(unsure, max_voxels)
+        histograms, strata = volume.histograms()
+        sample = volume.sample(strata, max_voxels)
         shown = representative_slice(
             labels, volume.slab, foreground=foreground, valid=valid, spacing=spacing, image=image,
             regions=regions is not None,

