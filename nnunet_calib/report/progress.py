@@ -23,6 +23,7 @@ def draw_progress(
     """
     from matplotlib import style
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # nnU-Net's logger leaves seaborn's settings with fonts 2.5 times as large in the training process
     with style.context("default"):
@@ -33,6 +34,7 @@ def draw_progress(
             ax.plot(values, linewidth=1, marker=".", markersize=3, label=name)
         ax.plot(mean, color="black", linewidth=2, marker=".", label="mean")
         ax.set(xlabel="epoch", ylabel="pseudo ACE", ylim=(0, None))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_title("Average calibration error of the validation patches, all voxels pooled", fontsize=10)
         ax.legend(ncols=4, fontsize=8)
         with replaced_when_complete(output_folder / FILE) as temporary:
