@@ -19,7 +19,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.neighbourhood import KernelSize, sizes_per_axis
+from nnunet_calib.losses.neighbourhood import KernelSize, check_sigma, sizes_per_axis
 from nnunet_calib.losses.targets import at_least_float32, check_shapes, label_error
 
 
@@ -136,9 +136,11 @@ def find_borders(
         ignore_label: voxels with this label have no soft label and are no neighbours.
 
     Raises:
-        ValueError: for shapes that do not belong together, and for a label that has no class.
+        ValueError: for shapes that do not belong together, for a label that has no class, and for a sigma below 0.1.
     """
     check_shapes(logits, target, regions=False, ignore_label=ignore_label)
+    if sigma is not None:
+        check_sigma(sigma)
     classes, dtype = logits.shape[1], at_least_float32(logits).dtype
     labels, valid, voxels = target[:, 0].int().contiguous(), None, target[0].numel()
     with_ignored = labels

@@ -96,13 +96,12 @@ def svls_loss(
     References:
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
-    check_kernel_size(kernel_size)
-    check_sigma(sigma)
     if for_cpu(logits, regions=regions):
         z, labels = at_least_float32(logits), target.long()
         z, more = border_term(z, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
         if ignore_label is not None:
-            z, labels = torch.where(target == ignore_label, 0, z), labels.masked_fill(target == ignore_label, -1)
+            ignored = target == ignore_label
+            z, labels = torch.where(ignored, 0, z), labels.masked_fill(ignored, -1)
         ce = cross_entropy(z, labels[:, 0], ignore_index=-1, reduction="sum")
         return ce / (labels >= 0).sum().clamp_min(1) + more
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)

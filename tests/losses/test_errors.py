@@ -28,6 +28,15 @@ def raises(text: str):
     return pytest.raises(ValueError, match=f"^{re.escape(text)}$")
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.05, float("nan")])
+@pytest.mark.parametrize("options", [(nacl_loss, {"prior": "gaussian"}), (svls_loss, {})], ids=["nacl", "svls"])
+def test_narrow_sigma(options, sigma):
+    """A sigma that leaves neighbours no weight."""
+    loss, chosen = options
+    with raises(f"expected sigma to be at least 0.1 voxels, got {sigma}"):
+        loss(LOGITS, TARGET, sigma=sigma, **chosen)
+
+
 @pytest.mark.parametrize("kernel_size", [2, 0, -1, (3, 4), (1, 3, 0)], ids=str)
 @pytest.mark.parametrize("loss", KERNEL_LOSSES)
 def test_even_kernel(loss, kernel_size):
