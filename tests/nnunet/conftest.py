@@ -14,6 +14,7 @@ import torch
 from nnunet_calib.integration import loss as integration
 from nnunet_calib.integration.lookup import trainers_folder
 from nnunet_calib.synthetic import synthetic_case
+from tests.nnunet.measured_folds import three_folds
 
 CASES = 5
 PLANS = "nnUNetPlans"
@@ -184,3 +185,12 @@ def calls(monkeypatch):
     fused_loss = integration.fused_loss
     monkeypatch.setattr(integration, "fused_loss", counted)
     return made
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """Three measured folds, and nnU-Net's variables for them."""
+    model = three_folds(tmp_path)
+    for name, value in model.environment().items():
+        monkeypatch.setenv(name, value)
+    return model

@@ -10,6 +10,7 @@ from tests.measuring.conftest import make_case
 
 DATASET = "Dataset004_Synthetic"
 TRAINER = "nnUNetTrainerCalib"
+CROSSVAL = ["crossval", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER]
 LABELS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
 
 

@@ -15,18 +15,7 @@ from nnunet_calib.report.crossval_table import crossval_table
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.significance import mean_interval, percentile_interval, resampled_means, resampling_counts
 from tests.measuring.conftest import assert_same_histograms
-from tests.nnunet.measured_folds import TRAINER, Model, made, three_folds
-
-CROSSVAL = ["crossval", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER]
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    """Three folds, and nnU-Net's variables for them."""
-    model = three_folds(tmp_path)
-    for name, value in model.environment().items():
-        monkeypatch.setenv(name, value)
-    return model
+from tests.nnunet.measured_folds import CROSSVAL, Model, made, three_folds
 
 
 def merged(model, folds=(0, 1, 2), **options):

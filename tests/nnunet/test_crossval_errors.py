@@ -9,19 +9,9 @@ import pytest
 from nnunet_calib import cli
 from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.folds import case_file
-from tests.nnunet.measured_folds import LABELS, TRAINER, Model, made, three_folds
+from tests.nnunet.measured_folds import CROSSVAL, LABELS, TRAINER, Model, made
 
-CROSSVAL = ["crossval", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER]
 RUN = f"nnUNetv2_train Dataset004_Synthetic 3d_fullres 1 -tr {TRAINER} -p nnUNetPlans"
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    """Three folds, and nnU-Net's variables for them."""
-    model = three_folds(tmp_path)
-    for name, value in model.environment().items():
-        monkeypatch.setenv(name, value)
-    return model
 
 
 def refusal(model, folds=(0, 1, 2), **options) -> str:
