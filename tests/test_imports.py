@@ -41,7 +41,8 @@ OWN = {
     "report/": {"report/", "metrics", "statistics", "files"},
     "trainers": {"integration/", "report/"},
     "demo": {"integration/", "synthetic", *MEASURING},
-    "cli": {"integration/", "report/", "trainers", "demo"},
+    "commands/": {"commands/", "integration/", "report/", "trainers", "demo"},
+    "cli": {"commands/"},
     "": {"statistics", "metrics", "temperature"},  # the package itself: its public names
 }
 
@@ -52,6 +53,7 @@ THIRD_PARTY = {
     "report/": {"numpy", "matplotlib"},
     "trainers": {"nnunetv2"},
     "demo": {"numpy", "SimpleITK", "tqdm"},
+    "commands/": set(),
     "cli": set(),
     "": set(),
 }

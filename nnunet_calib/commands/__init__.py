@@ -1,0 +1,1 @@
+"""The commands, a module each: what the user types, one call, what is printed. No computation of their own."""

@@ -1,0 +1,73 @@
+"""Arguments that several commands share; letters as in nnU-Net."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from nnunet_calib.integration.predictions import Predictions
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def at_least_one(text: str) -> int:
+    """A number of processes or parts."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Which model: dataset, configuration, trainer, plans."""
+    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="its name or number")
+    command.add_argument("-c", dest="configuration", required=True, metavar="CONFIG", help="3d_fullres, 2d, ...")
+    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
+    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+
+
+def add_predictions(command: argparse.ArgumentParser) -> None:
+    """A folder of predictions with `.npz` and one of label maps."""
+    command.add_argument(
+        "-i", dest="predictions", type=Path, required=True, metavar="PRED",
+        help="folder of predictions with .npz: of nnUNetv2_predict --save_probabilities, nnUNetv2_ensemble --save_npz, "
+        "or a fold's validation with --npz",
+    )
+    command.add_argument(
+        "-gt", dest="labels", type=Path, required=True, metavar="LABELS", help="folder with their true label maps",
+    )
+    command.add_argument(
+        "-djfile", dest="dataset_json", type=Path, metavar="FILE",
+        help="dataset.json (default: that in PRED, or in one of the two folders above)",
+    )
+    command.add_argument(
+        "-pfile", dest="plans_json", type=Path, metavar="FILE",
+        help="plans.json (default: that beside dataset.json; without one, the file ending says how to read labels)",
+    )
+    command.add_argument(
+        "-o", dest="output", type=Path, metavar="DIR", help="folder for the results (default: PRED/calibration)",
+    )
+    command.add_argument(
+        "-np", dest="processes", type=at_least_one, metavar="N",
+        help="cases measured at once; each needs memory for its unpacked probabilities and for measuring, 4 GB for 14 "
+        "classes of 512 x 512 x 200 voxels (default: nnU-Net's, nnUNet_def_n_proc or 8)",
+    )
+    command.add_argument(
+        "--chill", dest="allow_missing", action="store_true",
+        help="measure the cases that have a label map and an .npz and name the others, instead of refusing",
+    )
+
+
+def predictions(args: argparse.Namespace) -> Predictions:
+    """What the arguments of `add_predictions` name; cases left out are told on stderr."""
+    from nnunet_calib.integration.prediction_files import find_predictions
+
+    found = find_predictions(
+        args.predictions, args.labels, dataset_json=args.dataset_json, plans_json=args.plans_json,
+        allow_missing=args.allow_missing,
+    )  # fmt: skip
+    if found.missing:
+        print(f"left out, for want of a label map or an .npz: {', '.join(found.missing)}", file=sys.stderr)
+    return found

@@ -1,0 +1,41 @@
+"""`nnunet_calib crossval`."""
+
+import argparse
+import contextlib
+import sys
+
+from nnunet_calib.commands.arguments import Commands, add_model
+
+
+def _run(args: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        from nnunet_calib.integration.crossval import merge_folds
+        from nnunet_calib.integration.fold_results import find_model, read_json
+        from nnunet_calib.report.crossval_table import crossval_table
+        from nnunet_calib.report.figures import draw_fold
+
+        model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+        folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing)
+        draw_fold(folder)
+    print(crossval_table(read_json(folder / "summary.json")))
+    print(folder)
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "crossval", help="merge the folds of a cross-validation: pooled temperature, intervals, errors per case",
+        description="Fits one temperature to all cases for deployment, and judges each case by a temperature of the "
+        "other folds. Prints a table and writes crossval_results_folds_.../calibration/ into the model's folder.",
+        epilog="Example: nnunet_calib crossval -d 4 -c 3d_fullres -tr nnUNetTrainerNACL",
+    )
+    add_model(command)
+    command.add_argument(
+        "-f", dest="folds", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD",
+        help="at least two folds (default: 0 1 2 3 4)",
+    )
+    command.add_argument(
+        "--chill", dest="allow_missing", action="store_true",
+        help="merge the cases that were measured and name the others, instead of refusing",
+    )
+    command.set_defaults(run=_run)

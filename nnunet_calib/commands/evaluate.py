@@ -1,0 +1,41 @@
+"""`nnunet_calib evaluate`."""
+
+import argparse
+import contextlib
+import sys
+
+from nnunet_calib.commands.arguments import Commands, add_predictions, predictions
+
+
+def _run(args: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints while it is imported, and while it reads
+        from nnunet_calib.integration.evaluation import evaluate, given_temperature
+        from nnunet_calib.report.figures import draw_fold
+        from nnunet_calib.report.tables import summary_table
+
+        temperature = None if args.temperature is None else given_temperature(args.temperature)
+        folder = args.output or args.predictions / "calibration"
+        summary = evaluate(predictions(args), folder, args.processes, temperature)
+        if args.figures:
+            draw_fold(folder)
+    print(summary_table(summary))
+    print(folder / "summary.json")
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "evaluate", help="measure the calibration of predictions with .npz against label maps",
+        description="Measures calibration before and after temperature scaling. Prints a table for the whole image and "
+        "writes PRED/calibration/ with the files of a fold: summary.json, cases/*.npz, two pictures and, unless one is "
+        "given, temperature.json. Nothing is written before the last case is measured.",
+        epilog="Example: nnunet_calib evaluate -i predictions -gt nnUNet_raw/Dataset004_Hippocampus/labelsTs",
+    )
+    add_predictions(command)
+    command.add_argument(
+        "--temperature", metavar="T",
+        help="a number, or a temperature.json fitted on other cases, to judge these cases by (default: fit one here, "
+        "and judge each case by one that was fitted without it)",
+    )
+    command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")
+    command.set_defaults(run=_run)
