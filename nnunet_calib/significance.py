@@ -86,3 +86,30 @@ def mean_interval(values: ArrayLike, *, level: float = LEVEL, resamples: int = R
     if v.size < 2:
         return float("nan"), float("nan")
     return percentile_interval(resampled_means(v, resampling_counts(v.size, resamples)), v.size, level)
+
+
+def ratio_intervals(
+    numerators: NDArray, denominators: NDArray, *, level: float = LEVEL, resamples: int = 2_000
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bootstrap intervals of ratios of sums over cases, such as the observed frequency in each bin.
+
+    Args:
+        numerators: (cases, ...), what is summed above.
+        denominators: (cases, ...), what is summed below.
+        level: the probability with which such an interval holds the true ratio.
+        resamples: how often all cases are drawn; the same seed each time.
+
+    Returns:
+        The lower and the upper limits, (...); NaN where fewer than two cases have a denominator above 0.
+    """
+    above, below = (np.asarray(x, np.float64) for x in (numerators, denominators))
+    shape = above.shape[1:]
+    low, high = np.full(shape, np.nan), np.full(shape, np.nan)
+    if not len(above):
+        return low, high
+    counts = resampling_counts(len(above), resamples)
+    for at in np.ndindex(shape):  # one by one: resamples take memory
+        of_all, weight = (counts @ x[(slice(None), *at)] for x in (above, below))
+        ratios = np.divide(of_all, weight, out=np.full(resamples, np.nan), where=weight > 0)
+        low[at], high[at] = percentile_interval(ratios, int(np.count_nonzero(below[(slice(None), *at)])), level)
+    return low, high

@@ -7,12 +7,13 @@ p(T) = softmax(z / T), or sigmoid(z / T) for regions. T keeps the order of the c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nnunet_calib.likelihood import Voxels, minimise
@@ -137,22 +138,9 @@ def fit_temperature(
     References:
         Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
     """
-    z, y = _as_tensor(logits), _as_tensor(labels)
-    w = None if weights is None else _as_tensor(weights)
-    if z.ndim != 2 or len(z) == 0 or y.shape != (z.shape if regions else z.shape[:1]):
-        raise ValueError(
-            f"expected logits (n, C) with n > 0 and labels {'(n, C)' if regions else '(n,)'}, got "
-            f"{tuple(z.shape)} and {tuple(y.shape)}"
-        )
-    total = float(len(z) if w is None else w.sum(dtype=torch.float64))
-    if w is not None and not (w.shape == z.shape[:1] and w.min() >= 0 and 0 < total < math.inf):
-        raise ValueError(
-            f"expected weights ({len(z)},) of at least 0, not all of them 0, got {tuple(w.shape)} with sum {total}"
-        )
-
-    voxels = Voxels(z, y, w, None if groups is None else _as_tensor(groups).long(), regions)
+    voxels, total = _checked(logits, labels, weights, regions, groups)
     thetas = [0.0]
-    if len(z) > 2 * _WARM_START:
+    if len(voxels.logits) > 2 * _WARM_START:
         guess, *_ = minimise(voxels.sample(_WARM_START), thetas, _BOUNDS)
         thetas = [0.0] if guess == 0 else [0.0, guess]
     theta, points, passes = minimise(voxels, thetas, _BOUNDS)
@@ -172,3 +160,49 @@ def fit_temperature(
         at_bound=theta in _BOUNDS,
         iterations=passes,
     )
+
+
+def nll_at(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    temperatures: Sequence[float],
+    *,
+    weights: ArrayLike | None = None,
+    regions: bool = False,
+) -> NDArray[np.float64]:
+    """The mean negative log-likelihood per voxel at some temperatures, in nats, in one pass over the voxels.
+
+    Args:
+        logits: as for `fit_temperature`, and so are the others.
+        labels: the same.
+        temperatures: above 0.
+        weights: the same.
+        regions: the same.
+
+    Returns:
+        One value per temperature; for regions the mean over heads.
+
+    Raises:
+        ValueError: as `fit_temperature`, but for logits that are not finite, whose NLL is not finite either.
+    """
+    voxels, total = _checked(logits, labels, weights, regions, None)
+    return np.array([sums.nll / total for sums in voxels.sums([1 / t for t in temperatures])])
+
+
+def _checked(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, regions: bool, groups: ArrayLike | None
+) -> tuple[Voxels, float]:
+    """The voxels, and the sum of their weights."""
+    z, y = _as_tensor(logits), _as_tensor(labels)
+    w = None if weights is None else _as_tensor(weights)
+    if z.ndim != 2 or len(z) == 0 or y.shape != (z.shape if regions else z.shape[:1]):
+        raise ValueError(
+            f"expected logits (n, C) with n > 0 and labels {'(n, C)' if regions else '(n,)'}, got "
+            f"{tuple(z.shape)} and {tuple(y.shape)}"
+        )
+    total = float(len(z) if w is None else w.sum(dtype=torch.float64))
+    if w is not None and not (w.shape == z.shape[:1] and w.min() >= 0 and 0 < total < math.inf):
+        raise ValueError(
+            f"expected weights ({len(z)},) of at least 0, not all of them 0, got {tuple(w.shape)} with sum {total}"
+        )
+    return Voxels(z, y, w, None if groups is None else _as_tensor(groups).long(), regions), total

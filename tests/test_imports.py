@@ -38,7 +38,7 @@ OWN = {
     "synthetic": {"temperature"},
     "losses/": {"losses/", "binning"},
     "integration/": {"integration/", "losses/", *MEASURING},
-    "report/": {"report/", "metrics", "statistics", "files"},
+    "report/": {"report/", "metrics", "statistics", "files", "significance", "slices", "temperature"},
     "trainers": {"integration/", "report/"},
     "demo": {"integration/", "synthetic", *MEASURING},
     "commands/": {"commands/", "integration/", "report/", "trainers", "demo"},
@@ -50,7 +50,7 @@ OWN = {
 THIRD_PARTY = {
     "losses/": {"torch"},
     "integration/": {"numpy", "torch", "nnunetv2", "tqdm"},
-    "report/": {"numpy", "matplotlib"},
+    "report/": {"numpy", "matplotlib", "PIL", "jinja2"},
     "trainers": {"nnunetv2"},
     "demo": {"numpy", "SimpleITK", "tqdm"},
     "commands/": set(),

@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "evaluate", help="measure the calibration of predictions with .npz against label maps",
         description="Measures calibration before and after temperature scaling. Prints a table for the whole image and "
-        "writes PRED/calibration/ with the files of a fold: summary.json, cases/*.npz, two pictures and, unless one is "
+        "writes PRED/calibration/ with the files of a fold: summary.json, cases/*.npz, figures and, unless one is "
         "given, temperature.json. Nothing is written before the last case is measured.",
         epilog="Example: nnunet_calib evaluate -i predictions -gt nnUNet_raw/Dataset004_Hippocampus/labelsTs",
     )

@@ -8,6 +8,7 @@ from nnunet_calib.significance import (
     RESAMPLES,
     mean_interval,
     percentile_interval,
+    ratio_intervals,
     resampled_means,
     resampling_counts,
 )
@@ -73,3 +74,26 @@ def test_level():
     values = np.random.default_rng(3).normal(size=30)
     (a, b), (c, d) = mean_interval(values, level=0.8), mean_interval(values, level=0.99)
     assert c < a < values.mean() < b < d
+
+
+def test_ratios():
+    """Ratios of sums over the drawn cases: with equal denominators those are means, and have the same limits."""
+    values = np.random.default_rng(0).random((12, 2, 3))
+    low, high = ratio_intervals(5 * values, np.full_like(values, 5), resamples=2_000)
+    assert low.shape == high.shape == (2, 3)
+    for at in np.ndindex(2, 3):
+        assert (low[at], high[at]) == pytest.approx(mean_interval(values[(slice(None), *at)], resamples=2_000))
+
+
+def test_ratios_by_hand():
+    """Two cases: the limits are those of either alone, and large cases pull the pooled ratio, not the limits."""
+    low, high = ratio_intervals(np.array([1.0, 90.0]), np.array([10.0, 100.0]))
+    assert (float(low), float(high)) == pytest.approx((0.1, 0.9))
+
+
+@pytest.mark.parametrize("below", [[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
+def test_ratios_of_too_few(below):
+    """A bin that fewer than two cases fill has no interval; no case at all has none either."""
+    low, high = ratio_intervals(np.ones(3), np.array(below))
+    assert np.isnan([low, high]).all()
+    assert np.isnan(ratio_intervals(np.zeros((0, 2)), np.zeros((0, 2)))).all()

@@ -13,7 +13,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from nnunet_calib import fit_temperature
 from nnunet_calib.synthetic import synthetic_case
-from nnunet_calib.temperature import TEMPERATURE_BOUNDS, TemperatureFit
+from nnunet_calib.temperature import TEMPERATURE_BOUNDS, TemperatureFit, nll_at
 from tests.measuring.conftest import Case
 
 REGIONS = pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
@@ -200,3 +200,20 @@ def test_standard_error_of_groups(regions):
     grouped = four.fit(groups=np.arange(500).repeat(4))
     assert grouped.standard_error == pytest.approx(once.standard_error, rel=1e-6)
     assert grouped.temperature == pytest.approx(once.temperature, rel=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weights"])
+@REGIONS
+def test_nll_at(regions, weighted):
+    """The mean NLL at several temperatures, as computed without the package; voxels are passed in parts."""
+    voxels = draw(2.0, regions=regions)
+    weights = np.random.default_rng(1).exponential(size=len(voxels.logits)) if weighted else None
+    tried = [0.3, 1.0, 2.5]
+    found = nll_at(voxels.logits, voxels.labels, tried, weights=weights, regions=regions)
+    np.testing.assert_allclose(found, [voxels.nll(t, weights) for t in tried], rtol=1e-9)
+
+
+def test_nll_at_of_nothing():
+    """No voxel has no mean."""
+    with pytest.raises(ValueError, match=r"expected logits \(n, C\) with n > 0"):
+        nll_at(np.zeros((0, 2)), np.zeros(0, int), [1.0])

@@ -16,6 +16,7 @@ from nnunet_calib.scopes import SCOPES
 from nnunet_calib.significance import mean_interval, percentile_interval, resampled_means, resampling_counts
 from tests.measuring.conftest import assert_same_histograms
 from tests.nnunet.measured_folds import CROSSVAL, Model, made, three_folds
+from tests.report import PICTURES
 
 
 def merged(model, folds=(0, 1, 2), **options):
@@ -178,13 +179,11 @@ def test_thinned_cases(tmp_path):
 
 
 def test_command(model, capsys):
-    """The dataset by its number: files, two pictures, and a table that says what T is not."""
+    """The dataset by its number: files, figures, and a table that says what T is not."""
     assert cli.main([*CROSSVAL, "-f", "0", "1", "2"]) == 0
     captured = capsys.readouterr()
     folder = model.folder / "crossval_results_folds_0_1_2" / "calibration"
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "dataset_reliability_histogram.png", "reliability.png", "summary.json", "temperature.json"
-    ]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*PICTURES, "summary.json", "temperature.json"])
     summary = json.loads((folder / "summary.json").read_text())
     lines = captured.out.splitlines()
     assert lines[-2:] == [ENSEMBLE_NOTE, str(folder)]

@@ -1,0 +1,4 @@
+"""Tests of figures and pages."""
+
+FIGURES = ("confidence", "dataset_reliability_histogram", "nll", "reliability", "reliability_boxes")
+PICTURES = tuple(f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg"))
