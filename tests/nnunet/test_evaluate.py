@@ -12,10 +12,10 @@ from nnunet_calib import CaseStatistics, cli
 from nnunet_calib.integration.prediction_files import find_predictions
 from tests.nnunet.conftest import LABEL_MODES
 from tests.nnunet.predicted import TEMPERATURE, arguments, assert_same, run, write_world
+from tests.report import PICTURES
 from tests.test_cli import content
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
-from tests.report import PICTURES
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])
@@ -25,7 +25,9 @@ def test_every_label_mode(tmp_path, mode, ending):
     cases = write_world(tmp_path, mode, ending)
     assert cli.main(arguments(tmp_path)) == 0
     calibration = tmp_path / "pred" / "calibration"
-    assert sorted(p.name for p in calibration.iterdir()) == sorted(["cases", *PICTURES, "summary.json", "temperature.json"])
+    assert sorted(p.name for p in calibration.iterdir()) == sorted(
+        ["cases", *PICTURES, "summary.json", "temperature.json"]
+    )
     for name, case in cases.items():
         measured = CaseStatistics.load(calibration / "cases" / f"{name}.npz")
         assert_same(measured, case.measure())

@@ -14,6 +14,7 @@ import torch
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.integration.labels import Heads
 from tests.nnunet.conftest import LABEL_MODES, MORE_TRAINERS, TRAINERS
+from tests.report import PICTURES
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +25,6 @@ pytestmark = [
 
 every_mode = pytest.mark.parametrize("world", LABEL_MODES, indirect=True)
 both_configurations = pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-from tests.report import PICTURES
 
 # trainer -> what nnU-Net's record of its loss must show
 LOSSES = {
@@ -71,7 +71,9 @@ def test_fold(world, configuration):
     fold = world.train(f"{name}_short", configuration, export_validation_probabilities=True)
     validation, calibration = fold / "validation", fold / "validation" / "calibration"
     cases = validation_cases(world)
-    assert sorted(p.name for p in calibration.iterdir()) == sorted(["cases", *PICTURES, "summary.json", "temperature.json"])
+    assert sorted(p.name for p in calibration.iterdir()) == sorted(
+        ["cases", *PICTURES, "summary.json", "temperature.json"]
+    )
     assert sorted(p.name for p in (calibration / "cases").iterdir()) == [f"{case}.npz" for case in cases]
 
     summary = json.loads((calibration / "summary.json").read_text())
