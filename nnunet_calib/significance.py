@@ -1,6 +1,8 @@
-"""How sure a mean over cases is: bootstrap intervals."""
+"""How sure a mean over cases, or a difference between models, is: bootstrap intervals and paired tests."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -113,3 +115,84 @@ def ratio_intervals(
         ratios = np.divide(of_all, weight, out=np.full(resamples, np.nan), where=weight > 0)
         low[at], high[at] = percentile_interval(ratios, int(np.count_nonzero(below[(slice(None), *at)])), level)
     return low, high
+
+
+class PairedDifference(NamedTuple):
+    """How far a model is from a baseline.
+
+    Attributes:
+        pairs: the cases in which both have a value.
+        mean: of the differences, model - baseline; NaN without a pair.
+        low: lower limit of its bootstrap interval; NaN for fewer than two pairs.
+        high: its upper limit.
+        p: of `signed_rank_p`.
+    """
+
+    pairs: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(values: ArrayLike, baseline: ArrayLike, counts: NDArray[np.float64]) -> PairedDifference:
+    """The difference of two models over the same cases, model - baseline.
+
+    Args:
+        values: (cases,) of the model, NaN for a case without a value.
+        baseline: (cases,) of the baseline, in the same order.
+        counts: (resamples, cases), from `resampling_counts`.
+
+    Returns:
+        The mean difference with its interval, as `percentile_interval` widens it, and the p-value.
+    """
+    differences = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
+    known = differences[~np.isnan(differences)]
+    low, high = percentile_interval(resampled_means(differences, counts), known.size)
+    mean = float(known.mean()) if known.size else float("nan")
+    return PairedDifference(known.size, mean, low, high, signed_rank_p(known))
+
+
+def signed_rank_p(differences: ArrayLike) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test that differences are symmetric about zero.
+
+    Differences of zero are left out, as Wilcoxon did. Exact for up to 50 others without ties; else, and with ties, as
+    `scipy.stats.wilcoxon` chooses. The smallest that n differences can give is 2^(1 - n).
+
+    Args:
+        differences: (cases,), one of each pair; NaN is left out.
+
+    Returns:
+        The p-value; 1 if all differences are zero, NaN if there is none.
+
+    References:
+        Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1, 1945.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    d = d[~np.isnan(d)]
+    if not d.size:
+        return float("nan")
+    d = d[d != 0]
+    return float(stats.wilcoxon(d).pvalue) if d.size else 1.0
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    r"""p-values of m tests, corrected so that any wrong rejection among them has at most the nominal probability.
+
+    .. math:: \tilde p_{(k)} = \max_{j \le k} \min\big((m - j + 1) \, p_{(j)},\; 1\big)
+
+    with the p-values in rising order.
+
+    Args:
+        p_values: (tests,), NaN for a test that could not be made, which is not counted.
+
+    Returns:
+        Corrected p-values in the given order, NaN for NaN; to be compared with the nominal level.
+
+    References:
+        Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6, 1979.
+    """
+    p = np.array(p_values, dtype=np.float64)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(order.size, 0, -1)), 1)
+    return p
