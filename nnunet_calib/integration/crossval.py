@@ -7,7 +7,7 @@ network that predicted it, and maybe the case itself. Only the voxel samples of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,19 @@ from tqdm import tqdm
 
 import nnunet_calib
 from nnunet_calib.files import write_json
-from nnunet_calib.histograms import Histograms
-from nnunet_calib.integration.fold_results import IDENTITY, FoldResult, find_folds, some
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION, case_file, fit_cases, sampling_error
+from nnunet_calib.integration.fold_results import IDENTITY, find_folds
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION, fit_cases, sampling_error
 from nnunet_calib.integration.intervals import intervals
+from nnunet_calib.integration.judged_cases import MeasuredCase, errors_after, fits_without_fold, read_measured
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.integration.summary import Tree, average, brief, combine, definitions, described, measure
+from nnunet_calib.integration.summary import average, brief, combine, definitions, described
 from nnunet_calib.significance import LEVEL, RESAMPLES
-from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.temperature import TemperatureFit
 
 ENSEMBLE_NOTE = (
     "T was fitted on predictions of single networks; how far it is from what an ensemble of the folds needs cannot be "
     "estimated from these data, since each case was seen in training by all networks but one."
 )
-
-
-@dataclass(frozen=True)
-class MeasuredCase:
-    """What is kept in memory of a case.
-
-    Attributes:
-        fold: whose network predicted it.
-        statistics: with the voxel sample; the histograms are empty, since no later step needs them.
-        voxels: of the case.
-        uncalibrated: its errors, from `measure`.
-    """
-
-    fold: int
-    statistics: CaseStatistics
-    voxels: int
-    uncalibrated: Tree
 
 
 def crossval_folder(model_folder: Path, folds: Sequence[int]) -> Path:
@@ -70,11 +52,11 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
         ValueError: in one sentence, if folds or cases are missing or do not belong together, or have no voxel.
     """
     found = find_folds(model_folder, folds, allow_missing=allow_missing)
-    cases, missing = _read(found, allow_missing)
+    cases, missing = read_measured(found, allow_missing=allow_missing)
     numbers = [result.fold for result in found]
     pooled = fit_cases([case.statistics for case in cases])
     own = {fold: fit_cases([case.statistics for case in cases if case.fold == fold]) for fold in numbers}
-    without = {fold: fit_cases([case.statistics for case in cases if case.fold != fold]) for fold in numbers}
+    without = fits_without_fold(cases)
 
     first = found[0]
     model = {name: first.model.get(name) for name in (*IDENTITY, "hyperparameters")}
@@ -106,60 +88,11 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
     return target
 
 
-def _read(found: Sequence[FoldResult], allow_missing: bool) -> tuple[list[MeasuredCase], list[str]]:
-    """The cases of all folds, in the order of folds and names, and the names of those without statistics."""
-    cases: list[MeasuredCase] = []
-    missing: dict[int, list[str]] = {}
-    nothing: Histograms | None = None
-    named = [(result, name) for result in found for name in result.cases]
-    for result, name in tqdm(named, desc="reading cases"):
-        statistics = _load(result, name)
-        if statistics is None:
-            missing.setdefault(result.fold, []).append(name)
-            continue
-        width = (cases[0].statistics if cases else statistics).boundary_mm
-        expected = (len(result.heads.keys), result.heads.regions is not None, width)
-        if (ours := (statistics.num_heads, statistics.regions, statistics.boundary_mm)) != expected:
-            raise ValueError(
-                f"expected statistics with (heads, regions, boundary_mm) = {expected}, found {ours} for {name} in fold "
-                f"{result.fold}: measure its fold again with nnUNetv2_train ... --val"
-            )
-        nothing = nothing or Histograms.empty(statistics.num_heads, statistics.regions)
-        cases.append(
-            MeasuredCase(
-                result.fold, replace(statistics, histograms=nothing, shown=None),
-                int(statistics.histograms.voxels.sum()), measure(statistics, result.heads),
-            )
-        )
-    if missing and not allow_missing:
-        listed = "; ".join(f"fold {fold}: {some(names)}" for fold, names in missing.items())
-        raise ValueError(
-            f"expected statistics of every validation case with its fold's network, found none for {listed}: measure "
-            f"again with nnUNetv2_train ... --val, or leave these cases out with --chill"
-        )
-    for result in found:
-        if not any(len(case.statistics.sample) for case in cases if case.fold == result.fold):
-            raise ValueError(
-                f"expected cases with a voxel that counts in each fold, found none in fold {result.fold}: leave it out "
-                f"with -f"
-            )
-    return cases, [name for names in missing.values() for name in names]
-
-
-def _load(result: FoldResult, case: str) -> CaseStatistics | None:
-    """None for a case without a file, or with that of other weights: a validation that runs, or was killed."""
-    try:
-        statistics = CaseStatistics.load(case_file(result.folder, case))
-    except FileNotFoundError:
-        return None
-    return statistics if statistics.model.get("weights_sha256") == result.model["weights_sha256"] else None
-
-
 def _metrics(cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads) -> dict[str, Any]:
     """Means over all cases with their intervals and sampling errors, and the rows of the cases."""
     scaled = [(case.statistics, temperature) for case, temperature in zip(cases, temperatures, strict=True)]
     before = [case.uncalibrated for case in cases]
-    after = [measure(s.with_temperature(t), heads) for s, t in tqdm(scaled, desc="after temperature")]
+    after = errors_after(cases, temperatures, heads)
     change = [combine(lambda pair: pair[1] - pair[0], *pair) for pair in zip(before, after, strict=True)]
     width = cases[0].statistics.boundary_mm
     again = (s.with_temperature(t) for s, t in tqdm(scaled, desc="sampling error"))
