@@ -156,8 +156,9 @@ def paired_difference(values: ArrayLike, baseline: ArrayLike, counts: NDArray[np
 def signed_rank_p(differences: ArrayLike) -> float:
     """Two-sided p-value of Wilcoxon's signed-rank test that differences are symmetric about zero.
 
-    Differences of zero are left out, as Wilcoxon did. Exact for up to 50 others without ties; else, and with ties, as
-    `scipy.stats.wilcoxon` chooses. The smallest that n differences can give is 2^(1 - n).
+    Differences of zero are left out, as Wilcoxon did, and those that agree to 10 digits of the largest one are ties.
+    Exact for up to 50 others without ties; else, and with ties, as `scipy.stats.wilcoxon` chooses. The smallest that n
+    differences can give is 2^(1 - n).
 
     Args:
         differences: (cases,), one of each pair; NaN is left out.
@@ -172,8 +173,10 @@ def signed_rank_p(differences: ArrayLike) -> float:
     d = d[~np.isnan(d)]
     if not d.size:
         return float("nan")
-    d = d[d != 0]
-    return float(stats.wilcoxon(d).pvalue) if d.size else 1.0
+    if not d.any():
+        return 1.0
+    d = np.round(d / np.abs(d).max(), 10)  # ranks are of the differences, not of their rounding errors
+    return float(stats.wilcoxon(d[d != 0]).pvalue)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -20,12 +20,21 @@ def at_least_one(text: str) -> int:
     return number
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
-    """Which model: dataset, configuration, trainer, plans."""
+def add_model(command: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Which model: dataset, configuration, trainer, plans; lists of all but the dataset for `several` models."""
+    nargs = "+" if several else None
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="its name or number")
-    command.add_argument("-c", dest="configuration", required=True, metavar="CONFIG", help="3d_fullres, 2d, ...")
-    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", help="name of the plans (default: %(default)s)")
+    command.add_argument(
+        "-c", dest="configuration", required=True, metavar="CONFIG", help="3d_fullres, 2d, ...", nargs=nargs
+    )
+    command.add_argument(
+        "-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train", nargs=nargs
+    )
+    plans = "nnUNetPlans"
+    command.add_argument(
+        "-p", dest="plans", default=[plans] if several else plans, metavar="PLANS",
+        help=f"name of the plans (default: {plans})", nargs=nargs,
+    )
 
 
 def add_predictions(command: argparse.ArgumentParser) -> None:

@@ -56,7 +56,9 @@ def find_model(dataset: str | int, configuration: str, trainer: str, plans: str)
     return folder
 
 
-def find_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing: bool = False) -> list[FoldResult]:
+def find_folds(
+    model_folder: Path, folds: Sequence[int | str], *, allow_missing: bool = False, at_least: int = 2
+) -> list[FoldResult]:
     """The folds of a model, in rising order, checked to be of one model and to share no case.
 
     Their cases are those of `splits_final.json` in nnUNet_preprocessed, where that is there, and those that were
@@ -64,13 +66,14 @@ def find_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing:
 
     Args:
         model_folder: of nnU-Net, with the folders `fold_X`.
-        folds: at least two numbers.
+        folds: numbers.
         allow_missing: take the cases that were validated, also where `splits_final.json` names others.
+        at_least: how many folds there must be.
 
     Raises:
         ValueError: in one sentence that says what to do.
     """
-    numbers = _fold_numbers(folds)
+    numbers = _fold_numbers(folds, at_least)
     found = [_read_fold(model_folder, fold) for fold in numbers]
     first = found[0]
     for other in found[1:]:
@@ -95,7 +98,7 @@ def find_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing:
     return found
 
 
-def _fold_numbers(folds: Sequence[int | str]) -> list[int]:
+def _fold_numbers(folds: Sequence[int | str], at_least: int) -> list[int]:
     if "all" in folds:
         raise ValueError(
             "expected the numbers of folds, got all: fold all was trained on the cases that it validates, so that its "
@@ -106,7 +109,7 @@ def _fold_numbers(folds: Sequence[int | str]) -> list[int]:
     numbers = sorted(map(int, folds))
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"expected each fold once, got {' '.join(map(str, numbers))}: name each once after -f")
-    if len(numbers) < 2:
+    if len(numbers) < at_least:
         raise ValueError(
             f"expected at least two folds, since a fold is judged by the temperature of others, got "
             f"{' '.join(map(str, numbers)) or 'none'}: name more with -f, or read the fold's own calibration folder"

@@ -29,11 +29,10 @@ def intervals(per_case: Sequence[Tree], heads: Heads) -> Tree:
     def resampled(values: list[float]) -> _Resampled:
         return _Resampled(resampled_means(values, counts), int(np.count_nonzero(~np.isnan(values))))
 
-    foreground = [key for i, key in enumerate(heads.keys) if i != heads.background]
     result: Tree = {}
     for scope in per_case[0]:  # one by one: resamples take memory
         tree = combine(resampled, *(case[scope] for case in per_case))
-        for name, keys in (("mean", heads.keys), ("foreground_mean", foreground)):
+        for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
             tree[name] = combine(_over_classes, *(tree["per_class"][key] for key in keys))
         result[scope] = combine(lambda found: [*percentile_interval(*found[0])], tree)
     return result

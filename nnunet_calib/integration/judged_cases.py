@@ -54,7 +54,7 @@ def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[
         if (ours := (statistics.num_heads, statistics.regions, statistics.boundary_mm)) != expected:
             raise ValueError(
                 f"expected statistics with (heads, regions, boundary_mm) = {expected}, found {ours} for {name} in fold "
-                f"{result.fold}: measure its fold again with nnUNetv2_train ... --val"
+                f"{result.fold}: measure its fold again with nnunet_calib validate"
             )
         nothing = nothing or Histograms.empty(statistics.num_heads, statistics.regions)
         cases.append(
@@ -67,7 +67,7 @@ def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[
         listed = "; ".join(f"fold {fold}: {some(names)}" for fold, names in missing.items())
         raise ValueError(
             f"expected statistics of every validation case with its fold's network, found none for {listed}: measure "
-            f"again with nnUNetv2_train ... --val, or leave these cases out with --chill"
+            f"again with nnunet_calib validate, or leave these cases out with --chill"
         )
     for result in found:
         if not any(len(case.statistics.sample) for case in cases if case.fold == result.fold):

@@ -45,6 +45,11 @@ class Heads:
         """Channel of the background, None for regions."""
         return 0 if self.regions is None else None
 
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """Keys of all heads but the background."""
+        return tuple(key for i, key in enumerate(self.keys) if i != self.background)
+
 
 def _as_region(value: Any) -> Region:
     return tuple(int(v) for v in value) if isinstance(value, tuple | list) else (int(value),)

@@ -59,11 +59,10 @@ def brief(tree: Tree) -> Tree:
 
 def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
     """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
-    foreground = [key for i, key in enumerate(heads.keys) if i != heads.background]
     result = combine(_nanmean, *per_case)
     for scope, means in result.items():
         per_class = means["per_class"]
-        for name, keys in (("mean", heads.keys), ("foreground_mean", foreground)):
+        for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
             means[name] = combine(_nanmean, *(per_class[key] for key in keys))
         for key in heads.keys:
             found = [case[scope]["per_class"][key]["ece"] for case in per_case]

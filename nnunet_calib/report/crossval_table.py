@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_calib.report.tables import aligned
+from nnunet_calib.report.tables import aligned, number
 
 _OF_CLASSES = ("ece", "ace", "mce")
 _SCORES = ("nll", "brier")
@@ -23,7 +23,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
     """
     rows: list[Sequence[str]] = [("fold", "cases", "T", "+-", "T of the other folds")]
     for fold in summary["temperature_per_fold"]:
-        other = _number(fold["without_fold"]["temperature"])
+        other = number(fold["without_fold"]["temperature"])
         rows.append((str(fold["fold"]), str(fold["cases"]), *_temperature(fold), other))
     rows.append(("all", str(len(summary["metric_per_case"])), *_temperature(summary["temperature"]), ""))
     lines = [*aligned(rows), ""]
@@ -39,7 +39,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
             for name in ("uncalibrated", "calibrated"):
                 values, limits = (summary[kind][name]["image"] for kind in ("metrics", "intervals"))
                 value, limit = (tree[group][metric] if group else tree[metric] for tree in (values, limits))
-                row += [_number(value), f"{_number(limit[0])} to {_number(limit[1])}"]
+                row += [number(value), f"{number(limit[0])} to {number(limit[1])}"]
             rows.append(row)
     lines += [*aligned(rows), ""]
     if summary["missing_cases"]:
@@ -51,8 +51,4 @@ def crossval_table(summary: dict[str, Any]) -> str:
 
 
 def _temperature(fit: dict[str, Any]) -> tuple[str, str]:
-    return _number(fit["temperature"]), _number(fit["standard_error"])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return number(fit["temperature"]), number(fit["standard_error"])

@@ -28,7 +28,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     for name, label in (("foreground_mean", "foreground mean"), ("top_label", "top label")):
         rows.append((label, str(len(summary["metric_per_case"])), *_values([tree[name] for tree in (before, after)])))
     scores = ", ".join(
-        f"{label} {_number(before[name])} -> {_number(after[name])}"
+        f"{label} {number(before[name])} -> {number(after[name])}"
         for name, label in (("nll", "NLL"), ("brier", "Brier score"))
     )
     return "\n".join([*aligned(rows), "", scores, _origin(summary)])
@@ -40,7 +40,7 @@ def _origin(summary: dict[str, Any]) -> str:
     if not of_all["cross_fitted"]:
         text, own = "as given", of_all["in_sample"]
     else:
-        text, own = "for all cases", any(_missing(row["temperature"]) for row in rows)
+        text, own = "for all cases", any(missing(row["temperature"]) for row in rows)
         text += "" if own else "; each case is judged by one that was fitted without it"
     own_text = ", which was fitted on cases that it is judged by: expect larger errors on others" if own else ""
     return f"T = {of_all['temperature']:.4f} {text}{own_text}"
@@ -54,12 +54,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _values(pair: Sequence[dict[str, float]]) -> list[str]:
-    return [_number(tree[metric]) for metric in _METRICS for tree in pair]
+    return [number(tree[metric]) for metric in _METRICS for tree in pair]
 
 
-def _number(value: float | None) -> str:
-    return "-" if _missing(value) else f"{value:.4f}"
+def number(value: float | None) -> str:
+    """Four decimals, or "-" for a value that is not there."""
+    return "-" if missing(value) else f"{value:.4f}"
 
 
-def _missing(value: float | None) -> bool:
+def missing(value: float | None) -> bool:
+    """Whether there is no value: null in a file, NaN in memory."""
     return value is None or math.isnan(value)

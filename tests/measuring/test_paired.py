@@ -34,6 +34,14 @@ def test_signed_ranks_of_many():
     assert signed_rank_p(a + 0.2 - b) == pytest.approx(expected)
 
 
+def test_rounding_errors():
+    """By hand: two differences of .01 share the ranks 1 and 2, although they differ in their last digits."""
+    differences = [0.31 - 0.3, 0.11 - 0.12, 0.4 - 0.2, 0.9 - 0.6, 1e-17]
+    assert abs(differences[0]) != abs(differences[1])
+    # the sum of the negative ranks is 1.5; sums 0, 1.5, 1.5 and as many on the other side: 6 of 16 assignments
+    assert signed_rank_p(differences) == pytest.approx(6 / 16)
+
+
 def test_nothing_to_test():
     """Equal models differ with p = 1; without a case there is no p-value."""
     assert signed_rank_p([0.0, 0.0, 0.0]) == 1

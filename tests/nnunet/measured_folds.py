@@ -26,11 +26,19 @@ def made(seed, sure=1.0, without=None, mode="labels"):
 
 
 class Model:
-    """A folder of results with folds of two cases, and the splits that belong to them."""
+    """A folder of results with folds of two cases, and the splits that belong to them.
 
-    def __init__(self, root: Path, *, splits: bool = True) -> None:
+    Models of one root share a dataset; `weights` tells their networks apart.
+    """
+
+    def __init__(
+        self, root: Path, *, splits: bool = True, trainer: str = TRAINER, configuration: str = "3d_fullres",
+        plans: str = "nnUNetPlans", weights: str = "weights",
+    ) -> None:
         self.results, self.preprocessed = root / "results", root / "preprocessed"
-        self.folder = self.results / DATASET / f"{TRAINER}__nnUNetPlans__3d_fullres"
+        self.named = {"trainer": trainer, "plans": plans, "configuration": configuration}
+        self.weights = weights
+        self.folder = self.results / DATASET / "__".join(self.named.values())
         self.splits = self.preprocessed / DATASET / "splits_final.json" if splits else None
         self.cases: dict[int, dict] = {}
 
@@ -41,8 +49,8 @@ class Model:
     def identity(self, fold: int, /, **changed) -> dict:
         """What identifies the network of a fold."""
         return {
-            "dataset": DATASET, "trainer": TRAINER, "plans": "nnUNetPlans", "configuration": "3d_fullres",
-            "fold": fold, "hyperparameters": {}, "weights_sha256": f"weights of {fold}",
+            "dataset": DATASET, **self.named, "fold": fold, "hyperparameters": {},
+            "weights_sha256": f"{self.weights} of {fold}",
         } | changed
 
     def write(

@@ -1,0 +1,52 @@
+"""`nnunet_calib compare`."""
+
+import argparse
+import contextlib
+import itertools
+import sys
+from pathlib import Path
+
+from nnunet_calib.commands.arguments import Commands, add_model
+
+
+def _run(args: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        from nnunet_calib.integration.comparison import compare_models, comparison_folder
+        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.report.comparison_tables import comparison_table, write_comparison
+        from nnunet_calib.report.dice_against_ace import draw_comparison
+
+        named = itertools.product(args.configuration, args.plans, args.trainer)
+        models = [find_model(args.dataset, configuration, trainer, plans) for configuration, plans, trainer in named]
+        comparison = compare_models(models, args.folds, allow_missing=args.allow_missing)
+        folder = args.output or comparison_folder(models, comparison["folds"])
+        write_comparison(comparison, folder)
+        draw_comparison(comparison, folder)
+    print(comparison_table(comparison))
+    print(folder)
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "compare", help="compare models of a dataset case by case: Dice and calibration, intervals, corrected p-values",
+        description="Compares trainers, configurations or plans (every combination of those named) with the first one, "
+        "paired over their validation cases, before and after a temperature of the other folds. Prints a table and "
+        "writes comparison.json, .csv and .md, and a figure of Dice against ACE.",
+        epilog="Example: nnunet_calib compare -d 4 -c 3d_fullres -tr nnUNetTrainerCalib nnUNetTrainerNACL",
+    )
+    add_model(command, several=True)
+    command.add_argument(
+        "-f", dest="folds", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD",
+        help="one fold or more (default: 0 1 2 3 4)",
+    )
+    command.add_argument(
+        "-o", dest="output", type=Path, metavar="DIR",
+        help="folder for the results (default: one named after the models in nnUNet_results/DATASET/"
+        "calibration_comparisons)",
+    )
+    command.add_argument(
+        "--chill", dest="allow_missing", action="store_true",
+        help="compare the cases that all models have and name the others, instead of refusing",
+    )
+    command.set_defaults(run=_run)

@@ -1,0 +1,171 @@
+"""Models that are compared: what each says of its cases, and whether they may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from nnunet_calib.integration.fold_results import IDENTITY, find_folds, read_json, some
+from nnunet_calib.integration.folds import cross_fitted_temperatures
+from nnunet_calib.integration.judged_cases import errors_after, fits_without_fold, read_measured
+from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.summary import Tree, brief
+
+STAGES = ("uncalibrated", "calibrated")
+
+
+@dataclass(frozen=True)
+class JudgedCase:
+    """One case of one model.
+
+    Attributes:
+        fold: whose network predicted it.
+        voxels: that count.
+        temperature: that was fitted without it; NaN if there is none.
+        dice: nnU-Net's, mean over the foreground classes that have one; NaN if none has.
+        errors: uncalibrated and calibrated, as `brief` gives them.
+    """
+
+    fold: int
+    voxels: int
+    temperature: float
+    dice: float
+    errors: dict[str, Tree]
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """A model and its cases.
+
+    Attributes:
+        name: what tells it from the others.
+        model: what identifies it, with the weights of each fold's network.
+        heads: of its networks.
+        cases: by name.
+        expected: names of all cases that should be there.
+        without_dice: folds without nnU-Net's summary.json.
+    """
+
+    name: str
+    model: dict[str, Any]
+    heads: Heads
+    cases: dict[str, JudgedCase]
+    expected: frozenset[str]
+    without_dice: tuple[int, ...]
+
+
+def read_models(
+    model_folders: Sequence[Path], folds: Sequence[int | str], *, allow_missing: bool = False
+) -> list[ComparedModel]:
+    """Read the models, each with only its voxel samples in memory, and name them by what differs between them.
+
+    Raises:
+        ValueError: in one sentence, if there are fewer than two, one is named twice, a fold was not measured, or they
+            have other labels or other cases (unless `allow_missing`), or cases of other voxels.
+    """
+    names = [folder.name for folder in model_folders]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"expected each model once, got {twice[0]} twice: name each of -c, -tr and -p once")
+    if len(names) < 2:
+        raise ValueError(
+            f"expected at least two models, got {' '.join(names) or 'none'}: name more with -tr, or with -c or -p"
+        )
+    models = []
+    for folder in model_folders:
+        try:
+            models.append(_read_model(folder, folds, allow_missing))
+        except ValueError as error:
+            raise ValueError(f"{folder.name}: {error}") from error
+    parts = [name.split("__") for name in names]  # trainer, plans, configuration
+    differing = [i for i, values in enumerate(zip(*parts, strict=True)) if len({*values}) > 1]
+    models = [
+        replace(model, name=", ".join(part[i] for i in differing)) for model, part in zip(models, parts, strict=True)
+    ]
+    _check_comparable(models)
+    if not allow_missing:
+        _check_same_cases(models)
+    return models
+
+
+def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -> ComparedModel:
+    found = find_folds(folder, folds, allow_missing=allow_missing, at_least=1)
+    heads = found[0].heads
+    cases, _ = read_measured(found, allow_missing=allow_missing)
+    if len(found) > 1:
+        without = fits_without_fold(cases)
+        temperatures = [without[case.fold].temperature for case in cases]
+    else:
+        temperatures = cross_fitted_temperatures([case.statistics for case in cases])
+    after = errors_after(cases, temperatures, heads)
+    dice: dict[str, float] = {}
+    without_dice = []
+    for result in found:
+        file = result.folder.parent / "summary.json"
+        if file.is_file():
+            dice |= _dice_per_case(file, read_json(folder / "dataset.json")["file_ending"], heads)
+        else:
+            without_dice.append(result.fold)
+    model = {name: found[0].model[name] for name in IDENTITY}
+    model["hyperparameters"] = found[0].model.get("hyperparameters")
+    model["weights_sha256"] = {str(result.fold): result.model["weights_sha256"] for result in found}
+    judged = {
+        (name := case.statistics.cases[0]): JudgedCase(
+            case.fold, case.voxels, temperature, dice.get(name, float("nan")),
+            dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
+        )
+        for case, temperature, calibrated in zip(cases, temperatures, after, strict=True)
+    }  # fmt: skip
+    expected = frozenset(name for result in found for name in result.cases)
+    return ComparedModel(folder.name, model, heads, judged, expected, tuple(without_dice))
+
+
+def _dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
+    """From nnU-Net's summary.json, where a class has no Dice (NaN) if neither labels nor prediction hold it."""
+    found = {}
+    for row in read_json(file)["metric_per_case"]:
+        name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
+        values = [row["metrics"].get(key, {}).get("Dice") for key in heads.foreground]
+        known = [value for value in values if value is not None and not np.isnan(value)]
+        found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
+    return found
+
+
+def _check_comparable(models: Sequence[ComparedModel]) -> None:
+    """Each against the first: heads, networks, and the voxels of the cases that both have."""
+    first = models[0]
+    owner: dict[str, str] = {}
+    for model in models:
+        for fold, weights in model.model["weights_sha256"].items():
+            ours = f"fold {fold} of {model.name}"
+            if (twin := owner.setdefault(weights, ours)) != ours:
+                raise ValueError(
+                    f"expected networks of their own, found the same weights in {twin} and {ours}: name models that "
+                    f"were trained, not copied"
+                )
+        for name, a in vars(first.heads).items():
+            if a != (b := getattr(model.heads, name)):
+                raise ValueError(
+                    f"expected models of the same labels, found heads ({name}) {a!r} of {first.name} and {b!r} of "
+                    f"{model.name}: train them on the same dataset.json"
+                )
+        for case in sorted({*first.cases} & {*model.cases}):
+            if (a := first.cases[case].voxels) != (b := model.cases[case].voxels):
+                raise ValueError(
+                    f"expected cases measured on the same label maps, found {a} voxels of {case} for {first.name} and "
+                    f"{b} for {model.name}: measure both again with nnunet_calib validate"
+                )
+
+
+def _check_same_cases(models: Sequence[ComparedModel]) -> None:
+    everything = {case for model in models for case in model.cases}
+    for model in models:
+        if lacking := sorted(everything - {*model.cases}):
+            other = next(m for m in models if lacking[0] in m.cases)
+            raise ValueError(
+                f"expected the same cases of each model, found {some(lacking)} of {other.name} and not of "
+                f"{model.name}: name folds with the same cases, or compare those that all models have with --chill"
+            )

@@ -1,0 +1,178 @@
+"""A comparison of models as a table for the terminal, for a paper (Markdown), and for other programs (CSV)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunet_calib.files import replaced_when_complete, write_json
+from nnunet_calib.report.tables import aligned, missing, number
+
+COLUMNS = (
+    "model", "metric", "of", "scope", "stage", "cases", "mean", "mean_low", "mean_high", "pairs", "difference",
+    "difference_low", "difference_high", "p", "p_holm",
+)  # fmt: skip
+
+_NAMES = {"dice": "Dice", "brier": "Brier"}
+_BINNED = ("ece", "ace", "mce")
+_STAGES = ("uncalibrated", "calibrated")
+
+
+class _Section(NamedTuple):
+    title: str
+    about: str
+    columns: tuple[tuple[str, str | None, str], ...]
+
+
+_SECTIONS = (
+    _Section(
+        "Whole image", "Dice, ECE, ACE and MCE: mean over foreground classes.",
+        (
+            *((metric, "foreground_mean", "image") for metric in ("dice", *_BINNED)),
+            *((metric, None, "image") for metric in ("nll", "brier")),
+        ),
+    ),
+    _Section(
+        "Whole image, top label", "The largest probability against whether its class is the true one.",
+        tuple((metric, "top_label", "image") for metric in _BINNED),
+    ),
+    _Section(
+        "Foreground", "Voxels whose true label is not background; ECE, ACE and MCE of the top label.",
+        (
+            *((metric, "top_label", "foreground") for metric in _BINNED),
+            *((metric, None, "foreground") for metric in ("nll", "brier")),
+        ),
+    ),
+)  # fmt: skip
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    """The errors of the whole image, and their differences from the first model, for the terminal.
+
+    Args:
+        comparison: the content of comparison.json, with null or NaN where there is no value.
+
+    Returns:
+        Lines of text: a row for each model and stage; below it, of all models but the first, rows of the difference,
+        its interval and the corrected p-value; "-" where there is no value. Then what was left out, and the notes.
+    """
+    section = _SECTIONS[0]
+    rows: list[Sequence[str]] = [("whole image", "T", *(_name(metric) for metric, *_ in section.columns))]
+    for model, stage in _rows_of(comparison):
+        found = [_find(comparison, column, stage, model["name"]) for column in section.columns]
+        rows.append((model["name"], _temperature(model, stage), *(number(row["mean"]) for row in found)))
+        if model["name"] != comparison["first_model"]:
+            limits = [row["difference_interval"] for row in found]
+            rows.append(("  difference", "", *(_signed(row["difference"]) for row in found)))
+            for i, name in enumerate(("  from", "  to")):
+                rows.append((name, "", *(_signed(limit[i]) for limit in limits)))
+            rows.append(("  p", "", *(_p(row["p_holm"]) for row in found)))
+    return "\n".join([_about(comparison), "", *aligned(rows), "", *_left_out(comparison), *comparison["notes"]])
+
+
+def comparison_markdown(comparison: dict[str, Any]) -> str:
+    """Tables of means and of differences with their intervals, to be pasted into a paper; see `comparison_table`."""
+    lines = [f"# Calibration on {comparison['dataset']}", "", _about(comparison), ""]
+    for section in _SECTIONS:
+        lines += [f"## {section.title}", "", f"{section.about} Mean (95 % interval).", ""]
+        lines += [*_markdown(comparison, section, with_difference=False), ""]
+        lines += [f"Difference from {comparison['first_model']} (95 % interval), p.", ""]
+        lines += [*_markdown(comparison, section, with_difference=True), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in (*_left_out(comparison), *comparison["notes"])), ""])
+
+
+def comparison_csv(comparison: dict[str, Any]) -> str:
+    """All numbers in long form, a line for each model, metric and stage; empty where there is no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for group in comparison["results"]:
+        for row in group["models"]:
+            low, high = row["difference_interval"] or (None, None)
+            flat = {**group, **row, "mean_low": row["interval"][0], "mean_high": row["interval"][1],
+                    "difference_low": low, "difference_high": high}  # fmt: skip
+            cells = {name: flat[name] for name in COLUMNS}
+            writer.writerow({k: None if isinstance(v, float) and missing(v) else v for k, v in cells.items()})
+    return text.getvalue()
+
+
+def write_comparison(comparison: dict[str, Any], folder: Path) -> None:
+    """Write comparison.json, .md and .csv; the folder is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(comparison, folder / "comparison.json")
+    for name, make in (("comparison.md", comparison_markdown), ("comparison.csv", comparison_csv)):
+        with replaced_when_complete(folder / name) as temporary:
+            temporary.write_text(make(comparison), encoding="utf-8", newline="\n")
+
+
+def _markdown(comparison: dict[str, Any], section: _Section, *, with_difference: bool) -> Iterator[str]:
+    arrows = {"higher": "↑", "lower": "↓"}
+    better = {group["metric"]: arrows[group["better"]] for group in comparison["results"]}
+    header = ("model", "temperature", *(f"{_name(metric)} {better[metric]}" for metric, *_ in section.columns))
+    yield f"| {' | '.join(header)} |"
+    yield "|---" * len(header) + "|"
+    for model, stage in _rows_of(comparison):
+        if with_difference and model["name"] == comparison["first_model"]:
+            continue
+        cells = [model["name"], f"T {'≈' if stage == 'calibrated' else '='} {_temperature(model, stage)}"]
+        for column in section.columns:
+            row = _find(comparison, column, stage, model["name"])
+            if with_difference:
+                low, high = map(_signed, row["difference_interval"])
+                p = _p(row["p_holm"])
+                cells.append(f"{_signed(row['difference'])} ({low} to {high}), p {'' if p[0] == '<' else '= '}{p}")
+            else:
+                cells.append(f"{number(row['mean'])} ({' to '.join(map(number, row['interval']))})")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _rows_of(comparison: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    return ((model, stage) for model in comparison["models"] for stage in _STAGES)
+
+
+def _find(
+    comparison: dict[str, Any], column: tuple[str, str | None, str], stage: str, model: str
+) -> dict[str, Any]:
+    """The numbers of one model; those of a metric that no temperature changes belong to both stages."""
+    (group,) = (
+        group for group in comparison["results"]
+        if (group["metric"], group["of"], group["scope"]) == column and group["stage"] in (stage, "both")
+    )  # fmt: skip
+    (row,) = (row for row in group["models"] if row["model"] == model)
+    return row
+
+
+def _about(comparison: dict[str, Any]) -> str:
+    folds, others = comparison["folds"], len(comparison["models"]) - 1
+    return (
+        f"{len(comparison['cases'])} cases of fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}. Difference: "
+        f"model - {comparison['first_model']}, paired over cases. p: Wilcoxon signed-rank test"
+        + (f", corrected (Holm) for {others} other models." if others > 1 else ".")
+    )
+
+
+def _left_out(comparison: dict[str, Any]) -> list[str]:
+    rows = comparison["left_out"]
+    named = ", ".join(f"{row['case']} ({' and '.join(row['missing_in'])})" for row in rows)
+    return [f"Left out, for want of statistics in the model named: {named}."] if rows else []
+
+
+def _name(metric: str) -> str:
+    return _NAMES.get(metric, metric.upper())
+
+
+def _temperature(model: dict[str, Any], stage: str) -> str:
+    return "1" if stage == "uncalibrated" else "-" if missing(t := model["temperature"]["mean"]) else f"{t:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if missing(value) else f"{value:+.4f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None or missing(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
