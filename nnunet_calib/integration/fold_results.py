@@ -117,25 +117,41 @@ def _fold_numbers(folds: Sequence[int | str], at_least: int) -> list[int]:
     return numbers
 
 
-def _read_fold(model_folder: Path, fold: int) -> FoldResult:
+def train_command(model_folder: Path, fold: int | str) -> str:
+    """What trains a fold of the model in nnU-Net's folder."""
     trainer, plans, configuration = model_folder.name.split("__")
-    train = f"nnUNetv2_train {model_folder.parent.name} {configuration} {fold} -tr {trainer} -p {plans}"
-    if not (model_folder / f"fold_{fold}").is_dir():
+    return f"nnUNetv2_train {model_folder.parent.name} {configuration} {fold} -tr {trainer} -p {plans}"
+
+
+def validate_command(model_folder: Path, fold: int | str) -> str:
+    """What measures a trained fold again."""
+    trainer, plans, configuration = model_folder.name.split("__")
+    return f"nnunet_calib validate -d {model_folder.parent.name} -c {configuration} -tr {trainer} -p {plans} -f {fold}"
+
+
+def fold_folder(model_folder: Path, fold: int | str) -> Path:
+    """The folder of a fold; ValueError, which says what to type, if there is none."""
+    folder = model_folder / f"fold_{fold}"
+    if not folder.is_dir():
         raise ValueError(
-            f"expected fold {fold} in {model_folder}, found none: train it with {train}, or name those there are with "
-            f"-f"
+            f"expected fold {fold} in {model_folder}, found none: train it with {train_command(model_folder, fold)}, "
+            f"or name those there are with -f"
         )
-    folder = model_folder / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER
+    return folder
+
+
+def _read_fold(model_folder: Path, fold: int) -> FoldResult:
+    folder = fold_folder(model_folder, fold) / "validation" / CALIBRATION_FOLDER
     summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
     if summary is None or not (folder / "cases").is_dir():
         raise ValueError(
-            f"expected the calibration statistics of fold {fold} in {folder}, found none: run {train} --val, with a "
-            f"trainer of nnunet-calib (nnUNetTrainerCalib for nnU-Net's own loss)"
+            f"expected the calibration statistics of fold {fold} in {folder}, found none: run "
+            f"{validate_command(model_folder, fold)}"
         )
     if summary.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"expected format {FORMAT_VERSION}, found {summary.get('format_version')} in {folder / 'summary.json'}: "
-            f"use the nnunet-calib that wrote it, or measure again with {train} --val"
+            f"use the nnunet-calib that wrote it, or measure again with {validate_command(model_folder, fold)}"
         )
     model, heads = summary["model"], summary["heads"]
     if str(model["fold"]) != str(fold):

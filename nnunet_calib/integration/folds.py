@@ -23,6 +23,11 @@ CALIBRATION_FOLDER = "calibration"
 _CROSS_FITS = 5
 
 
+def calibration_folder(model_folder: Path, fold: int | str) -> Path:
+    """Where the calibration files of a fold are."""
+    return model_folder / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER
+
+
 def case_file(calibration_folder: Path, case: str) -> Path:
     """Where the statistics of a case are kept."""
     return calibration_folder / "cases" / f"{case}.npz"
@@ -36,11 +41,26 @@ def read_cases(
     for case in sorted(cases):
         path = case_file(calibration_folder, case)
         statistics = CaseStatistics.load(path) if path.is_file() else None
-        if statistics is not None and statistics.model.get("weights_sha256") == model["weights_sha256"]:
+        if statistics is not None and _is_of(statistics, model):
             found.append(statistics)
         else:
             missing.append(case)
     return found, missing
+
+
+def is_measured(calibration_folder: Path, case: str, model: dict[str, Any]) -> bool:
+    """Whether there are statistics of a case that were measured with this model, in a file that can be read."""
+    try:
+        return _is_of(CaseStatistics.load(case_file(calibration_folder, case)), model)
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
+        return False
+
+
+def _is_of(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
+    """Whether the weights are the same, and the plans, which older files do not name."""
+    found = statistics.model
+    same_plans = found.get("plans_sha256", model.get("plans_sha256")) == model.get("plans_sha256")
+    return found.get("weights_sha256") == model["weights_sha256"] and same_plans
 
 
 def fit_cases(cases: Sequence[CaseStatistics]) -> TemperatureFit:

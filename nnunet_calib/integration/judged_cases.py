@@ -67,7 +67,7 @@ def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[
         listed = "; ".join(f"fold {fold}: {some(names)}" for fold, names in missing.items())
         raise ValueError(
             f"expected statistics of every validation case with its fold's network, found none for {listed}: measure "
-            f"again with nnunet_calib validate, or leave these cases out with --chill"
+            f"them with nnunet_calib validate, or leave these cases out with --chill"
         )
     for result in found:
         if not any(len(case.statistics.sample) for case in cases if case.fold == result.fold):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from nnunet_calib.integration.cases import image_spacing, measure_case, read_npz
+from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class Predictions:
                 f"{labels_file} unreadable ({_last_line(error)})"
             ) from error
 
+    def save(self, calibration_folder: Path, case: str) -> None:
+        """Measure one case and write its case file; errors as `measure`."""
+        self.measure(case).save(case_file(calibration_folder, case))
+
     def measure_all(self, processes: int | None = None) -> list[CaseStatistics]:
         """Statistics of all cases in their order, with a progress bar.
 
@@ -77,6 +85,13 @@ class Predictions:
             ValueError: as `measure`, for the first case that fails.
             OSError: if a process ran out of memory.
         """
+        return self._for_all(self.measure, processes)
+
+    def save_all(self, calibration_folder: Path, processes: int | None = None) -> None:
+        """Write each case file as soon as the case is measured; otherwise as `measure_all`."""
+        self._for_all(partial(self.save, calibration_folder), processes)
+
+    def _for_all(self, function: Callable[[str], T], processes: int | None) -> list[T]:
         if processes is None:
             from nnunetv2.configuration import default_num_processes
 
@@ -84,20 +99,20 @@ class Predictions:
         processes = min(processes, len(self.cases))
         try:
             if processes == 1:
-                return self._collect(map(self.measure, self.cases))
+                return self._collect(map(function, self.cases))
             # with fork, PyTorch's threads can lock up
             context = multiprocessing.get_context("spawn")
             threads = max(1, (os.cpu_count() or 1) // processes)
             with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads,)) as pool:
-                return self._collect(pool.map(self.measure, self.cases))
+                return self._collect(pool.map(function, self.cases))
         except (BrokenProcessPool, MemoryError) as error:
             raise OSError(
                 f"expected memory for the probabilities of {processes} cases at once, ran out of it or lost a process: "
                 f"use fewer processes with -np"
             ) from error
 
-    def _collect(self, measured: Iterable[CaseStatistics]) -> list[CaseStatistics]:
-        return list(tqdm(measured, desc="measuring", total=len(self.cases), unit="case", file=sys.stderr))
+    def _collect(self, results: Iterable[T]) -> list[T]:
+        return list(tqdm(results, desc="measuring", total=len(self.cases), unit="case", file=sys.stderr))
 
 
 def _start_worker(threads: int) -> None:

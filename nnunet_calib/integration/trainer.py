@@ -37,10 +37,12 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     """Measures calibration in every epoch and after nnU-Net's own validation; records the losses' hyperparameters.
 
     Attributes:
+        measure_validation: off, the validation is exactly nnU-Net's.
         draw_figures: called with the calibration folder once its files are written; None draws nothing.
         hyperparameters: names of the class attributes that a mixin adds.
     """
 
+    measure_validation = True
     draw_figures: Callable[[Path], None] | None = None
     hyperparameters: tuple[str, ...] = ()
 
@@ -70,7 +72,11 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, with each case measured in the worker that exports it."""
-        measured_validation(self, super().perform_actual_validation, save_probabilities)
+        validate = super().perform_actual_validation
+        if self.measure_validation:
+            measured_validation(self, validate, save_probabilities)
+        else:
+            validate(save_probabilities)
 
     def _loss_mode(self) -> dict[str, Any]:
         """The options that follow from the dataset's labels."""

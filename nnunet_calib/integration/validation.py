@@ -12,59 +12,75 @@ measurement, and nnU-Net goes on.
 from __future__ import annotations
 
 import hashlib
+import json
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_calib.integration.export import ExportAndMeasure, failure_file
+from nnunet_calib.integration.fold_results import validate_command
 from nnunet_calib.integration.folds import CALIBRATION_FOLDER, case_file, write_fold
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.trained_weights import weights_fingerprint
 
 EXPORT_NAME = "export_prediction_from_logits"
 
 
-def weights_fingerprint(network: torch.nn.Module) -> str:
-    """SHA-256 of the network's weights: the same for the same model, whatever file it was loaded from."""
-    module = getattr(network, "module", network)  # DDP
-    module = getattr(module, "_orig_mod", module)  # torch.compile
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def describe_model(trainer: Any) -> dict[str, Any]:
-    """What identifies the model of a trainer, as JSON values."""
+def describe_model(trainer: Any, weights_sha256: str) -> dict[str, Any]:
+    """What identifies the model of any nnU-Net trainer, as JSON values."""
+    hyperparameters = getattr(trainer, "calibration_hyperparameters", dict)
     return {
         "dataset": trainer.plans_manager.dataset_name,
         "trainer": type(trainer).__name__,
         "plans": trainer.plans_manager.plans_name,
         "configuration": trainer.configuration_name,
         "fold": trainer.fold,
-        "hyperparameters": trainer.calibration_hyperparameters(),
-        "weights_sha256": weights_fingerprint(trainer.network),
+        "hyperparameters": hyperparameters(),
+        "weights_sha256": weights_sha256,
+        "plans_sha256": _plans_fingerprint(trainer),
     }
 
 
-@contextmanager
-def _exporting_through(trainer: Any, measure: ExportAndMeasure, validation_cases: list[str]) -> Iterator[None]:
-    """While this lasts, the validation of `trainer` exports through `measure`; collects the cases it validates.
+def _plans_fingerprint(trainer: Any) -> str:
+    """SHA-256 of what the predictions depend on besides the weights: the plans of the configuration, and the labels."""
+    plans = {name: value for name, value in trainer.plans_manager.plans.items() if name != "configurations"}
+    labels = {name: trainer.dataset_json.get(name) for name in ("labels", "regions_class_order")}
+    content = [plans, trainer.configuration_manager.configuration, labels]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    The function is replaced in the module of every class that defines a validation, since that is where nnU-Net looks
-    it up at each call.
+
+@contextmanager
+def replaced(trainer: Any, **names: Any) -> Iterator[None]:
+    """While this lasts, the validation of `trainer` finds other objects under names of nnU-Net's that it uses.
+
+    They are replaced in the module of every class that defines a validation, since that is where nnU-Net looks them up
+    at each call.
     """
-    spaces = [
-        vars(cls)["perform_actual_validation"].__globals__
-        for cls in type(trainer).__mro__
-        if "perform_actual_validation" in vars(cls)
-    ]
-    spaces = [space for space in spaces if space.get(EXPORT_NAME) is measure.export]
+    own = {name: nnUNetTrainer.perform_actual_validation.__globals__[name] for name in names}
+    spaces = [vars(cls)["perform_actual_validation"].__globals__ for cls in validating_classes(trainer)]
+    found = [(space, name) for space in spaces for name in names if space.get(name) is own[name]]
+    for space, name in found:
+        space[name] = names[name]
+    try:
+        yield
+    finally:
+        for space, name in found:
+            space[name] = own[name]
+
+
+def validating_classes(trainer: Any) -> list[type]:
+    """The classes of a trainer that define a validation."""
+    return [cls for cls in type(trainer).__mro__ if "perform_actual_validation" in vars(cls)]
+
+
+@contextmanager
+def _recorded_split(trainer: Any, validation_cases: list[str]) -> Iterator[None]:
+    """Collects the cases that the trainer validates."""
     split = trainer.do_split
 
     def recorded_split() -> tuple[list[str], list[str]]:
@@ -73,14 +89,10 @@ def _exporting_through(trainer: Any, measure: ExportAndMeasure, validation_cases
         return training, validation
 
     trainer.do_split = recorded_split
-    for space in spaces:
-        space[EXPORT_NAME] = measure
     try:
         yield
     finally:
         del trainer.do_split
-        for space in spaces:
-            space[EXPORT_NAME] = measure.export
 
 
 def measured_validation(trainer: Any, validate: Callable[[bool], None], save_probabilities: bool) -> None:
@@ -100,14 +112,14 @@ def measured_validation(trainer: Any, validate: Callable[[bool], None], save_pro
             calibration_folder=folder,
             labels_folder=Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
             heads=Heads.of(trainer.label_manager),
-            model=describe_model(trainer),
+            model=describe_model(trainer, weights_fingerprint(trainer.network)),
         )
     except Exception:
         _log_failure(trainer, traceback.format_exc())
         validate(save_probabilities)
         return
 
-    with _exporting_through(trainer, measure, cases):
+    with _recorded_split(trainer, cases), replaced(trainer, **{EXPORT_NAME: measure}):
         validate(save_probabilities)
 
     if trainer.local_rank != 0:
@@ -146,7 +158,6 @@ def _log_failure(trainer: Any, details: str) -> None:
     device = "" if trainer.device.type == "cuda" else f" -device {trainer.device.type}"
     trainer.print_to_log_file(
         f"Calibration could not be measured; nnU-Net's own results are complete. The reason:\n{details}\n"
-        f"To measure again: nnUNetv2_train {trainer.plans_manager.dataset_name} {trainer.configuration_name} "
-        f"{trainer.fold} -tr {type(trainer).__name__} -p {trainer.plans_manager.plans_name} --val{device}",
+        f"To measure again: {validate_command(Path(trainer.output_folder_base), trainer.fold)}{device}",
         also_print_to_console=True,
     )

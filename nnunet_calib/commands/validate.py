@@ -1,0 +1,79 @@
+"""`nnunet_calib validate`."""
+
+import argparse
+import contextlib
+import sys
+
+from nnunet_calib.commands.arguments import Commands, add_model, at_least_one
+
+
+def _run(args: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints much
+        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.integration.folds import calibration_folder
+        from nnunet_calib.integration.revalidation import Options, fold_numbers, validate_fold
+        from nnunet_calib.report.figures import draw_fold
+        from nnunet_calib.report.tables import summary_table
+
+        options = Options(
+            checkpoint=args.checkpoint, device=args.device, processes=args.processes, part=args.part_id,
+            parts=args.num_parts, use_npz=args.npz, trust=args.trust,
+        )  # fmt: skip
+        model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+        folds = fold_numbers(model_folder, args.folds, args.checkpoint)
+    for fold in folds:
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = validate_fold(model_folder, fold, options)
+            folder = calibration_folder(model_folder, fold)
+            if summary is not None and args.figures:
+                draw_fold(folder)
+        if summary is None:
+            print(
+                f"fold {fold}: this part is measured, others are not; the one that ends last writes the results, or "
+                f"this command without -num_parts and -part_id", file=sys.stderr,
+            )  # fmt: skip
+        else:
+            print(f"fold {fold}\n{summary_table(summary)}\n{folder / 'summary.json'}", flush=True)
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "validate", help="measure folds that were trained earlier, with any trainer, without training again",
+        description="Measures the validation cases of trained folds: from the .npz of nnUNetv2_train --npz, else by "
+        "running nnU-Net's validation inference from the checkpoint. Prints a table and writes fold_X/validation/"
+        "calibration/ as the trainers of this package do after training; nothing else in the model's folder changes. "
+        "A run that was stopped goes on where it was when the command is typed again.",
+        epilog="Example: nnunet_calib validate -d 4 -c 3d_fullres -tr nnUNetTrainer -f 0 1 2 3 4",
+    )
+    add_model(command)
+    command.add_argument(
+        "-f", dest="folds", nargs="+", metavar="FOLD", help="numbers, or all (default: those that have the checkpoint)"
+    )
+    command.add_argument(
+        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
+        help="of the checkpoint (default: %(default)s); with another one, .npz are not used",
+    )
+    command.add_argument(
+        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
+        help="predicts the cases without .npz; choose the GPU with CUDA_VISIBLE_DEVICES (default: %(default)s)",
+    )
+    command.add_argument(
+        "-np", dest="processes", type=at_least_one, metavar="N",
+        help="processes that measure; each holds a case (default: nnU-Net's, nnUNet_def_n_proc or 8)",
+    )
+    command.add_argument(
+        "-num_parts", type=at_least_one, default=1, metavar="N",
+        help="run the command N times, with -part_id 0 to N - 1, to share the cases of each fold (default: 1)",
+    )
+    command.add_argument("-part_id", type=int, default=0, metavar="K", help="which of these runs this is, from 0")
+    command.add_argument(
+        "--no-npz", dest="npz", action="store_false",
+        help="predict all cases: for .npz that are not of the checkpoint, as after nnUNetv2_train --val_best --npz",
+    )
+    command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")
+    command.add_argument(
+        "--trust-checkpoint", dest="trust", action="store_true",
+        help="load a checkpoint with other content than nnU-Net's, which can run code that is in it",
+    )
+    command.set_defaults(run=_run)

@@ -1,0 +1,95 @@
+"""nnU-Net's trainer of a fold that was trained before, made again to validate it and for nothing else.
+
+A trainer's constructor writes a log into the fold's folder and, with Weights & Biases, starts a run and removes that of
+the training. So it is made with an empty folder in the place of nnUNet_results: nothing that nnU-Net writes then, the
+log and the input of a cascade's next stage included, goes into the model's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_calib.integration.fold_results import read_json
+from nnunet_calib.integration.labels import check_dataset
+
+
+@contextmanager
+def remade_trainer(model_folder: Path, fold: int | str, device: torch.device) -> Iterator[Any]:
+    """The trainer of a fold, as the plans and the dataset.json in the model's folder describe it.
+
+    It is not initialised. What it would write into the fold's folder goes into one that is removed in the end.
+
+    Raises:
+        ValueError: in one sentence, if nnU-Net does not find the trainer, or plans and labels are unfit.
+    """
+    name, _, configuration = model_folder.name.split("__")
+    plans, dataset = (_described(model_folder / file) for file in ("plans.json", "dataset.json"))
+    check_dataset(dataset)
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"expected the configuration {configuration} in {model_folder / 'plans.json'}, found "
+            f"{', '.join(plans['configurations'])}: restore the plans that the model was trained with"
+        )
+    if not os.environ.get("nnUNet_preprocessed"):
+        raise ValueError("expected nnUNet_preprocessed to name the folder of nnU-Net's preprocessed data, found it "
+                         "unset: export it as for nnUNetv2_train")  # fmt: skip
+    trainer_class = _trainer_class(name)
+    with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:
+        # nnU-Net reads the variable whenever it needs the folder
+        with _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
+            trainer = trainer_class(plans | {"continue_training": False}, configuration, fold, dataset, device)
+        previous = trainer.folder_with_segs_from_previous_stage
+        if previous is not None:
+            trainer.folder_with_segs_from_previous_stage = str(
+                model_folder.parents[1] / Path(previous).relative_to(scratch)
+            )
+        yield trainer
+
+
+def preprocess_command(trainer: Any) -> str:
+    """What the user can type to have the preprocessed data, ground truth included."""
+    plans = trainer.plans_manager
+    return (
+        f"make them again with nnUNetv2_preprocess -d {plans.dataset_name} -plans_name {plans.plans_name} -c "
+        f"{trainer.configuration_name}"
+    )
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _described(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"expected {file.name} of the trained model in {file.parent}, found none: restore it")
+    return read_json(file)
+
+
+def _trainer_class(name: str) -> type:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected a trainer that nnU-Net finds, got {name}: nnUNet_extTrainer must name its folder (now "
+            f"{os.environ.get('nnUNet_extTrainer') or 'unset'}), for the trainers of this package that which "
+            f"nnunet_calib trainers --path prints"
+        ) from error

@@ -1,0 +1,223 @@
+"""Measures a fold that was trained earlier, with any trainer, and writes the files that the validation hook writes.
+
+Only nnU-Net's checkpoint, plans and preprocessed data are read, and only the fold's `validation/calibration` is
+written. A case is measured from the .npz that nnU-Net wrote after the training (--npz), else from the logits that
+nnU-Net's own validation computes from the checkpoint (`predicting`). Its file appears when it is complete, and names
+the weights: a run that was killed goes on where it stopped, and several runs can share a fold.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_calib.integration.cases import npz_shape
+from nnunet_calib.integration.export import ExportAndMeasure, failure_file
+from nnunet_calib.integration.fold_results import some
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER, case_file, is_measured, write_fold
+from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.predicting import check_inputs, export_for, predict
+from nnunet_calib.integration.predictions import Predictions
+from nnunet_calib.integration.remade_trainer import preprocess_command, remade_trainer
+from nnunet_calib.integration.trained_weights import (
+    FINAL_CHECKPOINT,
+    TrainedWeights,
+    find_checkpoint,
+    load_weights,
+    state_fingerprint,
+)
+from nnunet_calib.integration.validation import describe_model
+
+
+@dataclass(frozen=True)
+class Options:
+    """How folds are measured.
+
+    Attributes:
+        checkpoint: its file name; only that of the finished training is what nnU-Net's .npz are of.
+        device: "cuda", "cpu" or "mps".
+        processes: that measure; None means nnU-Net's default.
+        part: which part of the cases to measure, from 0.
+        parts: into how many parts they are split.
+        use_npz: whether .npz of nnU-Net's are measured where there are some.
+        trust: load the checkpoint as nnU-Net does, which can run code that is in it.
+    """
+
+    checkpoint: str = FINAL_CHECKPOINT
+    device: str = "cuda"
+    processes: int | None = None
+    part: int = 0
+    parts: int = 1
+    use_npz: bool = True
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a part that there is not."""
+        if not 0 <= self.part < self.parts:
+            raise ValueError(
+                f"expected -part_id from 0 to -num_parts - 1 = {self.parts - 1}, got {self.part}: parts are counted "
+                f"from 0"
+            )
+
+
+def fold_numbers(model_folder: Path, folds: list[str] | None, checkpoint: str = FINAL_CHECKPOINT) -> list[int | str]:
+    """The folds as nnU-Net names them, checked to have the checkpoint; None means all that have it.
+
+    Raises:
+        ValueError: in one sentence, for a name that is none, a fold without the checkpoint, or if no fold has it.
+    """
+    if folds is None:
+        folds = [path.parent.name.removeprefix("fold_") for path in model_folder.glob(f"fold_*/{checkpoint}")]
+        folds = sorted(name for name in folds if name == "all" or name.isdecimal())
+        if not folds:
+            raise ValueError(
+                f"expected a fold with {checkpoint} in {model_folder}, found none: train one, or name a fold with -f "
+                f"to be told what it has"
+            )
+    if wrong := [name for name in folds if name != "all" and not name.isdecimal()]:
+        raise ValueError(f"expected the numbers of folds, or all, got {' '.join(wrong)}: name them as in -f 0 1 2")
+    numbers = [name if name == "all" else int(name) for name in dict.fromkeys(folds)]
+    for fold in numbers:
+        find_checkpoint(model_folder, fold, checkpoint)
+    return numbers
+
+
+def validate_fold(model_folder: Path, fold: int | str, options: Options) -> dict[str, Any] | None:
+    """Measure the cases of a fold that are not measured yet, and write its calibration folder.
+
+    Args:
+        model_folder: nnU-Net's, with `fold_X`.
+        fold: its number, or "all".
+        options: which checkpoint, on which device, which part.
+
+    Returns:
+        The content of summary.json, with NaN where the file has null; None if other parts are not measured yet.
+
+    Raises:
+        ValueError: in one sentence, if files are missing or do not belong together, or a case cannot be measured.
+        OSError: if the folder cannot be written, or memory runs out.
+    """
+    checkpoint = find_checkpoint(model_folder, fold, options.checkpoint)
+    weights = load_weights(checkpoint, trust=options.trust)
+    with remade_trainer(model_folder, fold, torch.device(options.device)) as trainer:
+        _check_origin(weights, trainer, checkpoint)
+        model = describe_model(trainer, state_fingerprint(weights.state))
+        if options.checkpoint != FINAL_CHECKPOINT:
+            model["checkpoint"] = options.checkpoint
+        heads = Heads.of(trainer.label_manager)
+        cases = _validation_cases(trainer, checkpoint.parent / "validation")
+        labels = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+        _check_labels(trainer, labels, cases)
+
+        folder = checkpoint.parent / "validation" / CALIBRATION_FOLDER
+        share = cases[options.part :: options.parts]
+        remaining = [case for case in share if not is_measured(folder, case, model)]
+        usable = options.use_npz and options.checkpoint == FINAL_CHECKPOINT
+        saved = [case for case in remaining if usable and _has_npz(folder.parent, case, checkpoint, heads)]
+        others = [case for case in remaining if case not in saved]
+        print(
+            f"fold {fold}: {len(share)} of {len(cases)} cases, {len(share) - len(remaining)} measured before, "
+            f"{len(saved)} with .npz, {len(others)} to predict with {options.checkpoint}", file=sys.stderr,
+        )  # fmt: skip
+        if others:
+            check_inputs(trainer, others)
+        _make_folder(folder)
+        if saved:
+            ending, reader = trainer.dataset_json["file_ending"], trainer.plans_manager.image_reader_writer_class()
+            Predictions(folder.parent, labels, ending, reader, heads, model, tuple(saved)).save_all(
+                folder, options.processes
+            )
+        if others:
+            for case in others:
+                failure_file(case_file(folder, case)).unlink(missing_ok=True)
+            measure = ExportAndMeasure(export_for(trainer), folder, labels, heads, model)
+            predict(trainer, weights, others, measure, options.processes)
+            _check_results(folder, others, type(trainer).__name__)
+    if not all(is_measured(folder, case, model) for case in cases if case not in share):
+        return None
+    return write_fold(folder, cases, heads, model)
+
+
+def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> None:
+    """A network that was trained on other cases than its folder says would be judged by cases that it knows."""
+    for what, found, wanted in (
+        ("fold", weights.fold, trainer.fold), ("configuration", weights.configuration, trainer.configuration_name),
+    ):
+        if found is not None and str(found) != str(wanted):
+            raise ValueError(
+                f"expected a checkpoint of {what} {wanted} in {checkpoint}, found one of {what} {found}: put it back "
+                f"into the folder that nnU-Net gave it, since that says which cases were held out"
+            )
+
+
+def _validation_cases(trainer: Any, validation_folder: Path) -> list[str]:
+    """The cases that the fold holds out, sorted."""
+    prepared = Path(trainer.preprocessed_dataset_folder)
+    if not prepared.is_dir() or not any(prepared.iterdir()):
+        raise ValueError(f"expected preprocessed images in {prepared}, found none: {preprocess_command(trainer)}")
+    training, validation = trainer.do_split()
+    ending = trainer.dataset_json["file_ending"]
+    if trainer.fold != "all":
+        # nnU-Net has segmented what the fold held out then
+        known = sorted(case for case in training if (validation_folder / f"{case}{ending}").is_file())
+        if known:
+            raise ValueError(
+                f"expected the splits that fold {trainer.fold} was trained with, found its training cases "
+                f"{some(known)} among those validated in {validation_folder}: restore splits_final.json in "
+                f"{trainer.preprocessed_dataset_folder_base}"
+            )
+    return sorted(validation)
+
+
+def _check_labels(trainer: Any, folder: Path, cases: list[str]) -> None:
+    ending = trainer.dataset_json["file_ending"]
+    if missing := [case for case in cases if not (folder / f"{case}{ending}").is_file()]:
+        raise ValueError(
+            f"expected a label map that ends with {ending} for each validation case in {folder}, found none of "
+            f"{some(missing)}: {preprocess_command(trainer)}, or copy those of nnUNet_raw"
+        )
+
+
+def _has_npz(validation_folder: Path, case: str, checkpoint: Path, heads: Heads) -> bool:
+    """Whether nnU-Net has written the probabilities of a case, all of them, after the checkpoint."""
+    path = validation_folder / f"{case}.npz"
+    try:
+        newer = path.stat().st_mtime >= checkpoint.stat().st_mtime
+        return newer and npz_shape(path)[0] == len(heads.keys)
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        case_file(folder, "").parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"expected a folder that can be written, got {error.strerror} for {error.filename}: make room for the "
+            f"results in {folder}"
+        ) from error
+
+
+def _check_results(folder: Path, cases: list[str], trainer: str) -> None:
+    """Raise ValueError, in one sentence, for cases that could not be measured, or were not."""
+    failures = {}
+    for case in cases:
+        failed = failure_file(case_file(folder, case))
+        if failed.is_file():
+            failures[case] = failed.read_text(encoding="utf-8").strip().splitlines()[-1].partition(": ")[2]
+            failed.unlink()
+    if failures:
+        reasons = "; ".join(f"{case} ({reason})" for case, reason in list(failures.items())[:3])
+        raise ValueError(
+            f"expected to measure {len(cases)} cases, failed for {some(list(failures))}: {reasons}; put that right and "
+            f"run the same command again, which keeps what is measured"
+        )
+    if missing := [case for case in cases if not case_file(folder, case).is_file()]:
+        raise ValueError(
+            f"expected the validation of {trainer} to export each case as nnU-Net's does, found nothing of "
+            f"{some(missing)}: predict them with nnUNetv2_predict --save_probabilities and use nnunet_calib evaluate"
+        )
