@@ -6,11 +6,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nnunet_calib.commands import compare, crossval, demo, evaluate, fit, trainers, validate
+from nnunet_calib.commands import (
+    compare,
+    crossval,
+    demo,
+    evaluate,
+    export,
+    fit,
+    trainers,
+    validate,
+)
 
 # In the order in which they are used. Each imports what it needs when it runs: --help and errors come at once, and an
 # import that fails is told in one sentence.
-COMMANDS = (demo, trainers, validate, crossval, compare, evaluate, fit)
+COMMANDS = (
+    demo,
+    trainers,
+    validate,
+    crossval,
+    compare,
+    evaluate,
+    fit,
+    export,
+)
 
 
 def _parser() -> argparse.ArgumentParser:

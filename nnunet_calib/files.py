@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -15,13 +16,20 @@ from typing import Any
 def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path`, to be written to: it takes the place of `path` if the block ends well."""
     path = Path(path)
-    # the suffix stays last, since writers look at it; the process id keeps two writers apart
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # the suffixes stay last, since writers look at them; the process id keeps two writers apart
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def forget(path: Path) -> None:
+    """Remove a file, and what a killed writer of it has left."""
+    path.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".*.tmp.{glob.escape(path.name)}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:

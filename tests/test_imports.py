@@ -49,7 +49,7 @@ OWN = {
 # What they may import besides Python's own library.
 THIRD_PARTY = {
     "losses/": {"torch"},
-    "integration/": {"numpy", "torch", "nnunetv2", "tqdm"},
+    "integration/": {"numpy", "torch", "nnunetv2", "tqdm", "SimpleITK", "nibabel", "skimage", "tifffile"},
     "report/": {"numpy", "matplotlib", "PIL", "jinja2"},
     "trainers": {"nnunetv2"},
     "demo": {"numpy", "SimpleITK", "tqdm"},

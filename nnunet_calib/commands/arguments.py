@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from nnunet_calib.integration.predictions import Predictions
+    from nnunet_calib.integration.probability_maps import MapOptions
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -37,16 +38,19 @@ def add_model(command: argparse.ArgumentParser, *, several: bool = False) -> Non
     )
 
 
-def add_predictions(command: argparse.ArgumentParser) -> None:
-    """A folder of predictions with `.npz` and one of label maps."""
+def add_predictions(
+    command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration"
+) -> None:
+    """A folder of predictions with `.npz` and, with `labels`, one of label maps; the default of -o."""
     command.add_argument(
         "-i", dest="predictions", type=Path, required=True, metavar="PRED",
         help="folder of predictions with .npz: of nnUNetv2_predict --save_probabilities, nnUNetv2_ensemble --save_npz, "
         "or a fold's validation with --npz",
     )
-    command.add_argument(
-        "-gt", dest="labels", type=Path, required=True, metavar="LABELS", help="folder with their true label maps",
-    )
+    if labels:
+        command.add_argument(
+            "-gt", dest="labels", type=Path, required=True, metavar="LABELS", help="folder with their true label maps",
+        )
     command.add_argument(
         "-djfile", dest="dataset_json", type=Path, metavar="FILE",
         help="dataset.json (default: that in PRED, or in one of the two folders above)",
@@ -56,17 +60,43 @@ def add_predictions(command: argparse.ArgumentParser) -> None:
         help="plans.json (default: that beside dataset.json; without one, the file ending says how to read labels)",
     )
     command.add_argument(
-        "-o", dest="output", type=Path, metavar="DIR", help="folder for the results (default: PRED/calibration)",
+        "-o", dest="output", type=Path, metavar="DIR", help=f"folder for the results (default: {output})",
     )
     command.add_argument(
         "-np", dest="processes", type=at_least_one, metavar="N",
-        help="cases measured at once; each needs memory for its unpacked probabilities and for measuring, 4 GB for 14 "
-        "classes of 512 x 512 x 200 voxels (default: nnU-Net's, nnUNet_def_n_proc or 8)",
+        help="cases taken at once; each needs memory for its unpacked probabilities and as much again at most, 4 GB "
+        "for 14 classes of 512 x 512 x 200 voxels (default: nnU-Net's, nnUNet_def_n_proc or 8)",
     )
     command.add_argument(
         "--chill", dest="allow_missing", action="store_true",
-        help="measure the cases that have a label map and an .npz and name the others, instead of refusing",
+        help=f"take the cases that have a {'label map' if labels else 'segmentation'} and an .npz and name the others, "
+        "instead of refusing",
     )
+
+
+def add_maps(command: argparse.ArgumentParser) -> None:
+    """Which maps are written, and how."""
+    # the lists of nnunet_calib.integration.probability_maps, which would import PyTorch
+    command.add_argument(
+        "--maps", nargs="+", choices=["probabilities", "entropy", "confidence"], default=["probabilities"],
+        metavar="MAP", help="probabilities, entropy, confidence: one or several (default: probabilities)",
+    )
+    command.add_argument(
+        "--dtype", choices=["float32", "uint8", "uint16"], default="float32",
+        help="float32, or integers: p = value / 255 or value / 65535, entropy in the same parts of its largest value "
+        "(default: %(default)s; PNG takes integers only)",
+    )
+    command.add_argument(
+        "--layout", choices=["files", "4d"], default="files",
+        help="an image for each class or region, or one with a fourth axis for them (default: %(default)s)",
+    )
+
+
+def map_options(args: argparse.Namespace) -> MapOptions:
+    """What the arguments of `add_maps` say."""
+    from nnunet_calib.integration.probability_maps import KINDS, MapOptions
+
+    return MapOptions(tuple(kind for kind in KINDS if kind in args.maps), args.dtype, args.layout)
 
 
 def predictions(args: argparse.Namespace) -> Predictions:
@@ -78,5 +108,6 @@ def predictions(args: argparse.Namespace) -> Predictions:
         allow_missing=args.allow_missing,
     )  # fmt: skip
     if found.missing:
-        print(f"left out, for want of a label map or an .npz: {', '.join(found.missing)}", file=sys.stderr)
+        what = "label map" if args.labels else "segmentation"
+        print(f"left out, for want of a {what} or an .npz: {', '.join(found.missing)}", file=sys.stderr)
     return found

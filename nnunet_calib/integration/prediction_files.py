@@ -20,7 +20,7 @@ _NAMED = 20
 
 def find_predictions(
     folder: Path,
-    labels_folder: Path,
+    labels_folder: Path | None,
     *,
     dataset_json: Path | None = None,
     plans_json: Path | None = None,
@@ -30,7 +30,8 @@ def find_predictions(
 
     Args:
         folder: nnU-Net's predictions, each with an .npz.
-        labels_folder: the ground truth, with the file ending that dataset.json gives.
+        labels_folder: the ground truth, with the file ending that dataset.json gives; None means the segmentations in
+            `folder`.
         dataset_json: None means that of `folder`, or of the one or two folders above, as for a fold's validation.
         plans_json: None means the plans.json beside dataset.json. Without one, as in nnUNetv2_ensemble's output,
             dataset.json alone says how label maps are read.
@@ -39,9 +40,11 @@ def find_predictions(
     Raises:
         ValueError: in one sentence, if something is missing, damaged, or of another dataset.
     """
-    for what, path in (("predictions", folder), ("labels", labels_folder)):
+    what = "segmentation" if labels_folder is None else "label map"
+    labels_folder = labels_folder or folder
+    for kind, path in (("predictions", folder), ("labels", labels_folder)):
         if not path.is_dir():
-            raise ValueError(f"expected a folder with {what}, found none at {path}")
+            raise ValueError(f"expected a folder with {kind}, found none at {path}")
     dataset_json = dataset_json or _dataset_json_of(folder)
     dataset = _read_json(dataset_json, "labels", "file_ending")
     if plans_json is None and (beside := dataset_json.parent / "plans.json").is_file():
@@ -53,9 +56,9 @@ def find_predictions(
         raise ValueError(f"expected an .npz for each case, found none in {folder}: {SAVE_THEM}")
     if not labels:
         raise ValueError(
-            f"expected label maps that end with {ending}, as {dataset_json} says, found none in {labels_folder}"
+            f"expected {what}s that end with {ending}, as {dataset_json} says, found none in {labels_folder}"
         )
-    cases, missing = _complete(probabilities, labels, _cases(folder, ending), allow_missing)
+    cases, missing = _complete(probabilities, labels, _cases(folder, ending), what, allow_missing)
     heads = _heads(dataset, plans, dataset_json)
     _check_archives([folder / f"{case}.npz" for case in cases], heads, dataset_json)
     return Predictions(
@@ -96,14 +99,14 @@ def _cases(folder: Path, ending: str) -> set[str]:
 
 
 def _complete(
-    probabilities: set[str], labels: set[str], segmentations: set[str], allow_missing: bool
+    probabilities: set[str], labels: set[str], segmentations: set[str], what: str, allow_missing: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the cases that have both files, and of the others."""
     predicted = probabilities | segmentations
     problems = [
-        f"{what} for {_listed(missing)}"
-        for what, missing in (
-            ("no label", predicted - labels),
+        f"{kind} for {_listed(missing)}"
+        for kind, missing in (
+            (f"no {what.removesuffix(' map')}", predicted - labels),
             (f"no .npz ({SAVE_THEM})", (segmentations & labels) - probabilities),
             ("no prediction", labels - predicted),
         )
@@ -113,8 +116,8 @@ def _complete(
     if problems and not (complete and allow_missing):
         advice = "do both folders hold the same cases?"
         if complete:
-            advice = "add what is missing, or measure the others with --chill"
-        raise ValueError(f"expected a label map and an .npz for each case, found {'; '.join(problems)}: {advice}")
+            advice = "add what is missing, or take the others with --chill"
+        raise ValueError(f"expected a {what} and an .npz for each case, found {'; '.join(problems)}: {advice}")
     return tuple(sorted(complete)), tuple(sorted((predicted | labels) - complete))
 
 

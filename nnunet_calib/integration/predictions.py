@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Predictions:
         except Exception as error:
             raise ValueError(
                 f"case {case}: expected a label map that nnU-Net's {type(self.reader).__name__} can read, found "
-                f"{labels_file} unreadable ({_last_line(error)})"
+                f"{labels_file} unreadable ({last_line(error)})"
             ) from error
 
     def save(self, calibration_folder: Path, case: str) -> None:
@@ -85,34 +85,39 @@ class Predictions:
             ValueError: as `measure`, for the first case that fails.
             OSError: if a process ran out of memory.
         """
-        return self._for_all(self.measure, processes)
+        return for_each_case(self.measure, self.cases, processes, "measuring")
 
     def save_all(self, calibration_folder: Path, processes: int | None = None) -> None:
         """Write each case file as soon as the case is measured; otherwise as `measure_all`."""
-        self._for_all(partial(self.save, calibration_folder), processes)
+        for_each_case(partial(self.save, calibration_folder), self.cases, processes, "measuring")
 
-    def _for_all(self, function: Callable[[str], T], processes: int | None) -> list[T]:
-        if processes is None:
-            from nnunetv2.configuration import default_num_processes
 
-            processes = default_num_processes
-        processes = min(processes, len(self.cases))
-        try:
-            if processes == 1:
-                return self._collect(map(function, self.cases))
-            # with fork, PyTorch's threads can lock up
-            context = multiprocessing.get_context("spawn")
-            threads = max(1, (os.cpu_count() or 1) // processes)
-            with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads,)) as pool:
-                return self._collect(pool.map(function, self.cases))
-        except (BrokenProcessPool, MemoryError) as error:
-            raise OSError(
-                f"expected memory for the probabilities of {processes} cases at once, ran out of it or lost a process: "
-                f"use fewer processes with -np"
-            ) from error
+def for_each_case(
+    work: Callable[[str], Result], cases: Sequence[str], processes: int | None, doing: str
+) -> list[Result]:
+    """The results of a picklable function for each case, in order; the rest as `measure_all`."""
+    if processes is None:
+        from nnunetv2.configuration import default_num_processes
 
-    def _collect(self, results: Iterable[T]) -> list[T]:
-        return list(tqdm(results, desc="measuring", total=len(self.cases), unit="case", file=sys.stderr))
+        processes = default_num_processes
+    processes = min(processes, len(cases))
+
+    def collect(results: Iterable[Result]) -> list[Result]:
+        return list(tqdm(results, desc=doing, total=len(cases), unit="case", file=sys.stderr))
+
+    try:
+        if processes == 1:
+            return collect(map(work, cases))
+        # with fork, PyTorch's threads can lock up
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads,)) as pool:
+            return collect(pool.map(work, cases))
+    except (BrokenProcessPool, MemoryError) as error:
+        raise OSError(
+            f"expected memory for the probabilities of {processes} cases at once, ran out of it or lost a process: "
+            f"use fewer processes with -np"
+        ) from error
 
 
 def _start_worker(threads: int) -> None:
@@ -121,5 +126,6 @@ def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """What an error of several lines says in the end."""
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

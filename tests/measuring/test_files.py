@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from nnunet_calib.files import replaced_when_complete, write_json
+from nnunet_calib.files import forget, replaced_when_complete, write_json
 
 
 def test_replaced(tmp_path):
@@ -40,6 +40,23 @@ def test_failure_leaves_the_old_content(tmp_path, old, error):
     with pytest.raises(error):
         write_half()
     assert [p.read_text() for p in tmp_path.iterdir()] == ([old] if old else [])
+
+
+def test_forget(tmp_path):
+    """The file goes, and what killed writers of it have left, and nothing else; it may be gone already."""
+    for name in ("a.nii.gz", ".17.tmp.a.nii.gz", "b.nii.gz", ".17.tmp.b.nii.gz", "[a].nii.gz"):
+        (tmp_path / name).touch()
+    for _ in range(2):
+        forget(tmp_path / "a.nii.gz")
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".17.tmp.b.nii.gz", "[a].nii.gz", "b.nii.gz"]
+
+
+def test_every_suffix(tmp_path):
+    """Also of names with two of them, by which writers know that they must compress."""
+    with replaced_when_complete(tmp_path / "a.nii.gz") as temporary:
+        assert temporary.name.startswith(".")
+        assert temporary.name.endswith(".nii.gz")
+        temporary.touch()
 
 
 def test_nothing_written(tmp_path):

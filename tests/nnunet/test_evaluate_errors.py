@@ -36,7 +36,7 @@ REFUSALS = {
     "no label": (
         lambda f: (f / "labels/case.1.nii.gz").unlink(),
         "expected a label map and an .npz for each case, found no label for case.1: add "
-        "what is missing, or measure the others with --chill",
+        "what is missing, or take the others with --chill",
     ),
     "no npz": (
         lambda f: [(f / f"pred/case.{i}.npz").unlink() for i in (0, 2)], f"no .npz {NO_NPZ} for case.0, case.2: ",

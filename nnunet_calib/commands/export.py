@@ -1,0 +1,36 @@
+"""`nnunet_calib export`."""
+
+import argparse
+import contextlib
+import sys
+
+from nnunet_calib.commands.arguments import Commands, add_maps, add_predictions, map_options, predictions
+
+
+def _run(args: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        from nnunet_calib.integration.evaluation import given_temperature
+        from nnunet_calib.integration.map_folder import MAPS_FOLDER
+        from nnunet_calib.integration.npz_maps import export_maps
+
+        temperature = None if args.temperature is None else given_temperature(args.temperature)
+        folder = args.output or args.predictions / MAPS_FOLDER
+        export_maps(predictions(args), folder, map_options(args), temperature, args.processes)
+    print(folder / "maps.json")
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "export", help="write the .npz of predictions as images: probabilities, entropy, confidence",
+        description="Writes maps with the size, spacing, origin and direction of the segmentation beside each .npz, "
+        "and maps.json, which says how to read them. The .pkl files are not read.",
+        epilog="Example: nnunet_calib export -i predictions --maps probabilities entropy --dtype uint8",
+    )
+    add_predictions(command, labels=False, output="PRED/maps")
+    add_maps(command)
+    command.add_argument(
+        "--temperature", metavar="T",
+        help="a number, or a temperature.json, to divide the logits by (default: none, the probabilities as they are)",
+    )
+    command.set_defaults(run=_run, labels=None)
