@@ -1,0 +1,76 @@
+"""The facts of a finished run: a few kB of JSON that can be kept when the networks are gone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+from benchmarks.study import settings
+from benchmarks.study.plan import preprocessed_dataset
+
+PACKAGES = ("nnunetv2", "nnunet-calib", "torch", "numpy", "scipy", "batchgenerators", "batchgeneratorsv2")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def common_settings() -> dict[str, Any]:
+    """The settings that all runs of a study folder share."""
+    return {
+        name.lower(): getattr(settings, name)
+        for name in ("DATASET", "CONFIGURATION", "SMALL_PLANS", "PLAN_CHANGES", "ARCHITECTURE_CHANGES", "DEVICE",
+                     "THREADS", "EPOCHS", "ITERATIONS", "VALIDATION_ITERATIONS", "SEED")
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, the commit of the package and the machine."""
+    def git(*arguments: str) -> str | None:
+        result = run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    changes = git("status", "--porcelain")
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {"commit": git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes), "versions": versions,
+            "machine": platform.machine(), "system": platform.system()}
+
+
+def plan_facts() -> dict[str, Any]:
+    """What of the plans decides about the network."""
+    plans = json.loads((preprocessed_dataset() / f"{settings.SMALL_PLANS}.json").read_text(encoding="utf-8"))
+    configuration = plans["configurations"][settings.CONFIGURATION]
+    facts = {name: configuration[name] for name in ("patch_size", "batch_size", "spacing", "batch_dice")}
+    facts.update({name: configuration["architecture"]["arch_kwargs"][name]
+                  for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")})
+    return {"plans": settings.SMALL_PLANS, "network": configuration["architecture"]["network_class_name"], **facts}
+
+
+def validation_facts(fold_folder: Path) -> dict[str, Any]:
+    """Dice from nnU-Net's summary, and calibration from ours where there is one."""
+    validation = fold_folder / "validation"
+    dice = json.loads((validation / "summary.json").read_text(encoding="utf-8"))
+    facts: dict[str, Any] = {
+        "dice": {"foreground_mean": dice["foreground_mean"]["Dice"],
+                 **{label: values["Dice"] for label, values in dice["mean"].items()}},
+    }
+    ours = validation / "calibration" / "summary.json"
+    if ours.is_file():
+        summary = json.loads(ours.read_text(encoding="utf-8"))
+        facts["hyperparameters"] = summary["model"]["hyperparameters"]
+        facts["weights_sha256"] = summary["model"]["weights_sha256"]
+        facts["temperature"] = {key: summary["temperature"][key]
+                                for key in ("temperature", "standard_error", "nll_before", "nll_after", "at_bound")}
+        facts["calibration"] = {
+            state: {scope: {key: values[key] for key in ("foreground_mean", "top_label", "nll", "brier")}
+                    for scope, values in scopes.items()}
+            for state, scopes in summary["metrics"].items()
+        }
+        facts["cases"] = len(summary["metric_per_case"])
+    return facts

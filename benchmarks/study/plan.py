@@ -1,0 +1,44 @@
+"""Plans and preprocesses the data set, and writes the plans of the small network."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+from benchmarks.study import settings
+from nnunet_calib.files import write_json
+
+
+def small_plans(plans: dict[str, Any]) -> dict[str, Any]:
+    """nnU-Net's plans with the study's changes; the preprocessed data stay those of nnU-Net's plans."""
+    changed = json.loads(json.dumps(plans))
+    changed["plans_name"] = settings.SMALL_PLANS
+    configuration = changed["configurations"][settings.CONFIGURATION]
+    configuration.update(settings.PLAN_CHANGES)
+    configuration["architecture"]["arch_kwargs"].update(settings.ARCHITECTURE_CHANGES)
+    changed["configurations"] = {settings.CONFIGURATION: configuration}
+    return changed
+
+
+def preprocessed_dataset() -> Path:
+    """The data set's folder under nnUNet_preprocessed, which has to exist by now."""
+    return next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{settings.DATASET:03d}_*"))
+
+
+def prepare(environment: dict[str, str]) -> None:
+    """nnU-Net's planning and preprocessing unless they are done, and the small plans."""
+    root = Path(os.environ["nnUNet_preprocessed"])
+    done = root / f"dataset{settings.DATASET:03d}_is_preprocessed"
+    if not done.is_file():
+        command = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import " \
+                  "plan_and_preprocess_entry as main; main()"
+        arguments = ["-d", str(settings.DATASET), "-c", settings.CONFIGURATION, "-np", "1"]
+        run([sys.executable, "-c", command, *arguments], check=True, env=environment)
+        done.touch()
+    folder = preprocessed_dataset()
+    plans = json.loads((folder / f"{settings.PLANS}.json").read_text(encoding="utf-8"))
+    write_json(small_plans(plans), folder / f"{settings.SMALL_PLANS}.json")

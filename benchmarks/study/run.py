@@ -1,0 +1,154 @@
+"""Runs the study, or goes on with it: plans, preprocesses, then trains and validates one run after the other.
+
+    nnUNet_raw=... python -m benchmarks.study.run FOLDER
+
+Everything goes to FOLDER: preprocessed/, results/ (as nnU-Net lays them out), logs/, runs/ (the facts of each finished
+run) and STATUS. Killed, it can be started again: finished runs are kept, a training that was not finished begins anew
+with the same seed (so that it is the run it would have been), and an unfinished validation is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from subprocess import STDOUT, run
+
+from benchmarks.study import settings
+from benchmarks.study.facts import REPOSITORY, common_settings, plan_facts, provenance, validation_facts
+from benchmarks.study.plan import prepare, preprocessed_dataset
+from nnunet_calib.files import replaced_when_complete, write_json
+
+PREFIX = "nnUNetTrainerStudy"
+TRAIN = "from nnunetv2.run.run_training import run_training_entry as main; main()"
+
+
+def trainer_name(method: str) -> str:
+    """The class of a method; nnU-Net's own trainers keep their name."""
+    return method if method.startswith("nnUNetTrainer") else PREFIX + method
+
+
+def run_name(method: str, fold: int) -> str:
+    """A name for the files of a run."""
+    return f"{method}_fold{fold}"
+
+
+class Study:
+    """A study folder and the environment that nnU-Net's commands get."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.runs = self.folder / "runs"
+        for path in (self.runs, self.folder / "logs", self.folder / "preprocessed", self.folder / "results"):
+            path.mkdir(parents=True, exist_ok=True)
+        if "nnUNet_raw" not in os.environ:
+            sys.exit("expected nnUNet_raw to name the folder of the raw data sets, got none: set it")
+        os.environ.update(
+            nnUNet_preprocessed=str(self.folder / "preprocessed"), nnUNet_results=str(self.folder / "results"),
+        )
+        def first(path: Path, name: str) -> str:
+            return os.pathsep.join([str(path), *filter(None, [os.environ.get(name)])])
+
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": first(REPOSITORY, "PYTHONPATH"),
+            "nnUNet_extTrainer": first(Path(__file__).parent / "trainers", "nnUNet_extTrainer"),
+            "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f",
+            "OMP_NUM_THREADS": str(settings.THREADS),
+        }
+        self.failed: list[str] = []
+
+    def check_settings(self) -> None:
+        """Refuse a folder whose runs had other settings."""
+        path, mine = self.folder / "settings.json", json.loads(json.dumps(common_settings()))
+        if path.is_file():
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            if theirs != mine:
+                changed = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
+                sys.exit(f"expected the settings of {path}, got others for {', '.join(changed)}: name a new folder")
+        write_json(mine, path)
+
+    def fold_folder(self, method: str, fold: int) -> Path:
+        """Where nnU-Net keeps a run."""
+        model = f"{trainer_name(method)}__{settings.SMALL_PLANS}__{settings.CONFIGURATION}"
+        return self.folder / "results" / preprocessed_dataset().name / model / f"fold_{fold}"
+
+    def execute(self, method: str, fold: int) -> bool:
+        """Train and validate, or validate only what is trained; False if nnU-Net failed."""
+        folder = self.fold_folder(method, fold)
+        trained = (folder / "checkpoint_final.pth").is_file()
+        if not trained and folder.exists():
+            shutil.rmtree(folder)
+        command = [
+            sys.executable, "-c", TRAIN, str(settings.DATASET), settings.CONFIGURATION, str(fold),
+            "-tr", trainer_name(method), "-p", settings.SMALL_PLANS, "-device", settings.DEVICE,
+            *(["--val"] if trained else []),
+        ]
+        begin, started = time.monotonic(), datetime.now()
+        with (self.folder / "logs" / f"{run_name(method, fold)}.log").open("a", encoding="utf-8") as log:
+            code = run(command, env=self.environment, stdout=log, stderr=STDOUT, check=False).returncode
+        measured = method == settings.STOCK or (folder / "validation" / "calibration" / "summary.json").is_file()
+        if code or not measured:
+            return False
+        study_run = {
+            "method": method, "fold": fold, "trainer": trainer_name(method),
+            "seed": None if method == settings.STOCK else settings.SEED + fold,
+            "started": started.isoformat(timespec="seconds"), "wall_seconds": round(time.monotonic() - begin),
+            "validation_only": trained,
+        }
+        facts = {"run": study_run, "settings": common_settings(), "plan": plan_facts(), **validation_facts(folder),
+                 "provenance": provenance()}
+        write_json(facts, self.runs / f"{run_name(method, fold)}.json")
+        return True
+
+    def tell(self, running: str) -> None:
+        """Write STATUS."""
+        lines = [f"{datetime.now().isoformat(timespec='seconds')}  {running}", ""]
+        for method, fold in settings.queue():
+            name = run_name(method, fold)
+            path = self.runs / f"{name}.json"
+            state = "failed, see logs" if name in self.failed else "waiting"
+            if path.is_file():
+                facts = json.loads(path.read_text(encoding="utf-8"))
+                state = f"finished, Dice {facts['dice']['foreground_mean']:.4f}"
+                if "calibration" in facts:
+                    ace = facts["calibration"]["uncalibrated"]["image"]["foreground_mean"]["ace"]
+                    state += f", ACE {ace:.4f}, T {facts['temperature']['temperature']:.3f}"
+                state += f", {facts['run']['wall_seconds']} s"
+            lines.append(f"{name:24} {state}")
+        with replaced_when_complete(self.folder / "STATUS") as path:
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study.run", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="where everything goes; the same again to go on")
+    study = Study(parser.parse_args().folder)
+    with (study.folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"expected nobody else at work in {study.folder}, got a running study: wait, or end it")
+        study.check_settings()
+        prepare(study.environment)
+        for method, fold in settings.queue():
+            if (study.runs / f"{run_name(method, fold)}.json").is_file():
+                continue
+            name = run_name(method, fold)
+            study.tell(f"running {name}")
+            if not study.execute(method, fold):
+                study.failed.append(name)
+        study.tell("nothing left to run" if not study.failed else f"failed: {', '.join(study.failed)}")
+    if study.failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Everything the study can be asked to do differently. A change here asks for a new study folder.
+
+The network is small and the training short, so that a run takes minutes on two CPU cores; every method has the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+DATASET = 4  # Task04 of the Medical Segmentation Decathlon, as nnUNetv2_convert_MSD_dataset names it
+CONFIGURATION = "3d_fullres"
+PLANS = "nnUNetPlans"  # what nnU-Net plans
+SMALL_PLANS = "nnUNetPlansSmall"  # the same with the changes below; nothing of it concerns the preprocessing
+PLAN_CHANGES: dict[str, Any] = {"batch_size": 2}
+ARCHITECTURE_CHANGES: dict[str, Any] = {"features_per_stage": [8, 16, 32, 64], "n_conv_per_stage_decoder": [1, 1, 1]}
+
+DEVICE = "cpu"
+THREADS = 1  # of PyTorch; the patches are made in another process
+EPOCHS = 20
+ITERATIONS = 100  # an epoch
+VALIDATION_ITERATIONS = 10  # an epoch; they choose checkpoint_best, which the study does not use
+SEED = 1  # of a run: SEED + fold, the same for all methods, which so begin alike and see the same patches
+FOLDS = (0, 1, 2, 3, 4)
+SWEEP_FOLD = 0  # the values of the sweep are compared here; the other folds are for reporting only
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer of the study: nnUNetTrainerStudy<name> extends `bases` and sets `attributes`.
+
+    Attributes:
+        bases: trainers of nnunet_calib or of nnU-Net, by class name.
+        attributes: class attributes, the hyperparameters of `nnunet_calib.integration.trainer`.
+    """
+
+    bases: tuple[str, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+METHODS = {
+    "Calib": Method(("nnUNetTrainerCalib",)),
+    "NACL": Method(("nnUNetTrainerNACL",)),
+    "SVLS": Method(("nnUNetTrainerSVLS",)),
+    "ML1ACE": Method(("nnUNetTrainerML1ACE",)),
+    "SoftML1ACE": Method(("nnUNetTrainerSoftML1ACE",)),
+    "Dice": Method(("nnUNetTrainerCalib", "nnUNetTrainerDiceLoss")),
+    "DiceML1ACE": Method(("nnUNetTrainerDiceML1ACE",)),
+    "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
+}
+
+# On SWEEP_FOLD, beside the defaults above (NACL 0.1, ML1ACE 1, SoftML1ACE 1, SVLS sigma 1).
+SWEEP = {
+    "ML1ACE_w01": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1}),
+    "ML1ACE_w03": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3}),
+    "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
+    "SoftML1ACE_w03": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 0.3}),
+    "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
+    "NACL_w03": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.3}),
+    "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),
+}
+
+# nnU-Net's own trainer without this package, to try commands on models from elsewhere; not compared.
+STOCK = "nnUNetTrainer_1epoch"
+
+
+def queue() -> list[tuple[str, int]]:
+    """Method (or the stock trainer) and fold of every run, in the order of the study."""
+    first = [("Calib", 0), ("Calib", 1), ("ML1ACE", 0), ("ML1ACE", 1), (STOCK, 0), (STOCK, 1)]
+    first += [(name, fold) for name in ("NACL", "SVLS") for fold in (0, 1)]
+    first += [(name, SWEEP_FOLD) for name in SWEEP if name.startswith("ML1ACE")]
+    first += [(name, SWEEP_FOLD) for name in METHODS]
+    first += [(name, SWEEP_FOLD) for name in SWEEP]
+    first += [(name, fold) for fold in FOLDS for name in METHODS]
+    return list(dict.fromkeys(first))
