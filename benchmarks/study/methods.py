@@ -19,8 +19,6 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 import nnunet_calib.trainers
 from benchmarks.study import settings
 
-PREFIX = "nnUNetTrainerStudy"
-
 
 class StudyMixin:
     """The study's length and seed. Its data loaders have one worker each, since more would race."""
@@ -67,6 +65,7 @@ def _base(name: str) -> type:
 
 for _name, _method in {**settings.METHODS, **settings.SWEEP}.items():
     _bases = (StudyMixin, *map(_base, _method.bases))
-    globals()[PREFIX + _name] = type(PREFIX + _name, _bases, {"__module__": __name__, **_method.attributes})
+    _class = settings.PREFIX + _name
+    globals()[_class] = type(_class, _bases, {"__module__": __name__, **_method.attributes})
 
-__all__ = [PREFIX + name for name in (*settings.METHODS, *settings.SWEEP)]
+__all__ = [settings.PREFIX + name for name in (*settings.METHODS, *settings.SWEEP)]

@@ -25,13 +25,12 @@ from benchmarks.study.facts import REPOSITORY, common_settings, plan_facts, prov
 from benchmarks.study.plan import prepare, preprocessed_dataset
 from nnunet_calib.files import replaced_when_complete, write_json
 
-PREFIX = "nnUNetTrainerStudy"
 TRAIN = "from nnunetv2.run.run_training import run_training_entry as main; main()"
 
 
 def trainer_name(method: str) -> str:
     """The class of a method; nnU-Net's own trainers keep their name."""
-    return method if method.startswith("nnUNetTrainer") else PREFIX + method
+    return method if method.startswith("nnUNetTrainer") else settings.PREFIX + method
 
 
 def run_name(method: str, fold: int) -> str:
@@ -47,11 +46,10 @@ class Study:
         self.runs = self.folder / "runs"
         for path in (self.runs, self.folder / "logs", self.folder / "preprocessed", self.folder / "results"):
             path.mkdir(parents=True, exist_ok=True)
-        if "nnUNet_raw" not in os.environ:
-            sys.exit("expected nnUNet_raw to name the folder of the raw data sets, got none: set it")
         os.environ.update(
             nnUNet_preprocessed=str(self.folder / "preprocessed"), nnUNet_results=str(self.folder / "results"),
         )
+
         def first(path: Path, name: str) -> str:
             return os.pathsep.join([str(path), *filter(None, [os.environ.get(name)])])
 
@@ -130,7 +128,10 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.run", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="where everything goes; the same again to go on")
-    study = Study(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    if "nnUNet_raw" not in os.environ:
+        sys.exit("expected nnUNet_raw to name the folder of the raw data sets, got none: set it")
+    study = Study(folder)
     with (study.folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,10 +24,12 @@ SEED = 1  # of a run: SEED + fold, the same for all methods, which so begin alik
 FOLDS = (0, 1, 2, 3, 4)
 SWEEP_FOLD = 0  # the values of the sweep are compared here; the other folds are for reporting only
 
+PREFIX = "nnUNetTrainerStudy"  # of the trainers' names
+
 
 @dataclass(frozen=True)
 class Method:
-    """A trainer of the study: nnUNetTrainerStudy<name> extends `bases` and sets `attributes`.
+    """A trainer of the study: PREFIX + name, extends `bases` and sets `attributes`.
 
     Attributes:
         bases: trainers of nnunet_calib or of nnU-Net, by class name.

@@ -1,0 +1,137 @@
+"""Brings what a study folder holds into a few files that can be kept: `results/` beside this module.
+
+`runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds that all of them have, and
+`sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv` has the numbers of the
+cases behind the first one, and `reliability.json` its reliability curves.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study import settings
+from benchmarks.study.run import Study, run_name
+from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.metrics import reliability_curve
+from nnunet_calib.statistics import CaseStatistics
+
+STAGES = ("uncalibrated", "calibrated")
+BASELINE = next(iter(settings.METHODS))
+_DIGITS = 6
+
+
+def finished(runs: Path) -> dict[str, set[int]]:
+    """The folds of which each method has the facts of a finished run."""
+    names = (*settings.METHODS, *settings.SWEEP)
+    found = {name: {k for k in settings.FOLDS if (runs / f"{run_name(name, k)}.json").is_file()} for name in names}
+    return {name: folds for name, folds in found.items() if folds}
+
+
+def comparable(done: dict[str, set[int]]) -> tuple[list[str], list[int]]:
+    """The methods that have at least two folds, and the folds that all of these have; nothing without the baseline."""
+    methods = [name for name in settings.METHODS if len(done.get(name, ())) > 1]
+    if BASELINE not in methods or len(methods) < 2:
+        return [], []
+    folds = sorted(set.intersection(*(done[name] for name in methods)))
+    return (methods, folds) if len(folds) > 1 else ([], [])
+
+
+def swept(done: dict[str, set[int]]) -> list[str]:
+    """What has the fold of the sweep, the baseline first; nothing without it."""
+    names = [name for name in (*settings.METHODS, *settings.SWEEP) if settings.SWEEP_FOLD in done.get(name, ())]
+    return names if BASELINE in names and len(names) > 1 else []
+
+
+def compare(study: Study, methods: Sequence[str], folds: Sequence[int]) -> dict[str, Any]:
+    """What `nnunet_calib compare` finds, with the study's names of the methods."""
+    from nnunet_calib.integration.comparison import compare_models
+
+    models = [study.fold_folder(method, 0).parent for method in methods]
+    found = json.dumps(compare_models(models, folds)).replace(settings.PREFIX, "")
+    return json.loads(found)
+
+
+def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """A flat row for each model and case: errors of the whole image, means over the foreground classes."""
+    rows = []
+    for case in comparison["metric_per_case"]:
+        row = {name: case[name] for name in ("model", "case", "fold", "temperature", "dice")}
+        for stage in STAGES:
+            errors = case[stage]["image"]
+            classes = [of_class for key, of_class in errors["per_class"].items() if key != "0"]
+            row |= {f"{m}_{stage}": float(np.nanmean([c[m] for c in classes])) for m in ("ece", "ace", "mce")}
+            row |= {f"{m}_{stage}": errors[m] for m in ("nll", "brier")}
+        rows.append({key: round(v, _DIGITS) if isinstance(v, float) else v for key, v in row.items()})
+    return rows
+
+
+def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
+    """Reliability curves of the foreground classes together, voxels of all cases pooled: method -> stage -> bins."""
+    found: dict[str, dict[str, Any]] = {}
+    for model in comparison["models"]:
+        cases = [row for row in comparison["metric_per_case"] if row["model"] == model["name"]]
+        bins = dict.fromkeys(STAGES, np.zeros((3, 0)))
+        for row in cases:
+            folder = study.fold_folder(row["model"], row["fold"]) / "validation" / "calibration" / "cases"
+            case = CaseStatistics.load(folder / f"{row['case']}.npz")
+            for stage, statistics in zip(STAGES, (case, case.with_temperature(row["temperature"])), strict=True):
+                curve = reliability_curve(statistics)
+                # rows: background, the foreground classes, the top label
+                counts, *means = (x[1:-1] for x in (curve.counts, curve.confidence, curve.frequency))
+                sums = np.array([counts.sum(0), *(np.nansum(counts * mean, 0) for mean in means)])
+                bins[stage] = sums + bins[stage] if bins[stage].size else sums
+        found[model["name"]] = {
+            stage: {"counts": n.tolist(), "probability": [*map(float, p)], "positives": [*map(float, y)]}
+            for stage, (n, p, y) in bins.items()
+        }
+    return found
+
+
+def write_compact(content: Any, path: Path) -> None:
+    """JSON with a line for each entry of its lists of objects, and six significant digits."""
+    def shortened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shortened(v) for key, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [shortened(v) for v in value]
+        if isinstance(value, float):
+            return float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None
+        return value
+
+    with replaced_when_complete(path) as temporary:
+        text = json.dumps(shortened(content), allow_nan=False).replace("}, {", "},\n{")
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """A CSV file."""
+    rows = list(rows)
+    with replaced_when_complete(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def collect(folder: Path, results: Path) -> None:
+    """Bring the finished runs of a study folder into `results`."""
+    study = Study(folder)
+    (results / "runs").mkdir(parents=True, exist_ok=True)
+    for path in sorted(study.runs.glob("*.json")):
+        shutil.copyfile(path, results / "runs" / path.name)
+    done = finished(study.runs)
+    methods, folds = comparable(done)
+    if methods:
+        comparison = compare(study, methods, folds)
+        write_rows(case_rows(comparison), results / "cases.csv")
+        write_compact(curves(study, comparison), results / "reliability.json")
+        write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "methods.json")
+    if names := swept(done):
+        comparison = compare(study, names, [settings.SWEEP_FOLD])
+        write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "sweep.json")

@@ -1,0 +1,100 @@
+"""Makes the tables and figures of docs/results.md.
+
+    python -m benchmarks.study.report            # from results/ beside this file
+    python -m benchmarks.study.report FOLDER     # brings the study in FOLDER into results/ first
+
+Tables replace what stands between the markers of the document, `<!-- study: NAME -->` and `<!-- end -->`; the rest of
+it is written by hand. Figures go to docs/images/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.facts import REPOSITORY
+from benchmarks.study.tables import STAGES, differences_table, folds_table, means_table, sweep_table
+from nnunet_calib.files import replaced_when_complete
+
+RESULTS = Path(__file__).with_name("results")
+DOCUMENT = REPOSITORY / "docs" / "results.md"
+
+
+def tables(results: Path) -> dict[str, str]:
+    """Every table that the results suffice for, by the name of its marker."""
+    found = {}
+    if (methods := read(results / "methods.json")) is not None:
+        folds = ", ".join(map(str, methods["folds"]))
+        found["cases"] = f"{len(methods['cases'])} cases, folds {folds}."
+        for stage in STAGES:
+            found[f"means {stage}"] = means_table(methods, stage)
+            found[f"differences {stage}"] = differences_table(methods, stage)
+    if (sweep := read(results / "sweep.json")) is not None:
+        found["sweep"] = sweep_table(sweep)
+        found["sweep cases"] = f"{len(sweep['cases'])} cases of fold {sweep['folds'][0]}."
+    runs = [read(path) for path in sorted((results / "runs").glob("*.json"))]
+    if methods is not None:
+        names = [model["name"] for model in methods["models"]]
+        shown = sorted((run for run in runs if run["run"]["method"] in names),
+                       key=lambda run: names.index(run["run"]["method"]))
+        found["folds"] = folds_table(shown, methods["first_model"])
+    return found
+
+
+def read(path: Path) -> Any:
+    """The content of a JSON file, None without one."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def filled(document: str, found: dict[str, str]) -> str:
+    """The document with its tables; a marker without a table keeps what stands there.
+
+    Raises:
+        ValueError: for a table without a marker.
+    """
+    for name, table in found.items():
+        pattern = rf"(<!-- study: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        document, times = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", document, flags=re.DOTALL)
+        if not times:
+            raise ValueError(f"expected a marker <!-- study: {name} --> in the document, found none: add one")
+    return document
+
+
+def draw(results: Path, images: Path) -> None:
+    """Every figure that the results suffice for."""
+    from matplotlib import style
+
+    from benchmarks.study.figures import reliability_figure, save
+
+    methods, curves = read(results / "methods.json"), read(results / "reliability.json")
+    with style.context("default"):
+        if curves is not None:
+            save(reliability_figure(curves, methods["folds"]), images / "study_reliability.png")
+        for name in ("methods", "sweep"):
+            if (comparison := read(results / f"{name}.json")) is not None:
+                from nnunet_calib.report.dice_against_ace import dice_against_ace_figure
+
+                save(dice_against_ace_figure(comparison), images / f"study_{name}.png")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study.report", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="of a study, finished or not")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="Markdown with markers (default: %(default)s)")
+    args = parser.parse_args()
+    if args.folder:
+        from benchmarks.study.collect import collect
+
+        collect(args.folder, RESULTS)
+    text = filled(args.document.read_text(encoding="utf-8"), tables(RESULTS))
+    with replaced_when_complete(args.document) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    draw(RESULTS, args.document.parent / "images")
+
+
+if __name__ == "__main__":
+    main()

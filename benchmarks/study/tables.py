@@ -1,0 +1,122 @@
+"""The tables of docs/results.md, from the files of `collect` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+STAGES = ("uncalibrated", "calibrated")
+# metric, of, name, digits
+COLUMNS = (
+    ("dice", "foreground_mean", "Dice", 3), ("ece", "foreground_mean", "ECE", 4), ("ace", "foreground_mean", "ACE", 3),
+    ("mce", "foreground_mean", "MCE", 3), ("nll", None, "NLL", 4), ("brier", None, "Brier", 4),
+)
+
+
+def find(comparison: dict[str, Any], metric: str, of: str | None, stage: str, model: str) -> dict[str, Any]:
+    """A model's numbers of one metric of the whole image; the Dice has one for both stages."""
+    for group in comparison["results"]:
+        same = (group["metric"], group["of"], group["scope"]) == (metric, of, "image")
+        if same and group["stage"] in (stage, "both"):
+            return next(row for row in group["models"] if row["model"] == model)
+    raise KeyError((metric, of, stage, model))
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its head."""
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def means_table(comparison: dict[str, Any], stage: str) -> str:
+    """A row for each method: means with their intervals."""
+    rows = [["method", "T", *(name for _, _, name, _ in COLUMNS)]]
+    for model in comparison["models"]:
+        cells = [model["name"], _temperature(model, stage)]
+        for metric, of, _, digits in COLUMNS:
+            row = find(comparison, metric, of, stage, model["name"])
+            low, high = row["interval"]
+            cells.append(f"{_number(row['mean'], digits)} ({_number(low, digits)} to {_number(high, digits)})")
+        rows.append(cells)
+    return markdown(rows)
+
+
+def differences_table(comparison: dict[str, Any], stage: str) -> str:
+    """A row for each method but the first: paired differences from the first, their intervals and corrected p."""
+    rows = [["method", *(name for _, _, name, _ in COLUMNS)]]
+    for model in comparison["models"]:
+        if model["name"] == comparison["first_model"]:
+            continue
+        cells = [model["name"]]
+        for metric, of, _, digits in COLUMNS:
+            row = find(comparison, metric, of, stage, model["name"])
+            low, high = row["difference_interval"]
+            limits = f"{_number(low, digits, '+')} to {_number(high, digits, '+')}"
+            cells.append(f"{_number(row['difference'], digits, '+')} ({limits}), {_p(row['p_holm'])}")
+        rows.append(cells)
+    return markdown(rows)
+
+
+def sweep_table(comparison: dict[str, Any]) -> str:
+    """A row for each value: means at T = 1 and with temperature, the temperature, and what was set."""
+    rows = [["run", "hyperparameters", "Dice", "ECE", "ECE, T", "ACE", "ACE, T", "NLL", "NLL, T", "T"]]
+    for model in comparison["models"]:
+        name = model["name"]
+        cells = [name, _set_here(model["hyperparameters"] or {})]
+        for metric, of, _, digits in (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[4]):
+            for stage in STAGES[:1] if metric == "dice" else STAGES:
+                cells.append(_number(find(comparison, metric, of, stage, name)["mean"], digits))
+        rows.append([*cells, _temperature(model, "calibrated")])
+    return markdown(rows)
+
+
+def folds_table(runs: Sequence[dict[str, Any]], baseline: str) -> str:
+    """For each method and fold the difference of its means from the baseline's of the same fold, seed and patches."""
+    by_run = {(run["run"]["method"], run["run"]["fold"]): run for run in runs if "calibration" in run}
+    folds = sorted({fold for method, fold in by_run if method == baseline})
+    rows = [["method", "metric", *(f"fold {fold}" for fold in folds)]]
+    for method in dict.fromkeys(method for method, _ in by_run):
+        for name, digits in (("Dice", 3), ("ACE", 3), ("NLL", 4)):
+            values = [_run_value(by_run.get((method, fold)), name) for fold in folds]
+            if method == baseline:
+                rows.append([method, name, *(_number(value, digits) for value in values)])
+                continue
+            base = [_run_value(by_run[baseline, fold], name) for fold in folds]
+            cells = ["-" if v is None else _number(v - b, digits, "+") for v, b in zip(values, base, strict=True)]
+            rows.append([method, name, *cells])
+    return markdown(rows)
+
+
+def _run_value(run: dict[str, Any] | None, name: str) -> float | None:
+    if run is None:
+        return None
+    if name == "Dice":
+        return run["dice"]["foreground_mean"]
+    image = run["calibration"]["uncalibrated"]["image"]
+    return image["nll"] if name == "NLL" else image["foreground_mean"]["ace"]
+
+
+def _set_here(hyperparameters: dict[str, Any]) -> str:
+    """The hyperparameters that the sweep varies."""
+    names = {"nacl_weight": "NACL", "ml1_ace_weight": "mL1-ACE", "svls_sigma": "sigma"}
+    parts = [f"{label} {hyperparameters[key]:g}" for key, label in names.items() if key in hyperparameters]
+    if hyperparameters.get("ml1_ace_binning") == "soft":
+        parts.append("soft bins")
+    if hyperparameters.get("ml1_ace_every_resolution") is False:
+        parts.append("full resolution only")
+    return ", ".join(parts) or "-"
+
+
+def _temperature(model: dict[str, Any], stage: str) -> str:
+    return "1" if stage == "uncalibrated" else _number(model["temperature"]["mean"], 2)
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:{sign}.{digits}f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return "p < .001" if value < 0.001 else f"p {value:.3f}".replace("0.", ".")

@@ -1,0 +1,43 @@
+"""The queue and the plans of the study."""
+
+from benchmarks.study import settings
+from benchmarks.study.plan import small_plans
+
+
+def test_the_queue():
+    """Every method in every fold, the sweep on its fold only, each once, and what others wait for first."""
+    queue = settings.queue()
+    assert len(queue) == len(set(queue))
+    everything = {(name, fold) for name in settings.METHODS for fold in settings.FOLDS}
+    everything |= {(name, settings.SWEEP_FOLD) for name in settings.SWEEP}
+    assert {run for run in queue if run[0] != settings.STOCK} == everything
+    assert queue[:2] == [("Calib", 0), ("Calib", 1)]
+
+
+def test_the_sweep_varies():
+    """A swept run differs from its method's default."""
+    import nnunet_calib.trainers
+
+    assert settings.METHODS.keys().isdisjoint(settings.SWEEP)
+    for method in settings.SWEEP.values():
+        (base,) = method.bases
+        for name, value in method.attributes.items():
+            assert getattr(getattr(nnunet_calib.trainers, base), name) != value
+
+
+def test_small_plans():
+    """The network of the settings; nnU-Net's plans and its preprocessed data stay as they are."""
+    architecture = {"features_per_stage": [32, 64, 128, 256], "n_conv_per_stage_decoder": [2, 2, 2], "n_stages": 4}
+    full = {"batch_size": 7, "data_identifier": "here", "architecture": {"arch_kwargs": architecture}}
+    plans = {"plans_name": settings.PLANS, "configurations": {settings.CONFIGURATION: full, "2d": {}}}
+    small = small_plans(plans)
+    found = small["configurations"][settings.CONFIGURATION]
+    assert found["batch_size"] == 2
+    assert found["data_identifier"] == "here"
+    assert found["architecture"]["arch_kwargs"] == architecture | settings.ARCHITECTURE_CHANGES
+    assert small["plans_name"] == settings.SMALL_PLANS
+    assert plans["plans_name"] == settings.PLANS
+    assert full["batch_size"] == 7
+    assert architecture["features_per_stage"] == [32, 64, 128, 256]
+
+

@@ -1,0 +1,101 @@
+"""The tables and figures of the study, from a comparison made up here."""
+
+import pytest
+
+from benchmarks.study.collect import comparable, swept
+from benchmarks.study.figures import reliability_figure
+from benchmarks.study.report import filled
+from benchmarks.study.tables import COLUMNS, STAGES, differences_table, folds_table, means_table, sweep_table
+
+
+def comparison() -> dict:
+    """Two models; each number tells metric, stage and model apart."""
+    models = [
+        {"name": "Calib", "hyperparameters": {}, "temperature": {"mean": 1.5}},
+        {"name": "ML1ACE_w03", "temperature": {"mean": 1.25},
+         "hyperparameters": {"ml1_ace_weight": 0.3, "ml1_ace_every_resolution": False}},
+    ]
+    results = []
+    for i, (metric, of, _, _) in enumerate(COLUMNS):
+        for j, stage in enumerate(("both",) if metric == "dice" else STAGES):
+            for scope in ("foreground", "image"):
+                base = (i + 1) / 100 + j / 1000 + (scope == "foreground")
+                rows = [
+                    {"model": "Calib", "mean": base, "interval": [base - 0.001, base + 0.002],
+                     "difference": None, "difference_interval": None, "p_holm": None},
+                    {"model": "ML1ACE_w03", "mean": base / 2, "interval": [None, None], "difference": -base / 2,
+                     "difference_interval": [-base, 0.0], "p_holm": 0.0001 if i else 0.04},
+                ]
+                results.append({"metric": metric, "of": of, "scope": scope, "stage": stage, "models": rows})
+    return {"first_model": "Calib", "models": models, "results": results, "folds": [0, 1], "cases": ["a", "b"]}
+
+
+def test_means():
+    """Numbers of the whole image with their intervals, of the stage asked for."""
+    before, after = (means_table(comparison(), stage).splitlines() for stage in STAGES)
+    assert before[0] == "| method | T | Dice | ECE | ACE | MCE | NLL | Brier |"
+    assert before[2].startswith("| Calib | 1 | 0.010 (0.009 to 0.012) | 0.0200 (0.0190 to 0.0220) | 0.030 ")
+    assert after[2].startswith("| Calib | 1.50 | 0.010 (0.009 to 0.012) | 0.0210 (0.0200 to 0.0230) | 0.031 ")
+    assert "0.005 (- to -)" in before[3]
+
+
+def test_differences():
+    """Of all but the first, with interval and corrected p."""
+    lines = differences_table(comparison(), "uncalibrated").splitlines()
+    assert len(lines) == 3
+    first, second = lines[2].split(" | ")[1:3]
+    assert first == "-0.005 (-0.010 to +0.000), p .040"
+    assert second == "-0.0100 (-0.0200 to +0.0000), p < .001"
+
+
+def test_sweep():
+    """What was set, and both stages beside each other."""
+    lines = sweep_table(comparison()).splitlines()
+    assert lines[3] == (
+        "| ML1ACE_w03 | mL1-ACE 0.3, full resolution only | 0.005 | 0.0100 | 0.0105 | 0.015 | 0.015 | 0.0250 | 0.0255 "
+        "| 1.25 |"
+    )
+
+
+def test_folds():
+    """Differences from the baseline's run of the same fold; a run that is not there yet is a dash."""
+    def run(method, fold, dice):
+        image = {"foreground_mean": {"ace": dice / 10}, "nll": dice / 100}
+        return {"run": {"method": method, "fold": fold}, "dice": {"foreground_mean": dice},
+                "calibration": {"uncalibrated": {"image": image}}}
+
+    runs = [run("Calib", 0, 0.8), run("Calib", 1, 0.7), run("NACL", 1, 0.75)]
+    lines = folds_table(runs, "Calib").splitlines()
+    assert lines[2] == "| Calib | Dice | 0.800 | 0.700 |"
+    assert lines[5] == "| NACL | Dice | - | +0.050 |"
+    assert lines[6] == "| NACL | ACE | - | +0.005 |"
+
+
+def test_what_can_be_compared():
+    """Methods with two folds on the folds they share; without a second method, or the baseline, nothing."""
+    done = {"Calib": {0, 1, 2}, "ML1ACE": {0, 1}, "SVLS": {0}, "NACL_w03": {0}}
+    assert comparable(done) == (["Calib", "ML1ACE"], [0, 1])
+    assert comparable({"Calib": {0, 1}, "ML1ACE": {1, 2}}) == ([], [])
+    assert comparable({"Calib": {0, 1}}) == ([], [])
+    assert comparable({"ML1ACE": {0, 1}, "SVLS": {0, 1}}) == ([], [])
+    assert swept(done) == ["Calib", "SVLS", "ML1ACE", "NACL_w03"]
+    assert swept({"Calib": {1}, "SVLS": {0}}) == []
+
+
+def test_markers():
+    """A table replaces what stands between its markers, twice the same, and nothing else."""
+    document = "a\n<!-- study: one -->\nold\n<!-- end -->\nb\n<!-- study: two -->\nkept\n<!-- end -->\n"
+    new = filled(document, {"one": r"| \1 |"})
+    assert new == document.replace("old", "\n| \\1 |\n")
+    assert filled(new, {"one": r"| \1 |"}) == new
+    with pytest.raises(ValueError, match="expected a marker <!-- study: three -->"):
+        filled(document, {"three": ""})
+
+
+def test_reliability_figure():
+    """Bars at the observed frequencies, a row for each stage."""
+    stage = {"counts": [4, 0, 2], "probability": [0.4, 0.0, 1.9], "positives": [1.0, 0.0, 2.0]}
+    figure = reliability_figure({"Calib": dict.fromkeys(STAGES, stage)}, [0, 1])
+    first, second = figure.axes[:2]
+    assert [bar.get_height() for bar in first.patches[:2]] == [0.25, 1.0]
+    assert "with temperature" in second.get_title()
