@@ -13,6 +13,7 @@ from nnunet_calib.commands import (
     evaluate,
     export,
     fit,
+    report,
     trainers,
     validate,
 )
@@ -25,6 +26,7 @@ COMMANDS = (
     validate,
     crossval,
     compare,
+    report,
     evaluate,
     fit,
     export,

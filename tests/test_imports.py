@@ -50,7 +50,7 @@ OWN = {
 THIRD_PARTY = {
     "losses/": {"torch"},
     "integration/": {"numpy", "torch", "nnunetv2", "tqdm", "SimpleITK", "nibabel", "skimage", "tifffile"},
-    "report/": {"numpy", "matplotlib", "PIL", "jinja2"},
+    "report/": {"numpy", "matplotlib", "PIL", "jinja2", "tqdm"},
     "trainers": {"nnunetv2"},
     "demo": {"numpy", "SimpleITK", "tqdm"},
     "commands/": set(),

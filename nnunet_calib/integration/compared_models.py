@@ -106,7 +106,7 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
     for result in found:
         file = result.folder.parent / "summary.json"
         if file.is_file():
-            dice |= _dice_per_case(file, read_json(folder / "dataset.json")["file_ending"], heads)
+            dice |= dice_per_case(file, read_json(folder / "dataset.json")["file_ending"], heads)
         else:
             without_dice.append(result.fold)
     model = {name: found[0].model[name] for name in IDENTITY}
@@ -123,7 +123,7 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
     return ComparedModel(folder.name, model, heads, judged, expected, tuple(without_dice))
 
 
-def _dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
+def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
     """From nnU-Net's summary.json, where a class has no Dice (NaN) if neither labels nor prediction hold it."""
     found = {}
     for row in read_json(file)["metric_per_case"]:

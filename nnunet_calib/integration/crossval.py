@@ -17,11 +17,10 @@ import nnunet_calib
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.fold_results import IDENTITY, find_folds
 from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION, fit_cases, sampling_error
-from nnunet_calib.integration.intervals import intervals
+from nnunet_calib.integration.intervals import means_with_intervals
 from nnunet_calib.integration.judged_cases import MeasuredCase, errors_after, fits_without_fold, read_measured
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.integration.summary import average, brief, combine, definitions, described
-from nnunet_calib.significance import LEVEL, RESAMPLES
+from nnunet_calib.integration.summary import brief, definitions, described
 from nnunet_calib.temperature import TemperatureFit
 
 ENSEMBLE_NOTE = (
@@ -93,18 +92,10 @@ def _metrics(cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads
     scaled = [(case.statistics, temperature) for case, temperature in zip(cases, temperatures, strict=True)]
     before = [case.uncalibrated for case in cases]
     after = errors_after(cases, temperatures, heads)
-    change = [combine(lambda pair: pair[1] - pair[0], *pair) for pair in zip(before, after, strict=True)]
     width = cases[0].statistics.boundary_mm
     again = (s.with_temperature(t) for s, t in tqdm(scaled, desc="sampling error"))
     return {
-        "metrics": {
-            name: described(average(trees, heads), width)
-            for name, trees in (("uncalibrated", before), ("calibrated", after))
-        },
-        "intervals": {
-            name: described(intervals(trees, heads), width)
-            for name, trees in (("uncalibrated", before), ("calibrated", after), ("change", change))
-        },
+        **means_with_intervals(before, after, heads, width),
         "sampling_error": described(sampling_error(again, temperatures, after, heads), width),
         "metric_per_case": [
             {
@@ -127,7 +118,4 @@ def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:
         "case",
         "temperature": "fitted on all cases of all folds by minimising the mean NLL over voxels; no error in this file "
         "is computed with it",
-        "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for few "
-        "cases; null for fewer than two) at the given networks and temperatures; change: calibrated - uncalibrated of "
-        "the same cases",
     }

@@ -153,19 +153,15 @@ def _read_fold(model_folder: Path, fold: int) -> FoldResult:
             f"expected format {FORMAT_VERSION}, found {summary.get('format_version')} in {folder / 'summary.json'}: "
             f"use the nnunet-calib that wrote it, or measure again with {validate_command(model_folder, fold)}"
         )
-    model, heads = summary["model"], summary["heads"]
+    model = summary["model"]
     if str(model["fold"]) != str(fold):
         raise ValueError(
             f"expected the model of fold {fold} in {folder}, found that of fold {model['fold']}: a fold's folder must "
             f"keep its name, since it says which cases were held out"
         )
-    regions = heads["regions"]
     return FoldResult(
         fold, folder, model,
-        Heads(
-            tuple(heads["keys"]), tuple(heads["names"]), None if regions is None else tuple(map(tuple, regions)),
-            heads["ignore_label"],
-        ),
+        Heads.of_summary(summary["heads"]),
         tuple(sorted([*(row["case"] for row in summary["metric_per_case"]), *summary["missing_cases"]])),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import nnunet_calib
 from nnunet_calib.files import write_json
+from nnunet_calib.integration.intervals import means_with_intervals
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.summary import Tree, average, brief, definitions, described, measure, spread
 from nnunet_calib.sampling_error import REPLICATES, replicates
@@ -191,10 +192,7 @@ def summarise(
         "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")}
         | {"cross_fitted": without is not None},
         "missing_cases": [*missing],
-        "metrics": {
-            name: described(average(trees, heads), width) for name, trees in
-            (("uncalibrated", before), ("calibrated", after))
-        },
+        **means_with_intervals(before, after, heads, width),
         "sampling_error": described(sampling_error(statistics, used, after, heads), width),
         "metric_per_case": [
             {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.integration.summary import Tree, combine
+from nnunet_calib.integration.summary import Tree, average, combine, described
 from nnunet_calib.significance import percentile_interval, resampled_means, resampling_counts
 
 
@@ -36,6 +36,21 @@ def intervals(per_case: Sequence[Tree], heads: Heads) -> Tree:
             tree[name] = combine(_over_classes, *(tree["per_class"][key] for key in keys))
         result[scope] = combine(lambda found: [*percentile_interval(*found[0])], tree)
     return result
+
+
+def means_with_intervals(
+    before: Sequence[Tree], after: Sequence[Tree], heads: Heads, boundary_mm: float
+) -> dict[str, Any]:
+    """The entries `metrics` and `intervals` of a summary.json, from the same cases before and after temperature."""
+    change = [combine(lambda pair: pair[1] - pair[0], *pair) for pair in zip(before, after, strict=True)]
+    stages = {"uncalibrated": before, "calibrated": after}
+    return {
+        "metrics": {name: described(average(trees, heads), boundary_mm) for name, trees in stages.items()},
+        "intervals": {
+            name: described(intervals(trees, heads), boundary_mm)
+            for name, trees in (stages | {"change": change}).items()
+        },
+    }
 
 
 def _over_classes(classes: list[_Resampled]) -> _Resampled:

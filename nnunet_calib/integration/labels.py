@@ -40,6 +40,15 @@ class Heads:
             ignore_label=label_manager.ignore_label,
         )
 
+    @classmethod
+    def of_summary(cls, content: dict[str, Any]) -> Heads:
+        """The entry `heads` of a summary.json."""
+        regions = content["regions"]
+        return cls(
+            tuple(content["keys"]), tuple(content["names"]), None if regions is None else tuple(map(tuple, regions)),
+            content["ignore_label"],
+        )
+
     @property
     def background(self) -> int | None:
         """Channel of the background, None for regions."""

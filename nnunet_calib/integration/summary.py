@@ -12,6 +12,7 @@ from nnunet_calib.integration.labels import Heads
 from nnunet_calib.metrics import NUM_BINS, calibration_errors
 from nnunet_calib.sampling_error import rms_deviation
 from nnunet_calib.scopes import SCOPES
+from nnunet_calib.significance import LEVEL, RESAMPLES
 from nnunet_calib.statistics import CaseStatistics
 
 MIN_COUNT = 100
@@ -121,6 +122,9 @@ def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
             "foreground": "voxels whose true label is not background",
             "boundary": f"voxels within {boundary_mm} mm of a voxel at a true label border",
         },
+        "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for few "
+        "cases; null for fewer than two) at the given networks and temperatures; change: calibrated - uncalibrated of "
+        "the same cases",
         "sampling_error": "how far the calibrated values may be off because not every voxel was kept, at the given "
         "temperatures: root mean square change over random half-samples of the kept voxels; 0 where all were kept",
     } | (given if cross_fits is None else fitted)

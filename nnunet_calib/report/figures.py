@@ -141,22 +141,21 @@ def figures(results: Results) -> dict[str, Callable[[], Figure]]:
     }
 
 
-def save_figure(draw: Callable[[], Figure], path: Path) -> None:
-    """Draw a figure, with the settings of a fresh matplotlib, into a file whose ending names the format."""
+def save_figure(draw: Callable[[], Figure], *paths: Path) -> None:
+    """Draw a figure, with the settings of a fresh matplotlib, into files whose endings name the formats."""
     from matplotlib import rc_context, style
 
     # nnU-Net's logger leaves seaborn's settings with fonts 2.5 times as large in the training process
     with style.context("default"), rc_context({"svg.hashsalt": "nnunet_calib", "hatch.linewidth": 0.6}):
         figure = draw()
-        with replaced_when_complete(path) as temporary:
+        for path in paths:
             # the date would make the same figure another file each time
-            bitmap = path.suffix == ".png"
-            metadata = {} if bitmap else {"Date": None} if path.suffix == ".svg" else {"CreationDate": None}
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150, bbox_inches="tight", metadata=metadata)
+            metadata = {"Date": None} if path.suffix == ".svg" else {}
+            with replaced_when_complete(path) as temporary:
+                figure.savefig(temporary, format=path.suffix[1:], dpi=150, bbox_inches="tight", metadata=metadata)
 
 
 def draw_fold(calibration_folder: Path) -> None:
     """Write all figures, as PNG and SVG, from the files of a fold or of merged folds."""
     for name, draw in figures(Results.read(calibration_folder)).items():
-        for ending in ("png", "svg"):
-            save_figure(draw, calibration_folder / f"{name}.{ending}")
+        save_figure(draw, *(calibration_folder / f"{name}.{ending}" for ending in ("png", "svg")))

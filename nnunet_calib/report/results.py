@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from nnunet_calib.slices import RepresentativeSlice
 from nnunet_calib.statistics import CaseStatistics
@@ -79,7 +80,7 @@ class Results:
         temperatures = np.geomspace(min(fitted, 1) / 2, max(fitted, 1) * 2, 41)
         tried = [*map(float, temperatures)]
         nll, voxels, cases = np.zeros(len(temperatures)), 0.0, []
-        for row in summary["metric_per_case"]:
+        for row in tqdm(summary["metric_per_case"], desc="reading cases", unit="case"):
             folder = calibration_folder
             if "fold" in row:  # merged folds: the cases stay where they are
                 folder = folder.parents[1] / f"fold_{row['fold']}" / "validation" / "calibration"

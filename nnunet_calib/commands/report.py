@@ -1,0 +1,48 @@
+"""`nnunet_calib report`."""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from nnunet_calib.commands.arguments import Commands, add_model
+
+
+def _run(args: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.integration.raw_images import raw_images
+        from nnunet_calib.integration.reported import dice_of_cases, find_results
+        from nnunet_calib.report.html import FILE, write_report
+
+        model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+        folder = find_results(model_folder, args.folds)
+        output = args.output or folder / FILE
+        model = f"-d {args.dataset} -c {args.configuration} -tr {args.trainer} -p {args.plans}"
+        folds = " ".join(args.folds)
+        first = "crossval" if len(args.folds) > 1 else "validate"
+        commands = [f"nnunet_calib {command} {model} -f {folds}" for command in (first, "report")]
+        write_report(
+            folder, output, image_of=raw_images(model_folder) if args.images else lambda case: None,
+            dice=dice_of_cases(model_folder, args.folds), commands=commands,
+        )
+    print(output)
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "report", help="one HTML file with numbers, figures, slices and definitions of a fold or a cross-validation",
+        description="Writes report.html into the calibration folder of a fold (one number after -f) or of merged folds "
+        "(as given to crossval). The file needs no other file and no network. Slices show the images of nnUNet_raw "
+        "where that is there.",
+        epilog="Example: nnunet_calib report -d 4 -c 3d_fullres -tr nnUNetTrainerNACL",
+    )
+    add_model(command)
+    command.add_argument(
+        "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD",
+        help="one fold, or those that crossval has merged (default: 0 1 2 3 4)",
+    )
+    command.add_argument("-o", dest="output", type=Path, metavar="FILE", help="default: report.html in the folder")
+    command.add_argument("--no-images", dest="images", action="store_false", help="do not read nnUNet_raw")
+    command.set_defaults(run=_run)

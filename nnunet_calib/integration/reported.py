@@ -1,0 +1,53 @@
+"""Which calibration folder of a model is reported, and what nnU-Net itself says of its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_calib.integration.compared_models import dice_per_case
+from nnunet_calib.integration.crossval import crossval_folder
+from nnunet_calib.integration.fold_results import read_json
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER
+from nnunet_calib.integration.labels import Heads
+
+
+def find_results(model_folder: Path, folds: Sequence[str]) -> Path:
+    """The calibration folder of one fold, or of several that were merged.
+
+    Raises:
+        ValueError: if it has no summary.json; the sentence names the command that makes it, and what there is.
+    """
+    if len(folds) == 1:
+        folder = model_folder / f"fold_{folds[0]}" / "validation" / CALIBRATION_FOLDER
+        command = "nnunet_calib validate"
+    else:
+        if not all(fold.isdecimal() for fold in folds):
+            raise ValueError(f"expected one fold or the numbers of several, got {' '.join(folds)}: fold all is never "
+                             f"merged, report it by itself")  # fmt: skip
+        folder = crossval_folder(model_folder, sorted(map(int, folds)))
+        command = "nnunet_calib crossval"
+    if not (folder / "summary.json").is_file():
+        there = sorted(
+            str(path.parents[1].relative_to(model_folder))
+            for pattern in ("fold_*/validation", "crossval_results_folds_*")
+            for path in model_folder.glob(f"{pattern}/{CALIBRATION_FOLDER}/summary.json")
+        )
+        raise ValueError(
+            f"expected {folder / 'summary.json'}, found none: make it with {command} -f {' '.join(folds)}, or name "
+            f"with -f what there is ({', '.join(there) or 'nothing yet'})"
+        )
+    return folder
+
+
+def dice_of_cases(model_folder: Path, folds: Sequence[str]) -> dict[str, float]:
+    """Case -> nnU-Net's Dice, mean over the foreground classes; without those of folds that lack its summary.json."""
+    dice: dict[str, float] = {}
+    description = model_folder / "dataset.json"
+    ending = read_json(description)["file_ending"] if description.is_file() else ""
+    for fold in folds:
+        validation = model_folder / f"fold_{fold}" / "validation"
+        ours = validation / CALIBRATION_FOLDER / "summary.json"
+        if ending and ours.is_file() and (validation / "summary.json").is_file():
+            dice |= dice_per_case(validation / "summary.json", ending, Heads.of_summary(read_json(ours)["heads"]))
+    return dice
