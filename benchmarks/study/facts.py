@@ -26,19 +26,20 @@ def common_settings() -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, the commit of the package and the machine."""
+    """Versions, the last commit that changed the package (which later ones of the study leave alone), the machine."""
     def git(*arguments: str) -> str | None:
         result = run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
         return result.stdout.strip() if result.returncode == 0 else None
 
-    changes = git("status", "--porcelain")
+    changes = git("status", "--porcelain", "nnunet_calib")
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    return {"commit": git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes), "versions": versions,
+    commit = git("log", "-1", "--format=%H", "--", "nnunet_calib")
+    return {"package_commit": commit, "uncommitted_changes": bool(changes), "versions": versions,
             "machine": platform.machine(), "system": platform.system()}
 
 
