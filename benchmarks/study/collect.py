@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.study import settings
 from benchmarks.study.run import Study, run_name
 from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.integration.comparison import compare_models
 from nnunet_calib.metrics import reliability_curve
 from nnunet_calib.statistics import CaseStatistics
 
@@ -51,8 +52,6 @@ def swept(done: dict[str, set[int]]) -> list[str]:
 
 def compare(study: Study, methods: Sequence[str], folds: Sequence[int]) -> dict[str, Any]:
     """What `nnunet_calib compare` finds, with the study's names of the methods."""
-    from nnunet_calib.integration.comparison import compare_models
-
     models = [study.fold_folder(method, 0).parent for method in methods]
     found = json.dumps(compare_models(models, folds)).replace(settings.PREFIX, "")
     return json.loads(found)

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.study.tables import STAGES
 from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.metrics import ReliabilityCurve
-from nnunet_calib.report.figures import draw_reliability
+from nnunet_calib.report.diagrams import draw_reliability
 
 
 def reliability_figure(curves: dict[str, Any], folds: list[int]) -> Any:

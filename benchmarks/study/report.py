@@ -68,6 +68,7 @@ def draw(results: Path, images: Path) -> None:
     from matplotlib import style
 
     from benchmarks.study.figures import reliability_figure, save
+    from nnunet_calib.report.dice_against_ace import dice_against_ace_figure
 
     methods, curves = read(results / "methods.json"), read(results / "reliability.json")
     with style.context("default"):
@@ -75,8 +76,6 @@ def draw(results: Path, images: Path) -> None:
             save(reliability_figure(curves, methods["folds"]), images / "study_reliability.png")
         for name in ("methods", "sweep"):
             if (comparison := read(results / f"{name}.json")) is not None:
-                from nnunet_calib.report.dice_against_ace import dice_against_ace_figure
-
                 save(dice_against_ace_figure(comparison), images / f"study_{name}.png")
 
 

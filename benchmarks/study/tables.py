@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
+
+from nnunet_calib.report.tables import missing
 
 STAGES = ("uncalibrated", "calibrated")
 # metric, of, name, digits
@@ -113,10 +114,10 @@ def _temperature(model: dict[str, Any], stage: str) -> str:
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:{sign}.{digits}f}"
+    return "-" if missing(value) else f"{value:{sign}.{digits}f}"
 
 
 def _p(value: float | None) -> str:
-    if value is None or math.isnan(value):
+    if missing(value):
         return "-"
     return "p < .001" if value < 0.001 else f"p {value:.3f}".replace("0.", ".")

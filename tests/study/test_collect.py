@@ -1,0 +1,80 @@
+"""From a study folder with two methods to tables and figures."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks.study import collect as module
+from benchmarks.study import report, settings
+from tests.nnunet.compared_folds import DICE, DICE_OTHER, write_dice
+from tests.nnunet.measured_folds import Model, made
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net, of paths that are not set
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """What is collected of two methods with two folds of four cases, and a swept value on fold 0."""
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, "")  # the study sets them; they are restored
+    root, folder = tmp_path / "study", tmp_path / "collected"
+    methods = (("Calib", 2.0, DICE, 2), ("ML1ACE", 1.2, DICE_OTHER, 2), ("ML1ACE_w03", 1.5, DICE_OTHER, 1))
+    (root / "runs").mkdir(parents=True)
+    for method, sure, dice, folds in methods:
+        trainer = settings.PREFIX + method
+        model = Model(root, trainer=trainer, plans=settings.SMALL_PLANS, weights=method)
+        for fold in range(2):  # the splits are those of both
+            model.write(fold, {f"case.{i}": made(i, sure) for i in range(4 * fold, 4 * fold + 4)})
+            write_dice(model, fold, dice)
+            summary = json.loads((model.calibration(fold) / "summary.json").read_text())
+            facts = {"run": {"method": method, "fold": fold}, "calibration": summary["metrics"],
+                     "dice": {"foreground_mean": 0.5}}
+            if fold < folds:
+                (root / "runs" / f"{method}_fold{fold}.json").write_text(json.dumps(facts))
+            else:
+                shutil.rmtree(model.folder / f"fold_{fold}")
+    module.collect(root, folder)
+    return folder
+
+
+def test_collected(results):
+    """Both comparisons under the study's names, rows of the cases whose means they are, and curves of all voxels."""
+    methods, sweep = (json.loads((results / f"{name}.json").read_text()) for name in ("methods", "sweep"))
+    assert [m["name"] for m in methods["models"]] == ["Calib", "ML1ACE"]
+    assert methods["folds"] == [0, 1]
+    assert [m["name"] for m in sweep["models"]] == ["Calib", "ML1ACE", "ML1ACE_w03"]
+    assert sweep["folds"] == [0]
+    with (results / "cases.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == "ML1ACE"]
+    assert len(rows) == 8
+    for group in methods["results"]:
+        stage = "" if group["metric"] == "dice" else f"_{group['stage']}"
+        if group["scope"] == "image" and group["of"] != "top_label":
+            mean = np.mean([float(row[f"{group['metric']}{stage}"]) for row in rows])
+            assert group["models"][1]["mean"] == pytest.approx(mean, abs=2e-6)
+    curves = json.loads((results / "reliability.json").read_text())
+    voxels = 9 * 9 * 6
+    for stage in ("uncalibrated", "calibrated"):
+        assert sum(curves["Calib"][stage]["counts"]) == 2 * 8 * voxels
+    before, after = (curves["Calib"][stage] for stage in ("uncalibrated", "calibrated"))
+    assert sum(before["positives"]) == sum(after["positives"])
+    assert before["counts"][-1] > after["counts"][-1]  # the temperature makes it less sure
+    assert len(list((results / "runs").iterdir())) == 5
+
+
+def test_report(results, tmp_path):
+    """Tables of everything, and the three figures."""
+    found = report.tables(results)
+    assert found["cases"] == "8 cases, folds 0, 1."
+    assert found["sweep cases"] == "4 cases of fold 0."
+    assert found["means calibrated"].splitlines()[3].startswith("| ML1ACE | ")
+    assert "| ML1ACE | Dice |" in found["folds"]
+    assert "w03" not in found["folds"]
+    (tmp_path / "images").mkdir()
+    report.draw(results, tmp_path / "images")
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "study_methods.png", "study_reliability.png", "study_sweep.png"
+    ]
