@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from nnunet_calib.files import replaced_when_complete, write_json
 from nnunet_calib.report.tables import aligned, missing, number
@@ -21,10 +22,13 @@ _BINNED = ("ece", "ace", "mce")
 _STAGES = ("uncalibrated", "calibrated")
 
 
+_Column: TypeAlias = "tuple[str, str | None, str]"  # metric, of, scope
+
+
 class _Section(NamedTuple):
     title: str
     about: str
-    columns: tuple[tuple[str, str | None, str], ...]
+    columns: tuple[_Column, ...]
 
 
 _SECTIONS = (
@@ -61,14 +65,19 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     """
     section = _SECTIONS[0]
     rows: list[Sequence[str]] = [("whole image", "T", *(_name(metric) for metric, *_ in section.columns))]
+    decimals = [_decimals(comparison, column) for column in section.columns]
     for model, stage in _rows_of(comparison):
         found = [_find(comparison, column, stage, model["name"]) for column in section.columns]
-        rows.append((model["name"], _temperature(model, stage), *(number(row["mean"]) for row in found)))
+        means = (row["mean"] for row in found)
+        rows.append((model["name"], _temperature(model, stage), *map(number, means, decimals)))
         if model["name"] != comparison["first_model"]:
             limits = [row["difference_interval"] for row in found]
-            rows.append(("  difference", "", *(_signed(row["difference"]) for row in found)))
-            for i, name in enumerate(("  from", "  to")):
-                rows.append((name, "", *(_signed(limit[i]) for limit in limits)))
+            for name, values in (
+                ("difference", [row["difference"] for row in found]),
+                ("95 % from", [low for low, _ in limits]),
+                ("to", [high for _, high in limits]),
+            ):
+                rows.append((f"  {name}", "", *map(_signed, values, decimals)))
             rows.append(("  p", "", *(_p(row["p_holm"]) for row in found)))
     return "\n".join([_about(comparison), "", *aligned(rows), "", *_left_out(comparison), *comparison["notes"]])
 
@@ -119,13 +128,15 @@ def _markdown(comparison: dict[str, Any], section: _Section, *, with_difference:
             continue
         cells = [model["name"], f"T {'≈' if stage == 'calibrated' else '='} {_temperature(model, stage)}"]
         for column in section.columns:
-            row = _find(comparison, column, stage, model["name"])
+            row, decimals = _find(comparison, column, stage, model["name"]), _decimals(comparison, column)
             if with_difference:
-                low, high = map(_signed, row["difference_interval"])
+                low, high = (_signed(limit, decimals) for limit in row["difference_interval"])
                 p = _p(row["p_holm"])
-                cells.append(f"{_signed(row['difference'])} ({low} to {high}), p {'' if p[0] == '<' else '= '}{p}")
+                difference = _signed(row["difference"], decimals)
+                cells.append(f"{difference} ({low} to {high}), p {'' if p[0] == '<' else '= '}{p}")
             else:
-                cells.append(f"{number(row['mean'])} ({' to '.join(map(number, row['interval']))})")
+                low, high = (number(limit, decimals) for limit in row["interval"])
+                cells.append(f"{number(row['mean'], decimals)} ({low} to {high})")
         yield f"| {' | '.join(cells)} |"
 
 
@@ -133,9 +144,7 @@ def _rows_of(comparison: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]
     return ((model, stage) for model in comparison["models"] for stage in _STAGES)
 
 
-def _find(
-    comparison: dict[str, Any], column: tuple[str, str | None, str], stage: str, model: str
-) -> dict[str, Any]:
+def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -> dict[str, Any]:
     """The numbers of one model; those of a metric that no temperature changes belong to both stages."""
     (group,) = (
         group for group in comparison["results"]
@@ -168,8 +177,15 @@ def _temperature(model: dict[str, Any], stage: str) -> str:
     return "1" if stage == "uncalibrated" else "-" if missing(t := model["temperature"]["mean"]) else f"{t:.2f}"
 
 
-def _signed(value: float | None) -> str:
-    return "-" if missing(value) else f"{value:+.4f}"
+def _signed(value: float | None, decimals: int) -> str:
+    return number(value, decimals, "+")
+
+
+def _decimals(comparison: dict[str, Any], column: _Column) -> int:
+    """Four, or as many as show three digits of the largest mean: an ECE of a whole image may be 0.000123."""
+    rows = [_find(comparison, column, stage, model["name"]) for model, stage in _rows_of(comparison)]
+    largest = max((row["mean"] for row in rows if not missing(row["mean"])), default=0.0)
+    return max(4, 2 - math.floor(math.log10(largest))) if largest > 0 else 4
 
 
 def _p(value: float | None) -> str:

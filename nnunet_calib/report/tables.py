@@ -57,9 +57,9 @@ def _values(pair: Sequence[dict[str, float]]) -> list[str]:
     return [number(tree[metric]) for metric in _METRICS for tree in pair]
 
 
-def number(value: float | None) -> str:
-    """Four decimals, or "-" for a value that is not there."""
-    return "-" if missing(value) else f"{value:.4f}"
+def number(value: float | None, decimals: int = 4, sign: str = "") -> str:
+    """A value with its decimals, with `sign` "+" also where it is positive; "-" where it is not there."""
+    return "-" if missing(value) else f"{value:{sign}.{decimals}f}"
 
 
 def missing(value: float | None) -> bool:

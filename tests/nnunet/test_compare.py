@@ -1,6 +1,7 @@
 """What a comparison says: numbers by hand and from merged folds, the same in every file, the same bytes again."""
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from nnunet_calib.integration.comparison import QUANTITIES, compare_models, comp
 from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.report.comparison_tables import COLUMNS
+from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
 from nnunet_calib.significance import mean_interval
 from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, DICE_OTHER, OTHER, TRAINER, two_models, write_dice
 from tests.nnunet.measured_folds import Model, made
@@ -241,6 +242,21 @@ def test_files(models, capsys):
     assert row == [TRAINER, "1", *(f"{mean:.4f}" for mean in means)]
     assert "Dice " in captured.out
     assert shown[-2] == comparison["notes"][-1]
+
+
+def test_decimals(models):
+    """As many as show three digits of the largest value of a column, four at least, with its differences."""
+    comparison = compared(models)
+    rows = [find(comparison, "ece", "foreground_mean", stage=stage) for stage in ("uncalibrated", "calibrated")]
+    for row in itertools.chain(*rows):
+        row.update(mean=0.000123, interval=[0.0001, 0.0002])
+        if row["pairs"]:
+            row.update(difference=-0.0000123, difference_interval=[-0.00002, 0.0])
+    for text in (comparison_table(comparison), comparison_markdown(comparison)):
+        assert "0.000123" in text
+        assert "-0.000012" in text
+        assert "-0.000020" in text
+        assert f"{find(comparison, 'nll')[0]['mean']:.4f}" in text.split()
 
 
 def test_long_names(tmp_path):
