@@ -37,6 +37,7 @@ def test_not_measured(models, folds):
     shutil.rmtree(models[1].calibration(0))
     text = refusal(models, folds)
     assert text.startswith(f"{models[1].folder.name}: expected the calibration statistics of fold 0 in ")
+    assert text.endswith(f"run nnunet_calib validate -d {DATASET} -c 3d_fullres -tr {OTHER} -p nnUNetPlans -f 0")
 
 
 @pytest.mark.parametrize("folds", [(0, 1), (1,)])
@@ -45,7 +46,7 @@ def test_case_not_measured(models, folds):
     case_file(models[1].calibration(1), "case.3").unlink()
     text = refusal(models, folds)
     assert text.startswith(f"{models[1].folder.name}: expected statistics of every validation case")
-    assert "found none for fold 1: case.3: measure again with nnunet_calib validate, or leave" in text
+    assert "found none for fold 1: case.3: measure them with nnunet_calib validate, or leave" in text
 
 
 @pytest.mark.parametrize(
