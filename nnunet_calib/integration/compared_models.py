@@ -126,11 +126,18 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
     """From nnU-Net's summary.json, where a class has no Dice (NaN) if neither labels nor prediction hold it."""
     found = {}
-    for row in read_json(file)["metric_per_case"]:
-        name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
-        values = [row["metrics"].get(key, {}).get("Dice") for key in heads.foreground]
-        known = [value for value in values if value is not None and not np.isnan(value)]
-        found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
+    content = read_json(file)
+    try:
+        for row in content["metric_per_case"]:
+            name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
+            values = [row["metrics"][key]["Dice"] for key in heads.foreground]
+            known = [value for value in values if not np.isnan(value)]
+            found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected nnU-Net's Dice of the classes {', '.join(heads.foreground)} in {file}, found no {error}: "
+            f"validate again with nnUNetv2_train ... --val"
+        ) from error
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 from nnunet_calib import cli
 from nnunet_calib.integration.comparison import compare_models
 from nnunet_calib.integration.folds import case_file
-from tests.nnunet.compared_folds import COMPARE, DATASET, OTHER, TRAINER, two_models
+from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, OTHER, TRAINER, two_models, write_dice
 from tests.nnunet.measured_folds import LABELS, Model, made
 
 
@@ -104,8 +104,10 @@ def test_no_shared_case(models):
 )
 def test_other_labels(models, changed, text):
     """Models of other heads do not answer the same question; no flag allows it."""
+    heads = replace(LABELS, **changed)
     for fold, cases in models[1].cases.items():
-        models[1].write(fold, cases, replace(LABELS, **changed))
+        models[1].write(fold, cases, heads)
+        write_dice(models[1], fold, DICE, keys=heads.foreground)
     for allow in (False, True):
         said = refusal(models, allow_missing=allow)
         assert text in said
@@ -117,6 +119,7 @@ def test_regions_against_labels(models):
     heads = replace(LABELS, keys=("(1, 2, 3)", "(2, 3)", "3"), regions=((1, 2, 3), (2, 3), (3,)))
     for fold, cases in models[1].cases.items():
         models[1].write(fold, {name: made(fold, mode="regions") for name in cases}, heads)
+        write_dice(models[1], fold, {name: (0.5, 0.5, 0.5) for name in cases}, keys=heads.keys)
     assert f"found heads (keys) ('0', '1', '2') of {TRAINER} and ('(1, 2, 3)', '(2, 3)', '3') of" in refusal(models)
 
 
@@ -147,6 +150,14 @@ def test_without_dice(models):
     assert f"No Dice of {OTHER} from fold_1/validation/summary.json, which nnU-Net writes at the end" in "\n".join(
         comparison["notes"]
     )
+
+
+def test_dice_of_other_classes(models):
+    """A summary.json of other labels is not taken for less."""
+    file = models[1].calibration(1).parent / "summary.json"
+    file.write_text(file.read_text().replace('"2"', '"4"'))
+    text = refusal(models)
+    assert f"expected nnU-Net's Dice of the classes 1, 2 in {file}, found no '2': validate again with" in text
 
 
 def test_no_dice_at_all(models, capsys):
