@@ -15,6 +15,7 @@ from nnunet_calib.integration import loss as integration
 from nnunet_calib.integration.lookup import trainers_folder
 from nnunet_calib.synthetic import synthetic_case
 from tests.nnunet.measured_folds import three_folds
+from tests.nnunet.trained_fold import in_threads, make_trained, train_once, trained  # noqa: F401
 
 CASES = 5
 PLANS = "nnUNetPlans"
@@ -120,7 +121,9 @@ def write_raw(raw: Path, mode: str) -> None:
 def shrink_plans(file: Path) -> None:
     """A network that trains in a fraction of a second."""
     plans = json.loads(file.read_text())
-    for name, kernel, patch in (("2d", [3, 3], [24, 24]), ("3d_fullres", [1, 3, 3], [8, 24, 24])):
+    shapes = {"2d": ([3, 3], [24, 24]), "3d_fullres": ([1, 3, 3], [8, 24, 24])}
+    for name in {*shapes} & {*plans["configurations"]}:
+        kernel, patch = shapes[name]
         configuration = plans["configurations"][name]
         configuration.update(batch_size=2, patch_size=patch)
         stride = [[1] * len(kernel), [1, 2, 2][-len(kernel):], [1, 2, 2][-len(kernel):]]

@@ -63,8 +63,8 @@ def test_fold_without_statistics(model, what):
     path = model.calibration(1) / what
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     text = refusal(model)
-    assert f"the calibration statistics of fold 1 in {model.calibration(1)}, found none: run {RUN} --val" in text
-    assert "with a trainer of nnunet-calib (nnUNetTrainerCalib for nnU-Net's own loss)" in text
+    command = f"nnunet_calib validate -d Dataset004_Synthetic -c 3d_fullres -tr {TRAINER} -p nnUNetPlans -f 1"
+    assert text.endswith(f"the calibration statistics of fold 1 in {model.calibration(1)}, found none: run {command}")
 
 
 def test_missing_cases(model):
@@ -74,7 +74,7 @@ def test_missing_cases(model):
     model.cases[2]["case.9"] = None
     model.write_splits()
     text = refusal(model)
-    assert "found none for fold 0: case.1; fold 2: case.9: measure again" in text
+    assert "found none for fold 0: case.1; fold 2: case.9: measure them with nnunet_calib validate" in text
     assert "or leave these cases out with --chill" in text
     folder = merge_folds(model.folder, (0, 1, 2), allow_missing=True)
     summary = json.loads((folder / "summary.json").read_text())
@@ -85,7 +85,7 @@ def test_missing_cases(model):
 def test_cases_that_only_the_splits_know(model):
     """The splits' cases are expected even where the fold's files know nothing of them; the first ten are named."""
     model.write_splits(val1=["case.2", "case.3", *(f"new.{i:02}" for i in range(12))])
-    expected = ", ".join(f"new.{i:02}" for i in range(10)) + " and 2 more: measure again"
+    expected = ", ".join(f"new.{i:02}" for i in range(10)) + " and 2 more: measure them"
     assert f"found none for fold 1: {expected}" in refusal(model)
 
 

@@ -138,7 +138,8 @@ def test_failures_cost_nothing(world, capsys):
     world.train("nnUNetTrainerCalib_short", "2d", only_run_validation=True)
     output = capsys.readouterr().out
     assert "Traceback" in output
-    command = f"nnUNetv2_train {world.dataset} 2d 0 -tr nnUNetTrainerCalib_short -p nnUNetPlans --val -device cpu"
+    model = f"-d {world.dataset} -c 2d -tr nnUNetTrainerCalib_short -p nnUNetPlans"
+    command = f"nnunet_calib validate {model} -f 0 -device cpu"
     assert command in output
 
     shutil.rmtree(fold / "validation" / "calibration")
