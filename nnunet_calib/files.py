@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path`, to be written to: it takes the place of `path` if the block ends well."""
     path = Path(path)
-    # the suffixes stay last, since writers look at them; the process id keeps two writers apart
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    # the suffixes stay last, since writers look at them; machine and process keep two writers apart
+    temporary = path.with_name(f".{platform.node()}.{os.getpid()}.tmp.{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.files import forget, replaced_when_complete
 from nnunet_calib.integration.cases import measure_case
 from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
@@ -74,7 +74,7 @@ class ExportAndMeasure:
         target = case_file(self.calibration_folder, case)
         try:
             # an old file must not be taken for this case's if measuring fails
-            target.unlink(missing_ok=True)
+            forget(target)
             self.measure(case, tapped.logits, call.arguments).save(target)
         except Exception:
             try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_calib.integration.checkpoint_files import train_command
 from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION
 from nnunet_calib.integration.labels import Heads
 
@@ -115,12 +116,6 @@ def _fold_numbers(folds: Sequence[int | str], at_least: int) -> list[int]:
             f"{' '.join(map(str, numbers)) or 'none'}: name more with -f, or read the fold's own calibration folder"
         )
     return numbers
-
-
-def train_command(model_folder: Path, fold: int | str) -> str:
-    """What trains a fold of the model in nnU-Net's folder."""
-    trainer, plans, configuration = model_folder.name.split("__")
-    return f"nnUNetv2_train {model_folder.parent.name} {configuration} {fold} -tr {trainer} -p {plans}"
 
 
 def validate_command(model_folder: Path, fold: int | str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nnunet_calib.integration.cases import npz_shape
+from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint
 from nnunet_calib.integration.export import ExportAndMeasure, failure_file
 from nnunet_calib.integration.fold_results import some
 from nnunet_calib.integration.folds import CALIBRATION_FOLDER, case_file, is_measured, write_fold
@@ -23,13 +24,7 @@ from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.predicting import check_inputs, export_for, predict
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.integration.remade_trainer import preprocess_command, remade_trainer
-from nnunet_calib.integration.trained_weights import (
-    FINAL_CHECKPOINT,
-    TrainedWeights,
-    find_checkpoint,
-    load_weights,
-    state_fingerprint,
-)
+from nnunet_calib.integration.trained_weights import TrainedWeights, load_weights, state_fingerprint
 from nnunet_calib.integration.validation import describe_model
 
 
@@ -47,7 +42,7 @@ class Options:
         trust: load the checkpoint as nnU-Net does, which can run code that is in it.
     """
 
-    checkpoint: str = FINAL_CHECKPOINT
+    checkpoint: str = FINAL
     device: str = "cuda"
     processes: int | None = None
     part: int = 0
@@ -64,7 +59,7 @@ class Options:
             )
 
 
-def fold_numbers(model_folder: Path, folds: list[str] | None, checkpoint: str = FINAL_CHECKPOINT) -> list[int | str]:
+def fold_numbers(model_folder: Path, folds: list[str] | None, checkpoint: str = FINAL) -> list[int | str]:
     """The folds as nnU-Net names them, checked to have the checkpoint; None means all that have it.
 
     Raises:
@@ -106,7 +101,7 @@ def validate_fold(model_folder: Path, fold: int | str, options: Options) -> dict
     with remade_trainer(model_folder, fold, torch.device(options.device)) as trainer:
         _check_origin(weights, trainer, checkpoint)
         model = describe_model(trainer, state_fingerprint(weights.state))
-        if options.checkpoint != FINAL_CHECKPOINT:
+        if options.checkpoint != FINAL:
             model["checkpoint"] = options.checkpoint
         heads = Heads.of(trainer.label_manager)
         cases = _validation_cases(trainer, checkpoint.parent / "validation")
@@ -116,7 +111,7 @@ def validate_fold(model_folder: Path, fold: int | str, options: Options) -> dict
         folder = checkpoint.parent / "validation" / CALIBRATION_FOLDER
         share = cases[options.part :: options.parts]
         remaining = [case for case in share if not is_measured(folder, case, model)]
-        usable = options.use_npz and options.checkpoint == FINAL_CHECKPOINT
+        usable = options.use_npz and options.checkpoint == FINAL
         saved = [case for case in remaining if usable and _has_npz(folder.parent, case, checkpoint, heads)]
         others = [case for case in remaining if case not in saved]
         print(
@@ -208,8 +203,11 @@ def _check_results(folder: Path, cases: list[str], trainer: str) -> None:
     for case in cases:
         failed = failure_file(case_file(folder, case))
         if failed.is_file():
-            failures[case] = failed.read_text(encoding="utf-8").strip().splitlines()[-1].partition(": ")[2]
+            reason = failed.read_text(encoding="utf-8").strip().splitlines()[-1].partition(": ")[2]
             failed.unlink()
+            # else it is of a worker that outlived the run that was killed
+            if not case_file(folder, case).is_file():
+                failures[case] = reason
     if failures:
         reasons = "; ".join(f"{case} ({reason})" for case, reason in list(failures.items())[:3])
         raise ValueError(

@@ -43,28 +43,26 @@ def preprocess(trained) -> str:
 
 
 def test_unfinished_training(trained, said):
-    """Another checkpoint is named, not taken; without one, how to train."""
+    """Other checkpoints are named, not taken; without one, how to train."""
+    file = trained.fold / "checkpoint_final.pth"
+    file.rename(trained.fold / "checkpoint_latest.pth")
     train = f"nnUNetv2_train {trained.dataset} {CONFIGURATION} all -tr {TRAINER} -p {PLANS}"
-    shutil.copy2(trained.fold / "checkpoint_final.pth", trained.fold / "checkpoint_latest.pth")
-    (trained.fold / "checkpoint_final.pth").unlink()
-    found = "checkpoint_best.pth and checkpoint_latest.pth"
+    others = "checkpoint_best.pth, checkpoint_latest.pth"
     assert (
-        f"expected checkpoint_final.pth in {trained.fold}, found {found}: finish the training with {train} --c, or "
-        f"measure another one with -chk checkpoint_best.pth"
+        f"expected nnU-Net's checkpoint {file}, found none: finish the training with {train} --c, or name one of "
+        f"{others} with -chk"
     ) in said("-f", "all")
     assert f"expected a fold with checkpoint_final.pth in {trained.model}, found none: train one, or name" in said()
-    text = said("-f", "all", "-chk", "mine.pth")
-    assert text.endswith(f"found {found}: measure another one with -chk checkpoint_best.pth")
     for path in trained.fold.glob("*.pth"):
         path.unlink()
-    assert f"in {trained.fold}, found no checkpoint: train it with {train}" in said("-f", "all")
+    assert f"expected nnU-Net's checkpoint {file}, found none: train the fold with {train}" in said("-f", "all")
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("-f", "3"), "expected fold 3 in {model}, found none: train it with nnUNetv2_train {dataset} 3d_fullres 3"),
-        (("-f", "all", "3"), "expected fold 3 in {model}, found none"),
+        (("-f", "3"), "{model}/fold_3/checkpoint_final.pth, found none: train the fold with nnUNetv2_train {dataset}"),
+        (("-f", "all", "3"), "{model}/fold_3/checkpoint_final.pth, found none"),
         (("-f", "x", "-1"), "expected the numbers of folds, or all, got x -1: name them as in -f 0 1 2"),
         (("-num_parts", "3", "-part_id", "3"), "expected -part_id from 0 to -num_parts - 1 = 2, got 3: parts are"),
         (("-part_id", "-1"), "expected -part_id from 0 to -num_parts - 1 = 0, got -1"),

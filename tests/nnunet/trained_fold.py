@@ -89,7 +89,7 @@ class Trained:
     def results(self) -> dict[str, bytes]:
         """The files of the calibration folder that hold numbers."""
         files = snapshot(self.calibration, without="")
-        return {name: content for name, (content, _) in files.items() if not name.endswith(".png")}
+        return {name: content for name, (content, _) in files.items() if name.endswith((".json", ".npz"))}
 
     def without_results(self, *, npz: bool = False) -> "Trained":
         """The same as if it had never been measured; with nnU-Net's .npz, or without."""
