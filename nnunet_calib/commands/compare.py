@@ -13,8 +13,10 @@ def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.integration.comparison import compare_models, comparison_folder
         from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.report.comparison_page import write_comparison_page
         from nnunet_calib.report.comparison_tables import comparison_table, write_comparison
         from nnunet_calib.report.dice_against_ace import draw_comparison
+        from nnunet_calib.report.pages import FILE
 
         named = itertools.product(args.configuration, args.plans, args.trainer)
         models = [find_model(args.dataset, configuration, trainer, plans) for configuration, plans, trainer in named]
@@ -22,6 +24,11 @@ def _run(args: argparse.Namespace) -> None:
         folder = args.output or comparison_folder(models, comparison["folds"])
         write_comparison(comparison, folder)
         draw_comparison(comparison, folder)
+        given = {"-c": args.configuration, "-tr": args.trainer, "-p": args.plans, "-f": args.folds}
+        command = " ".join(f"{flag} {' '.join(map(str, values))}" for flag, values in given.items())
+        chill = " --chill" if args.allow_missing else ""
+        command = f"nnunet_calib compare -d {args.dataset} {command}{chill}"
+        write_comparison_page(comparison, folder / FILE, commands=[command])
     print(comparison_table(comparison))
     print(folder)
 
@@ -32,7 +39,7 @@ def add(commands: Commands) -> None:
         "compare", help="compare models of a dataset case by case: Dice and calibration, intervals, corrected p-values",
         description="Compares trainers, configurations or plans (every combination of those named) with the first one, "
         "paired over their validation cases, before and after a temperature of the other folds. Prints a table and "
-        "writes comparison.json, .csv and .md, and a figure of Dice against ACE.",
+        "writes comparison.json, .csv, .md and report.html, and a figure of Dice against ACE.",
         epilog="Example: nnunet_calib compare -d 4 -c 3d_fullres -tr nnUNetTrainerCalib nnUNetTrainerNACL",
     )
     add_model(command, several=True)

@@ -13,7 +13,8 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.integration.fold_results import find_model
         from nnunet_calib.integration.raw_images import raw_images
         from nnunet_calib.integration.reported import dice_of_cases, find_results
-        from nnunet_calib.report.html import FILE, write_report
+        from nnunet_calib.report.pages import FILE
+        from nnunet_calib.report.report_page import write_report
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = find_results(model_folder, args.folds)

@@ -79,18 +79,17 @@ def comparison_table(comparison: dict[str, Any]) -> str:
             ):
                 rows.append((f"  {name}", "", *map(_signed, values, decimals)))
             rows.append(("  p", "", *(_p(row["p_holm"]) for row in found)))
-    return "\n".join([_about(comparison), "", *aligned(rows), "", *_left_out(comparison), *comparison["notes"]])
+    return "\n".join([comparison_about(comparison), "", *aligned(rows), "", *comparison_notes(comparison)])
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
     """Tables of means and of differences with their intervals, to be pasted into a paper; see `comparison_table`."""
-    lines = [f"# Calibration on {comparison['dataset']}", "", _about(comparison), ""]
-    for section in _SECTIONS:
-        lines += [f"## {section.title}", "", f"{section.about} Mean (95 % interval).", ""]
-        lines += [*_markdown(comparison, section, with_difference=False), ""]
-        lines += [f"Difference from {comparison['first_model']} (95 % interval), p.", ""]
-        lines += [*_markdown(comparison, section, with_difference=True), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in (*_left_out(comparison), *comparison["notes"])), ""])
+    lines = [f"# Calibration on {comparison['dataset']}", "", comparison_about(comparison), ""]
+    for section in comparison_sections(comparison):
+        lines += [f"## {section.title}", ""]
+        for table in section.tables:
+            lines += [table.caption, "", *_markdown(table), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in comparison_notes(comparison)), ""])
 
 
 def comparison_csv(comparison: dict[str, Any]) -> str:
@@ -117,12 +116,46 @@ def write_comparison(comparison: dict[str, Any], folder: Path) -> None:
             temporary.write_text(make(comparison), encoding="utf-8", newline="\n")
 
 
-def _markdown(comparison: dict[str, Any], section: _Section, *, with_difference: bool) -> Iterator[str]:
+class Table(NamedTuple):
+    """What is shown of some metrics; the first cells of a row are the model and its temperature."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: list[list[str]]
+
+
+class Section(NamedTuple):
+    """Means, and differences from the first model."""
+
+    title: str
+    tables: tuple[Table, Table]
+
+
+def comparison_sections(comparison: dict[str, Any]) -> Iterator[Section]:
+    """The tables of a comparison, as text."""
+    for section in _SECTIONS:
+        first = f"Difference from {comparison['first_model']} (95 % interval), p."
+        means = _table(comparison, section, f"{section.about} Mean (95 % interval).", with_difference=False)
+        yield Section(section.title, (means, _table(comparison, section, first, with_difference=True)))
+
+
+def comparison_notes(comparison: dict[str, Any]) -> list[str]:
+    """What must be known to read the numbers."""
+    return [*_left_out(comparison), *comparison["notes"]]
+
+
+def _markdown(table: Table) -> Iterator[str]:
+    yield f"| {' | '.join(table.header)} |"
+    yield "|---" * len(table.header) + "|"
+    for row in table.rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _table(comparison: dict[str, Any], section: _Section, caption: str, *, with_difference: bool) -> Table:
     arrows = {"higher": "↑", "lower": "↓"}
     better = {group["metric"]: arrows[group["better"]] for group in comparison["results"]}
     header = ("model", "temperature", *(f"{_name(metric)} {better[metric]}" for metric, *_ in section.columns))
-    yield f"| {' | '.join(header)} |"
-    yield "|---" * len(header) + "|"
+    rows = []
     for model, stage in _rows_of(comparison):
         if with_difference and model["name"] == comparison["first_model"]:
             continue
@@ -137,7 +170,8 @@ def _markdown(comparison: dict[str, Any], section: _Section, *, with_difference:
             else:
                 low, high = (number(limit, decimals) for limit in row["interval"])
                 cells.append(f"{number(row['mean'], decimals)} ({low} to {high})")
-        yield f"| {' | '.join(cells)} |"
+        rows.append(cells)
+    return Table(caption, header, rows)
 
 
 def _rows_of(comparison: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -154,7 +188,8 @@ def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -
     return row
 
 
-def _about(comparison: dict[str, Any]) -> str:
+def comparison_about(comparison: dict[str, Any]) -> str:
+    """Which cases, and what the differences and p are."""
     folds, others = comparison["folds"], len(comparison["models"]) - 1
     return (
         f"{len(comparison['cases'])} cases of fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}. Difference: "

@@ -7,16 +7,13 @@ from importlib import metadata
 from math import isnan
 from typing import Any
 
+from nnunet_calib.report.pages import cell, column, text_cell
 from nnunet_calib.report.results import ReportedCase, case_error
+from nnunet_calib.report.tables import number
 
 _OF_CLASSES = ("ece", "ace", "mce")
 _SCORES = ("nll", "brier")
 _NAMES = {"ece": "ECE", "ace": "ACE", "mce": "MCE", "nll": "NLL", "brier": "Brier score"}
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """For readers; "-" where there is none."""
-    return "-" if value is None or isnan(value) else f"{value:.{digits}f}"
 
 
 def headline(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -76,46 +73,30 @@ def notes(summary: dict[str, Any]) -> Iterator[str]:
 def case_table(
     cases: Sequence[ReportedCase], dice: Mapping[str, float], links: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Columns, and the cells of each case; `links` has the anchors of cases with a picture."""
+    """Columns, and the cells of each case; `links` has the places of cases with a slice."""
     merged = any("fold" in case.row for case in cases)
-    columns = [{"name": "case", "number": False, "title": "name"}]
-    columns += [{"name": "fold", "number": True, "title": "whose network predicted the case"}] if merged else []
-    columns += [{"name": "Dice", "number": True, "title": "mean over the foreground classes"}] if dice else []
-    for metric in ("ece", "ace", "mce", "nll"):
-        for stage, at in (("uncalibrated", "T = 1"), ("calibrated", "T")):
-            columns.append({"name": f"{_NAMES[metric]}, {at}", "number": True, "title": f"{metric} {stage}"})
-    columns += [{"name": "T", "number": True, "title": "temperature that the case is judged by"}]
-    columns += [{"name": "voxels", "number": True, "title": "that count"}]
+    columns = [column("case", "name", is_number=False)]
+    columns += [column("fold", "whose network predicted the case")] if merged else []
+    columns += [column("Dice", "mean over the foreground classes")] if dice else []
+    for metric in (*_OF_CLASSES, "nll"):
+        columns += [column(f"{_NAMES[metric]}, {at}", f"{_NAMES[metric]} at {at}") for at in ("T = 1", "T")]
+    columns += [column("T", "temperature that the case is judged by"), column("voxels", "that count")]
     rows = []
     for case in cases:
-        cells = [{"number": False, "text": case.name, "link": links.get(case.name, "")}]
-        cells += [_cell(case.row["fold"], 0)] if merged else []
-        cells += [_cell(dice.get(case.name, float("nan")), 3)] if dice else []
-        for metric in ("ece", "ace", "mce", "nll"):
-            cells += [_cell(case_error(case.row, stage, metric)) for stage in ("uncalibrated", "calibrated")]
-        cells += [_cell(case.temperature, 3), _cell(case.row["voxels"], 0)]
-        rows.append(cells)
+        cells = [text_cell(case.name, links.get(case.name, ""))]
+        cells += [cell(case.row["fold"], 0)] if merged else []
+        cells += [cell(dice.get(case.name, float("nan")), 3)] if dice else []
+        for metric in (*_OF_CLASSES, "nll"):
+            cells += [cell(case_error(case.row, stage, metric)) for stage in ("uncalibrated", "calibrated")]
+        rows.append([*cells, cell(case.temperature, 3), cell(case.row["voxels"], 0)])
     return columns, rows
 
 
-def _cell(value: float, digits: int = 4) -> dict[str, Any]:
-    missing = isnan(value)
-    return {"number": True, "link": "", "text": number(value, digits), "sort": "" if missing else repr(float(value))}
-
-
-def definitions(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each name with its meaning."""
-    for name, meaning in tree.items():
-        if isinstance(meaning, Mapping):
-            yield from definitions(meaning, f"{name}: ")
-        else:
-            yield f"{prefix}{name}", str(meaning)
-
-
-def facts(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Versions, and what identifies the model."""
-    yield "nnunet_calib, which measured", summary["nnunet_calib"]
+def facts(measured_by: str, models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Versions, and what identifies the models."""
+    yield "nnunet_calib, which measured", measured_by
     for package in ("nnunet-calib", "nnunetv2", "torch"):
         yield f"{package}, which drew this page", metadata.version(package)
-    for name, value in summary["model"].items():
-        yield name, ", ".join(f"{k} = {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+    for model in models:
+        for name, value in model.items():
+            yield name, ", ".join(f"{k} = {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)

@@ -202,7 +202,8 @@ def test_files(models, capsys):
     assert captured.out.splitlines()[-1] == str(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == [
-        "comparison.csv", "comparison.json", "comparison.md", "dice_against_ace.pdf", "dice_against_ace.png"
+        "comparison.csv", "comparison.json", "comparison.md", "dice_against_ace.pdf", "dice_against_ace.png",
+            "report.html",
     ]
     assert cli.main([*arguments, "-o", str(folder.parent / "again" / "here")]) == 0
     capsys.readouterr()

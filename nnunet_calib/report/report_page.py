@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.report.case_pictures import OUTLINES, CasePicture, ImageOf, picture_bytes
-from nnunet_calib.report.figures import figures, save_figure
-from nnunet_calib.report.page_text import case_table, definitions, facts, headline, notes, number
+from nnunet_calib.report.figures import figures
+from nnunet_calib.report.page_text import case_table, facts, headline, notes
+from nnunet_calib.report.pages import data_uri, definitions, inline_figure, write_page
 from nnunet_calib.report.results import Results, case_error, worst_cases
+from nnunet_calib.report.tables import number
 
 PICTURES_MIB = 4.0  # all slices together; with base64 and the figures a page stays below 10 MB
-FILE = "report.html"
 _CAPTIONS = {
     "reliability": (
         "Reliability",
@@ -67,18 +64,9 @@ def write_report(
         FileNotFoundError: if summary.json or a case file that it names is not there.
         ValueError: if one of them is damaged.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     results = Results.read(calibration_folder)
-    environment = Environment(
-        loader=PackageLoader("nnunet_calib.report"), autoescape=True, undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    page = environment.get_template("report.html.j2").render(
-        _content(results, image_of, dice or {}), outlines=OUTLINES, commands=commands,
-    )
-    with replaced_when_complete(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    content = _content(results, image_of, dice or {})
+    write_page("report.html.j2", output, content | {"outlines": OUTLINES, "commands": commands})
 
 
 def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> dict[str, Any]:
@@ -95,7 +83,10 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
         "subtitle": ", ".join([*rest, *([] if folds is None else [f"fold {folds}"]), f"{len(results.cases)} cases"]),
         "headline": [*headline(summary)],
         "notes": [*notes(summary)],
-        "figures": _figures(results),
+        "figures": [
+            inline_figure(draw, *_CAPTIONS[name])
+            for name, draw in tqdm(figures(results).items(), desc="drawing figures", unit="figure")
+        ],
         "columns": columns,
         "rows": rows,
         "cases_note": "ECE, ACE and MCE are means over the foreground classes of the whole image. A click on a column "
@@ -104,25 +95,8 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
         "background": "the image" if with_image else "the label map (no image was found)",
         "pictures_note": f"{left_out} cases with smaller ACE have no picture here." if left_out and pictures else "",
         "definitions": [*definitions(summary["definitions"])],
-        "facts": [*facts(summary)],
+        "facts": [*facts(summary["nnunet_calib"], [model])],
     }
-
-
-def _figures(results: Results) -> list[dict[str, Any]]:
-    drawn = []
-    with TemporaryDirectory() as folder:
-        for name, draw in tqdm(figures(results).items(), desc="drawing figures"):
-            file = Path(folder) / f"{name}.svg"
-            save_figure(draw, file)
-            content = file.read_bytes()
-            # an SVG's size is in points
-            size = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', content)
-            assert size is not None
-            width, height = (round(float(points) * 4 / 3) for points in size.groups())
-            title, caption = _CAPTIONS[name]
-            uri = data_uri(content, "image/svg+xml")
-            drawn.append({"title": title, "caption": caption, "uri": uri, "width": width, "height": height})
-    return drawn
 
 
 def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]], bool]:
@@ -148,8 +122,3 @@ def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]]
             "width": width, "height": height,
         })  # fmt: skip
     return pictures, with_image
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Content that a page carries in itself."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from nnunet_calib.report import html as page_module
-from nnunet_calib.report.html import write_report
+from nnunet_calib.report import report_page
+from nnunet_calib.report.report_page import write_report
 from tests.report.test_figures import NAMES, cases, write_cases
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -118,7 +118,7 @@ def test_same_bytes(folder, tmp_path):
 
 def test_size(folder, tmp_path, monkeypatch):
     """Slices fill a page up to a limit, the worst cases first; the page says how many there are without."""
-    monkeypatch.setattr(page_module, "PICTURES_MIB", 0.002)
+    monkeypatch.setattr(report_page, "PICTURES_MIB", 0.002)
     page = report(folder, tmp_path)
     linked = [link for link in page.links if link.startswith("#case-")]
     assert 0 < len(linked) < 4

@@ -1,0 +1,65 @@
+"""The page of a comparison says what comparison.json says."""
+
+import json
+
+import pytest
+
+from nnunet_calib import cli
+from nnunet_calib.report.comparison_page import write_comparison_page
+from tests.nnunet.compared_folds import COMPARE, OTHER, TRAINER, two_models
+from tests.report.test_report_page import Page
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The folder that `nnunet_calib compare` writes."""
+    root = tmp_path_factory.mktemp("compared")
+    models = two_models(root)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in models[0].environment().items():
+            patch.setenv(name, value)
+        assert cli.main([*COMPARE, "-f", "0", "1", "-o", str(root / "out")]) == 0
+    return root / "out"
+
+
+def test_numbers(compared):
+    """Means, differences, each case of each model, the figure, and the command that repeats it."""
+    page = Page((compared / "report.html").read_text(encoding="utf-8"))
+    comparison = json.loads((compared / "comparison.json").read_text())
+    (ace,) = (
+        group for group in comparison["results"]
+        if (group["metric"], group["of"], group["scope"], group["stage"])
+        == ("ace", "foreground_mean", "image", "uncalibrated")
+    )  # fmt: skip
+    header = next(row for row in page.rows if row[:2] == ["model", "temperature"])
+    for numbers in ace["models"]:
+        row = next(row for row in page.rows if row[:2] == [numbers["model"], "T = 1"])
+        low, high = numbers["interval"]
+        assert row[header.index("ACE ↓")] == f"{numbers['mean']:.4f}({low:.4f} to {high:.4f})"
+    (other,) = (numbers for numbers in ace["models"] if numbers["model"] == OTHER)
+    differences = [row for row in page.rows if row[:2] == [OTHER, "T = 1"]][1]
+    assert differences[header.index("ACE ↓")].startswith(f"{other['difference']:+.4f}(")
+    for case in comparison["cases"]:
+        row = next(row for row in page.rows if row[0] == case)
+        of_case = {entry["model"]: entry for entry in comparison["metric_per_case"] if entry["case"] == case}
+        assert row[2] == f"{of_case[TRAINER]['dice']:.3f}"
+        assert row[5] == f"{of_case[OTHER]['dice']:.3f}"
+    assert [source[:19] for source in page.sources] == ["data:image/svg+xml;"]
+    assert "nnunet_calib compare -d 4 -c 3d_fullres -tr" in page.text
+    assert all(note in page.text for note in comparison["notes"])
+
+
+def test_without_dice(compared, tmp_path):
+    """Without nnU-Net's summary there is no figure, and Dice is missing in each row."""
+    comparison = json.loads((compared / "comparison.json").read_text())
+    for entry in comparison["metric_per_case"]:
+        entry["dice"] = None
+    for group in comparison["results"]:
+        for row in group["models"] if group["metric"] == "dice" else ():
+            row |= {"mean": None, "interval": [None, None]}
+    write_comparison_page(comparison, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.sources == []
+    assert {row[2] for row in page.rows if row[0] in comparison["cases"]} == {"-"}
