@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_calib.commands import (
+    bake,
     compare,
     crossval,
     demo,
@@ -25,6 +26,7 @@ COMMANDS = (
     trainers,
     validate,
     crossval,
+    bake,
     compare,
     report,
     evaluate,

@@ -177,6 +177,19 @@ def world(request, make_world, monkeypatch) -> World:
 
 
 @pytest.fixture
+def untrained(world, tmp_path, monkeypatch):
+    """Makes models of the world, with random weights, in a results folder of this test."""
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+
+    def make(configuration: str = "2d", trainer: str = "nnUNetTrainerCalib"):
+        from tests.nnunet.baked import Untrained
+
+        return Untrained(world, configuration, trainer)
+
+    return make
+
+
+@pytest.fixture
 def calls(monkeypatch):
     """The calls of the fused loss."""
     made = []

@@ -1,0 +1,69 @@
+"""`nnunet_calib bake`."""
+
+import argparse
+import contextlib
+import sys
+
+from nnunet_calib.commands.arguments import Commands, add_model
+
+
+def _run(args: argparse.Namespace) -> None:
+    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints where it looks for trainers
+        from nnunet_calib.integration.baking import bake
+        from nnunet_calib.integration.deployment import find_temperature
+        from nnunet_calib.integration.fold_results import find_model
+
+        model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+        folds = [*dict.fromkeys(args.folds)]
+        deployed = find_temperature(model_folder, folds, args.temperature)
+        if deployed.content.get("in_sample"):
+            print("T was fitted on cases that the model was trained on: it is no match for new ones", file=sys.stderr)
+        baked = bake(
+            model_folder, folds, deployed, name=args.checkpoint, portable=args.portable, trust=args.trust_checkpoint
+        )
+    print(deployed.describe())
+    for made in baked:
+        print(
+            f"{made.file}: {len(made.heads)} tensors divided, logits divided to {made.deviation:.1g}, trainer "
+            f"{made.trainer}"
+        )
+
+
+def _fold(text: str) -> str:
+    """A fold as nnU-Net names its folder."""
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected the number of a fold, or all, got {text}")
+    return text if text == "all" else str(int(text))
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "bake", help="write the temperature into a copy of the checkpoint, for nnUNetv2_predict -chk",
+        description="Divides weights and biases of the segmentation heads by T, so that the logits are divided by T, "
+        "proves it by running the network, and writes fold_X/checkpoint_calibrated.pth. The original is not changed.",
+        epilog="Example: nnunet_calib bake -d 4 -c 3d_fullres -tr nnUNetTrainerNACL --portable",
+    )
+    add_model(command)
+    command.add_argument(
+        "-f", dest="folds", type=_fold, nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD",
+        help="folds to bake, with one temperature (default: 0 1 2 3 4)",
+    )
+    command.add_argument(
+        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
+        help="the checkpoint to bake (default: %(default)s)",
+    )
+    command.add_argument(
+        "--temperature", metavar="T",
+        help="a number, or a temperature.json (default: that of the cross-validation that has these folds, else that "
+        "of the fold)",
+    )
+    command.add_argument(
+        "--portable", action="store_true",
+        help="name nnU-Net's own trainer in the checkpoint, so that it can be used without this package",
+    )
+    command.add_argument(
+        "--trust-checkpoint", action="store_true",
+        help="read a checkpoint that holds more than tensors and plain values, which can run code",
+    )
+    command.set_defaults(run=_run)

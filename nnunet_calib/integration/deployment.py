@@ -1,0 +1,146 @@
+"""Which temperature a model is deployed with, and whether it is one of this model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_calib.integration.evaluation import given_temperature
+from nnunet_calib.integration.fold_results import IDENTITY, validate_command
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER
+
+Fold = int | str
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A temperature and where it comes from.
+
+    Attributes:
+        content: of temperature.json; of a number, the same with nothing known of its fit.
+        source: the file, relative to the model's folder where it lies in it; None for a number.
+    """
+
+    content: dict[str, Any]
+    source: str | None
+
+    @property
+    def temperature(self) -> float:
+        """T."""
+        return float(self.content["temperature"])
+
+    def describe(self) -> str:
+        """A line for the user."""
+        if self.source is None:
+            return f"T = {self.temperature:.6g}, as given"
+        error, folds, cases = (self.content.get(name) for name in ("standard_error", "folds", "cases"))
+        line = f"T = {self.temperature:.4f}"
+        if error is not None:
+            line += f", standard error {error:.4f}"
+        if cases:
+            line += f", fitted on {len(cases)} case{'s' * (len(cases) > 1)}"
+        if folds:
+            line += f" of fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))}"
+        return f"{line}: {self.source}"
+
+    def origin(self) -> dict[str, Any]:
+        """How T was fitted, without what could tell of patients or machines: names of cases and of folders."""
+        cases = self.content.get("cases")
+        return {
+            "file": None if self.source is None else Path(self.source).name if Path(self.source).is_absolute()
+            else self.source,
+            "folds": self.content.get("folds"), "cases": len(cases) if cases else None,
+            "in_sample": self.content.get("in_sample"),
+        }  # fmt: skip
+
+    def check(self, model_folder: Path, fold: Fold, weights_sha256: str) -> None:
+        """Raise ValueError, in one sentence, if it was fitted on another model, as far as it records its model."""
+        recorded = self.content.get("model") or {}
+        trainer, plans, configuration = model_folder.name.split("__")
+        ours = dict(zip(IDENTITY, (model_folder.parent.name, trainer, plans, configuration), strict=True))
+        for name in IDENTITY:
+            if recorded.get(name) not in (None, ours[name]):
+                raise ValueError(
+                    f"expected a temperature of {name} {ours[name]}, found one of {recorded[name]} in {self.source}: "
+                    f"name another with --temperature, or give a number to use it all the same"
+                )
+        weights = recorded.get("weights_sha256")
+        if isinstance(weights, dict) and str(fold) not in weights:
+            raise ValueError(
+                f"expected a temperature of fold {fold}, found one of folds {' '.join(weights)} in {self.source}: name "
+                f"another with --temperature, or give a number to use it all the same"
+            )
+        if isinstance(weights, dict):
+            weights = weights[str(fold)]
+        if weights not in (None, weights_sha256):
+            raise ValueError(
+                f"expected a temperature of the weights in this checkpoint of fold {fold}, found one of other weights "
+                f"in {self.source}: {_measure(model_folder, [fold])}, or name the checkpoint that was measured with "
+                f"-chk"
+            )
+
+
+def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | None = None) -> Deployed:
+    """The temperature for folds of a model.
+
+    Args:
+        model_folder: of nnU-Net, with the folders `fold_X`.
+        folds: those to deploy.
+        given: a number or a temperature.json; None takes that of the cross-validation with most folds among those that
+            have all of `folds`, else, for a single fold, its own.
+
+    Raises:
+        ValueError: in one sentence, if there is none, or if it was not determined by data the model had not seen.
+    """
+    if given is not None:
+        content = given_temperature(given)
+        return Deployed(content, _relative(Path(given), model_folder) if "model" in content else None)
+    found = _merged(model_folder, folds)
+    if found is None and len(folds) == 1:
+        found = model_folder / f"fold_{folds[0]}" / "validation" / CALIBRATION_FOLDER / "temperature.json"
+    if found is None or not found.is_file():
+        raise ValueError(
+            f"expected the temperature of fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of {model_folder}, "
+            f"found none: {_measure(model_folder, folds)}, or give one with --temperature"
+        )
+    content = given_temperature(str(found))
+    if content.get("in_sample"):
+        raise ValueError(
+            f"expected a temperature fitted on cases the model was not trained on, found {found} fitted on training "
+            f"cases: fit one to a hold-out set with nnunet_calib fit and name it with --temperature"
+        )
+    return Deployed(content, _relative(found, model_folder))
+
+
+def _merged(model_folder: Path, folds: Sequence[Fold]) -> Path | None:
+    """The temperature.json of the cross-validation with most folds that has all of these."""
+    found: dict[int, list[Path]] = {}
+    for file in sorted(model_folder.glob(f"crossval_results_folds_*/{CALIBRATION_FOLDER}/temperature.json")):
+        names = file.parents[1].name.removeprefix("crossval_results_folds_").split("_")
+        if {*map(str, folds)} <= {*names}:
+            found.setdefault(len(names), []).append(file)
+    if not found:
+        return None
+    most = found[max(found)]
+    if len(most) > 1:
+        raise ValueError(
+            f"expected one cross-validation with most folds, found {' and '.join(map(str, most))}: name one of them "
+            f"with --temperature"
+        )
+    return most[0]
+
+
+def _measure(model_folder: Path, folds: Sequence[Fold]) -> str:
+    """What makes the temperature of folds."""
+    validate = validate_command(model_folder, " ".join(map(str, folds)))
+    merge = validate.replace(" validate ", " crossval ", 1)
+    return f"measure it with {validate}" + (f", then merge the folds with {merge}" if len(folds) > 1 else "")
+
+
+def _relative(file: Path, model_folder: Path) -> str:
+    try:
+        return file.resolve().relative_to(model_folder.resolve()).as_posix()
+    except ValueError:
+        return str(file)
