@@ -184,7 +184,7 @@ def our_binning(p: np.ndarray, y: np.ndarray) -> Measurement:
     volume = Volume(p, y, None, np.zeros_like(y), tuple(slice(0, n) for n in y.shape), None)
 
     def measure() -> np.ndarray:
-        histograms = volume.histograms()[0].scope("image")
+        histograms = volume.histograms().scope("image")
         gaps = (histograms.probability - histograms.positives).reshape(len(p) + 1, BINS, -1).sum(2)
         return np.abs(gaps).sum(1)[:-1] / histograms.voxels
 

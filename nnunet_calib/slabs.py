@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# 16 MiB of float32: malloc keeps such pieces, where it gives larger ones back to the kernel each time.
-_SLAB_VALUES = 1 << 22
+_SLAB_VALUES = 1 << 19
 
 
 class Probabilities(Protocol):
@@ -21,6 +20,6 @@ class Probabilities(Protocol):
 
 
 def slab_slices(shape: Sequence[int], channels: int = 1) -> Iterator[slice]:
-    """Slices along the first axis, each of about four million values of so many channels."""
+    """Slices along the first axis, each of about half a million values of so many channels."""
     rows = max(1, _SLAB_VALUES // max(1, channels * int(np.prod(shape[1:]))))
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))

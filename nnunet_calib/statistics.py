@@ -109,7 +109,8 @@ class CaseStatistics:
             foreground = reduce(np.logical_or, (labels == value for region in regions for value in region))
         bits = scope_bits(labels, foreground=foreground, valid=valid, spacing_mm=spacing, boundary_mm=boundary_mm)
         volume = Volume(probabilities, labels, valid, bits, crop, members)
-        histograms, strata = volume.histograms()
+        strata = np.empty(labels.shape, np.uint8)
+        histograms = volume.histograms(strata)
         sample = volume.sample(strata, max_voxels)
         shown = representative_slice(
             labels, volume.slab, foreground=foreground, valid=valid, spacing=spacing, image=image,

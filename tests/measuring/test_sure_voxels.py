@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from nnunet_calib import sure_voxels
+from nnunet_calib import binner
+from nnunet_calib.binner import Binner
 from nnunet_calib.histograms import FINE_BINS, Histograms
+from nnunet_calib.sure_voxels import SureVoxels
 from tests.measuring.conftest import assert_same_histograms
 
 BELOW_1, ABOVE_1 = (np.nextafter(np.float32(1), np.float32(x)) for x in (0, 2))
@@ -25,32 +27,43 @@ def trained(voxels: int, background: float, classes: int = 5) -> tuple[np.ndarra
     return logits, y, bits
 
 
-@pytest.fixture(params=[512, 1], ids=["groups from 512 voxels on", "all groups"])
-def fewest(request, monkeypatch):
-    """The size of the smallest group of voxels that is summed."""
-    monkeypatch.setattr(sure_voxels, "_FEWEST", request.param)
+def binned(p: np.ndarray, y: np.ndarray, bits: np.ndarray, pieces: int = 1) -> Histograms:
+    """Ours, of voxels that come in some pieces."""
+    ours = Binner(len(p), regions=y.ndim == 2)
+    for part in np.array_split(np.arange(len(bits)), pieces):
+        ours.add(p[:, part[0] : part[-1] + 1], y[..., part[0] : part[-1] + 1], bits[part[0] : part[-1] + 1])
+    return ours.histograms()
 
 
-@pytest.mark.usefixtures("fewest")
-@pytest.mark.parametrize("piece", [7, 1 << 19])
-@pytest.mark.parametrize("background", [0.0, 0.9], ids=["all copied", "background in place"])
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize("waiting", [1, 300, 1 << 14])
+@pytest.mark.parametrize("background", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_equals_binning_every_voxel(dtype, background, piece, monkeypatch):
-    """Counts exactly and sums to 1e-9; most sure voxels are summed, and no voxel twice."""
-    voxels = 2_000 if piece < 10 else 40_000
-    monkeypatch.setattr(sure_voxels, "_PIECE", piece)
-    logits, y, bits = trained(voxels, background)
+def test_equals_binning_every_voxel(dtype, background, waiting, pieces, monkeypatch):
+    """Counts exactly and sums to 1e-9, whatever comes together."""
+    monkeypatch.setattr(binner, "_BINNED", waiting)
+    logits, y, bits = trained(2_000, background)
     p = softmax(logits, axis=0).astype(dtype)
-    ours, others = Histograms.of_classes(p, y, bits)
-    assert_same_histograms(ours, Histograms.of(p, y, bits))
-    assert len(set(others.tolist())) == len(others)
-    unsure = np.flatnonzero(p[y, np.arange(voxels)] < 1 - 1 / FINE_BINS)
-    assert np.isin(unsure, others).all()
-    if sure_voxels._FEWEST == 1:
-        assert len(others) < 1.3 * len(unsure)
+    assert_same_histograms(binned(p, y, bits, pieces), Histograms.of(p, y, bits))
 
 
-@pytest.mark.usefixtures("fewest")
+@pytest.mark.parametrize("most", [(0, 0), (2, 1)], ids=["background", "a class at its boundary"])
+def test_most_sure_voxels_are_summed(most):
+    """Those of the commonest scope and class, wherever that is; no others."""
+    rng = np.random.default_rng(0)
+    common = rng.random(40_000) < 0.9
+    y = np.where(common, most[0], rng.integers(0, 5, 40_000)).astype(np.uint8)
+    bits = np.where(common, most[1], rng.integers(0, 4, 40_000)).astype(np.uint8)
+    logits = np.where(np.arange(5)[:, None] == y, 15, rng.standard_normal((5, 40_000)))
+    logits[:, ::50] = 0
+    p = softmax(logits, axis=0).astype(np.float32)
+    sums = SureVoxels(5, parts=4, num_bins=FINE_BINS)
+    others = sums.add(p, y, bits)
+    expected = (y == most[0]) & (bits == most[1]) & (np.arange(40_000) % 50 > 0)
+    np.testing.assert_array_equal(others, np.flatnonzero(~expected))
+    assert sums.voxels[most[1], most[0]] == sums.voxels.sum() == expected.sum() > 30_000
+
+
 @pytest.mark.parametrize(
     "column",
     [
@@ -62,29 +75,52 @@ def test_equals_binning_every_voxel(dtype, background, piece, monkeypatch):
     ],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("voxels", [1, 600])
-def test_columns(column, voxels):
-    """Zeros, ones, both sides of the edges, and columns that no softmax gives."""
-    p = np.repeat(np.array(column, np.float32)[:, None], voxels, axis=1)
+def test_columns(column):
+    """Zeros, ones, both sides of the edges, and columns that no softmax gives: voxel by voxel, by the definition."""
+    p = np.repeat(np.array(column, np.float32)[:, None], 3, axis=1)
     for label in range(3):
         for part in range(4):
-            y, bits = np.full(voxels, label, np.uint8), np.full(voxels, part, np.uint8)
-            assert_same_histograms(Histograms.of_classes(p, y, bits)[0], Histograms.of(p, y, bits))
+            y, bits = np.full(3, label, np.uint8), np.full(3, part, np.uint8)
+            ours = binned(p, y, bits)
+            assert_same_histograms(ours, Histograms.of(p, y, bits))
+            expected = np.zeros((4, 4, FINE_BINS), int)
+            for row, value in enumerate([*column, max(column)]):
+                expected[part, row, min(int(np.float64(np.float32(value)) * FINE_BINS), FINE_BINS - 1)] = 3
+            np.testing.assert_array_equal(ours.counts, expected)
+            assert ours.positives.sum() == 3 * (1 + (np.argmax(column) == label))
 
 
-def test_by_hand(monkeypatch):
-    """Two sure voxels, one of background and one of class 1, and an unsure one."""
-    monkeypatch.setattr(sure_voxels, "_FEWEST", 1)
-    p = np.array([[1 - 2.0**-12, 2.0**-13, 0.5], [2.0**-12, 1 - 2.0**-13, 0.5]], np.float32)
-    sums, others = sure_voxels.sum_sure_voxels(
-        p, np.array([0, 1, 1]), np.array([0, 3, 3], np.uint8), parts=4, num_bins=FINE_BINS
-    )
-    assert others.tolist() == [2]
-    assert sums.voxels.tolist() == [[1, 0], [0, 0], [0, 0], [0, 1]]
-    assert sums.true.tolist() == [[1 - 2.0**-12, 0], [0, 0], [0, 0], [0, 1 - 2.0**-13]]
-    assert sums.other.tolist() == [[0, 2.0**-12], [0, 0], [0, 0], [2.0**-13, 0]]
-    assert sums.brier.tolist() == [2 * 2.0**-24, 0, 0, 2 * 2.0**-26]
-    np.testing.assert_allclose(sums.nll, [-np.log1p(-(2.0**-12)), 0, 0, -np.log1p(-(2.0**-13))], rtol=1e-12)
+def test_by_hand():
+    """Two sure voxels of background, one of them at the boundary, and an unsure one."""
+    p = np.array([[1 - 2.0**-12, 1 - 2.0**-13, 0.5], [2.0**-12, 2.0**-13, 0.5]], np.float32)
+    y = np.zeros(3, np.uint8)
+    sums = SureVoxels(2, parts=4, num_bins=FINE_BINS)
+    assert sums.add(p, y, np.array([0, 0, 0], np.uint8)).tolist() == [2]
+    assert sums.add(p[:, 1:2], y[1:2], np.array([2], np.uint8)).tolist() == []
+    assert sums.voxels.tolist() == [[2, 0], [0, 0], [1, 0], [0, 0]]
+    assert sums.true.tolist() == [[2 - 3 * 2.0**-13, 0], [0, 0], [1 - 2.0**-13, 0], [0, 0]]
+    assert sums.other.tolist() == [[0, 3 * 2.0**-13], [0, 0], [0, 2.0**-13], [0, 0]]
+    assert sums.brier.tolist() == [2 * (2.0**-24 + 2.0**-26), 0, 2 * 2.0**-26, 0]
+    nll = -np.log1p([-(2.0**-12), -(2.0**-13)])
+    np.testing.assert_allclose(sums.nll, [nll.sum(), 0, nll[1], 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_regions(weighted):
+    """Heads of their own: by a loop over voxels."""
+    rng = np.random.default_rng(0)
+    p = (rng.random((2, 400)) ** 8).astype(np.float32)
+    y, bits = rng.random((2, 400)) < p, rng.integers(0, 4, 400).astype(np.uint8)
+    weights = 1 + rng.random(400) if weighted else None
+    ours = Histograms.of(p, y, bits, weights) if weighted else binned(p, y, bits, 3)
+    expected = np.zeros((2, 4, 3, FINE_BINS))
+    for (head, voxel), q in np.ndenumerate(p.astype(np.float64)):
+        w, confidence = 1 if weights is None else weights[voxel], max(q, float(np.float32(1) - p[head, voxel]))
+        is_true, is_right = y[head, voxel], (q > 0.5) == y[head, voxel]
+        for row, value, positive in ((head, q, is_true), (2, confidence, is_right)):
+            expected[:, bits[voxel], row, min(int(value * FINE_BINS), FINE_BINS - 1)] += w, w * positive
+    np.testing.assert_allclose([ours.counts, ours.positives], expected, rtol=1e-12)
+    assert (ours.counts > 0).sum() == (expected[0] > 0).sum()
 
 
 @pytest.mark.parametrize("view", ["read-only", "reversed", "strided"])
@@ -99,7 +135,7 @@ def test_views(view):
     else:
         p = p.repeat(2, axis=1)[:, ::2]
     before = p.copy()
-    assert_same_histograms(Histograms.of_classes(p, y, bits)[0], Histograms.of(p, y, bits))
+    assert_same_histograms(binned(p, y, bits), Histograms.of(p, y, bits))
     np.testing.assert_array_equal(p, before)
 
 
