@@ -14,6 +14,7 @@ from nnunet_calib.commands import (
     evaluate,
     export,
     fit,
+    predict,
     report,
     trainers,
     validate,
@@ -32,6 +33,7 @@ COMMANDS = (
     evaluate,
     fit,
     export,
+    predict,
 )
 
 

@@ -21,15 +21,19 @@ def at_least_one(text: str) -> int:
     return number
 
 
-def add_model(command: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Which model: dataset, configuration, trainer, plans; lists of all but the dataset for `several` models."""
+def add_model(command: argparse.ArgumentParser, *, several: bool = False, trainer: str | None = None) -> None:
+    """Which model: dataset, configuration, trainer, plans; lists of all but the dataset for `several` models.
+
+    The trainer must be named unless there is a default.
+    """
     nargs = "+" if several else None
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="its name or number")
     command.add_argument(
         "-c", dest="configuration", required=True, metavar="CONFIG", help="3d_fullres, 2d, ...", nargs=nargs
     )
     command.add_argument(
-        "-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train", nargs=nargs
+        "-tr", dest="trainer", required=trainer is None, default=trainer, metavar="TRAINER", nargs=nargs,
+        help="as for nnUNetv2_train" + (f" (default: {trainer})" if trainer else ""),
     )
     plans = "nnUNetPlans"
     command.add_argument(

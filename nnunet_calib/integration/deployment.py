@@ -97,7 +97,7 @@ def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | Non
     if given is not None:
         content = given_temperature(given)
         return Deployed(content, _relative(Path(given), model_folder) if "model" in content else None)
-    found = _merged(model_folder, folds)
+    found = merged_temperature(model_folder, folds)
     if found is None and len(folds) == 1:
         found = model_folder / f"fold_{folds[0]}" / "validation" / CALIBRATION_FOLDER / "temperature.json"
     if found is None or not found.is_file():
@@ -105,6 +105,11 @@ def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | Non
             f"expected the temperature of fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of {model_folder}, "
             f"found none: {_measure(model_folder, folds)}, or give one with --temperature"
         )
+    return fitted_temperature(found, model_folder)
+
+
+def fitted_temperature(found: Path, model_folder: Path) -> Deployed:
+    """The temperature in a file of the model; errors as `find_temperature`."""
     content = given_temperature(str(found))
     if content.get("in_sample"):
         raise ValueError(
@@ -114,7 +119,7 @@ def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | Non
     return Deployed(content, _relative(found, model_folder))
 
 
-def _merged(model_folder: Path, folds: Sequence[Fold]) -> Path | None:
+def merged_temperature(model_folder: Path, folds: Sequence[Fold]) -> Path | None:
     """The temperature.json of the cross-validation with most folds that has all of these."""
     found: dict[int, list[Path]] = {}
     for file in sorted(model_folder.glob(f"crossval_results_folds_*/{CALIBRATION_FOLDER}/temperature.json")):

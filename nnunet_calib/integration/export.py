@@ -19,22 +19,31 @@ from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
 
 
-class _TappedConfiguration:
-    """nnU-Net's configuration manager, which keeps the logits that it resamples to the image's grid."""
+class TappedConfiguration:
+    """nnU-Net's configuration manager, which keeps the logits that it resamples to the image's grid.
+
+    Attributes:
+        logits: the last that were resampled.
+        resample_alike: resamples other logits as nnU-Net has resampled those.
+    """
 
     def __init__(self, configuration: Any) -> None:
         self._configuration = configuration
         self.logits: Any = None
+        self.resample_alike: Callable[[Any], Any]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._configuration, name)
 
-    def resampling_fn_probabilities(self, *args: Any, **kwargs: Any) -> Any:
-        self.logits = self._configuration.resampling_fn_probabilities(*args, **kwargs)
+    def resampling_fn_probabilities(self, logits: Any, *args: Any, **kwargs: Any) -> Any:
+        """nnU-Net's."""
+        resample = self._configuration.resampling_fn_probabilities
+        self.resample_alike = lambda other: resample(other, *args, **kwargs)
+        self.logits = self.resample_alike(logits)
         return self.logits
 
 
-class _LazyProbabilities:
+class LazyProbabilities:
     """Probabilities of logits, computed where they are asked for, so that they never exist for the whole volume."""
 
     def __init__(self, logits: torch.Tensor, nonlinearity: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -67,7 +76,7 @@ class ExportAndMeasure:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Export as nnU-Net does, then measure; only the export can raise."""
         call = inspect.signature(self.export).bind(*args, **kwargs)
-        tapped = _TappedConfiguration(call.arguments["configuration_manager"])
+        tapped = TappedConfiguration(call.arguments["configuration_manager"])
         call.arguments["configuration_manager"] = tapped
         self.export(*call.args, **call.kwargs)
         case = Path(call.arguments["output_file_truncated"]).name
@@ -85,21 +94,40 @@ class ExportAndMeasure:
 
     def measure(self, case: str, logits: Any, arguments: dict[str, Any]) -> CaseStatistics:
         """Statistics of one case from the logits on the grid of the cropped image."""
-        plans, properties = arguments["plans_manager"], arguments["properties_dict"]
-        dataset = arguments["dataset_json_dict_or_file"]
-        back = plans.transpose_backward
-        box = properties["bbox_used_for_cropping"]
-        logits = torch.as_tensor(logits).permute(0, *(axis + 1 for axis in back))
+        plans, dataset = arguments["plans_manager"], arguments["dataset_json_dict_or_file"]
+        logits, _, crop = on_image_axes(logits, arguments)
         return measure_case(
-            _LazyProbabilities(logits, plans.get_label_manager(dataset).apply_inference_nonlin),
+            LazyProbabilities(logits, plans.get_label_manager(dataset).apply_inference_nonlin),
             self.labels_folder / f"{case}{dataset['file_ending']}",
             plans.image_reader_writer_class(),
             self.heads,
-            spacing=properties["spacing"],
-            crop=tuple(slice(*map(int, box[axis])) for axis in back),
+            spacing=arguments["properties_dict"]["spacing"],
+            crop=crop,
             case=case,
             model=self.model,
         )
+
+
+def on_image_axes(
+    array: Any, arguments: dict[str, Any]
+) -> tuple[torch.Tensor, tuple[int, ...], tuple[slice, ...]]:
+    """Revert nnU-Net's transposition.
+
+    Args:
+        array: (C, *spatial) on the grid of the cropped image, as nnU-Net's network has its axes.
+        arguments: of `export_prediction_from_logits`, by name.
+
+    Returns:
+        A view of the array on the axes of nnU-Net's reader, the shape of the whole image, and where the array lies in
+        it.
+    """
+    properties, back = arguments["properties_dict"], arguments["plans_manager"].transpose_backward
+    shape, box = properties["shape_before_cropping"], properties["bbox_used_for_cropping"]
+    return (
+        torch.as_tensor(array).permute(0, *(axis + 1 for axis in back)),
+        tuple(int(shape[axis]) for axis in back),
+        tuple(slice(*map(int, box[axis])) for axis in back),
+    )
 
 
 def failure_file(case_path: Path) -> Path:

@@ -16,7 +16,10 @@ from nnunet_calib.temperature import apply_temperature
 
 
 class _Calibrated:
-    """Probabilities with a temperature, computed where they are asked for."""
+    """Probabilities with a temperature, computed where they are asked for.
+
+    Zeros stay zeros. Nearly all lie outside nnU-Net's crop, where no logits were divided by the temperature either.
+    """
 
     def __init__(self, probabilities: np.ndarray, temperature: float, *, regions: bool) -> None:
         self._probabilities, self._temperature, self._regions = probabilities, temperature, regions
@@ -24,7 +27,14 @@ class _Calibrated:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         p = self._probabilities[key]
-        return p if self._temperature == 1 else apply_temperature(p, self._temperature, regions=self._regions)
+        if self._temperature == 1:
+            return p
+        calibrated = apply_temperature(p, self._temperature, regions=self._regions)
+        if (impossible := p == 0).any():
+            calibrated[impossible] = 0
+            if not self._regions:
+                calibrated /= calibrated.sum(0)
+        return calibrated
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,14 @@ def untrained(world, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def deployed(world, tmp_path, monkeypatch, request):
+    """A trained model of a configuration, 3d_fullres without indirect parametrisation, and images to predict."""
+    from tests.nnunet.predicting import copy_trained
+
+    return copy_trained(world, getattr(request, "param", "3d_fullres"), tmp_path, monkeypatch)
+
+
+@pytest.fixture
 def calls(monkeypatch):
     """The calls of the fused loss."""
     made = []

@@ -146,6 +146,22 @@ def test_temperature(tmp_path, mode):
         np.testing.assert_allclose(read_maps(number, "probabilities", name), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["labels", "regions"])
+def test_certain_background(tmp_path, mode):
+    """What nnU-Net writes outside its crop stays certain at any temperature."""
+    (case,) = write_world(tmp_path, mode, seeds=[0]).values()
+    case.probabilities[:, 0] = 0
+    if mode == "labels":
+        case.probabilities[0, 0] = 1
+    np.savez(tmp_path / "pred" / "case.0.npz", probabilities=case.probabilities)
+    folder = export(tmp_path, *ALL, "--temperature", "19")
+    np.testing.assert_array_equal(read_maps(folder, "probabilities", "case.0")[:, 0], case.probabilities[:, 0])
+    assert {*read_maps(folder, "entropy", "case.0")[:, 0].ravel()} == {0}
+    assert {*read_maps(folder, "confidence", "case.0")[:, 0].ravel()} == {1}
+    expected = apply_temperature(case.probabilities[:, 1:], 19.0, regions=mode == "regions")
+    np.testing.assert_allclose(read_maps(folder, "probabilities", "case.0")[:, 1:], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_png(tmp_path, dtype):
     """Natural images: integers, with the size of the segmentation."""

@@ -1,0 +1,117 @@
+"""`nnunet_calib predict`."""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from nnunet_calib.commands.arguments import Commands, add_maps, add_model, at_least_one, map_options
+
+
+def _run(args: argparse.Namespace) -> None:
+    if not 0 <= args.part_id < args.num_parts:
+        raise ValueError(f"expected -part_id from 0 to {args.num_parts - 1} with -num_parts {args.num_parts}, got "
+                         f"{args.part_id}: count from 0")  # fmt: skip
+    if not 0 < args.step_size <= 1:
+        raise ValueError(f"expected -step_size above 0 and at most 1, got {args.step_size}: nnU-Net's own is 0.5")
+    sequential = args.npp == args.nps == 0
+    if not sequential and min(args.npp, args.nps) < 1:
+        raise ValueError(f"expected -npp and -nps of at least 1, or 0 for both, got {args.npp} and {args.nps}")
+    if sequential and args.num_parts > 1:
+        raise ValueError("expected processes for a part of the cases, got -npp 0 -nps 0, with which nnU-Net predicts "
+                         "all of them: give more, or leave out -num_parts")  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr):
+        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.integration.inference import predict, set_threads
+
+        model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+        folder = predict(
+            model_folder, args.folds, args.images, args.output, map_options(args),
+            temperature=args.temperature, average=args.average, checkpoint=args.checkpoint, trust=args.trust,
+            previous_stage=args.previous_stage, save_probabilities=args.save_probabilities, continued=args.continued,
+            processes=(args.npp, args.nps), part=(args.part_id, args.num_parts),
+            predictor={
+                "tile_step_size": args.step_size, "use_gaussian": True, "use_mirroring": args.mirroring,
+                "perform_everything_on_device": args.on_device, "device": set_threads(args.device),
+                "verbose": args.verbose, "verbose_preprocessing": args.verbose, "allow_tqdm": args.progress,
+            },
+        )  # fmt: skip
+    print(folder / "maps.json")
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def _default(variable: str) -> int:
+    """nnU-Net's number of processes."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 3
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "predict", help="predict images: nnU-Net's segmentations, and maps of calibrated probabilities",
+        description="Writes what nnUNetv2_predict writes, and into OUT/maps calibrated probabilities, entropy or "
+        "confidence with the size, spacing, origin and direction of the images, with maps.json, which says how to read "
+        "them. Takes nnUNetv2_predict's options.",
+        epilog="Example: nnunet_calib predict -i imagesTs -o predictions -d 4 -c 3d_fullres -tr nnUNetTrainerNACL "
+        "--maps probabilities entropy",
+    )
+    command.add_argument("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with the images")
+    command.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    add_model(command, trainer="nnUNetTrainer")
+    command.add_argument(
+        "-f", dest="folds", nargs="+", type=_fold, default=[0, 1, 2, 3, 4], metavar="FOLD",
+        help="folds whose networks are averaged (default: 0 1 2 3 4)",
+    )
+    command.add_argument(
+        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
+        help="of the checkpoint (default: %(default)s)",
+    )
+    add_maps(command)
+    command.add_argument(
+        "--temperature", metavar="T",
+        help="a number (1 for none), a temperature.json, or folds for that of each fold (default: that of nnunet_calib "
+        "crossval, else that of each fold)",
+    )
+    command.add_argument(
+        "--average", choices=["logits", "probabilities"], default="logits",
+        help="what is averaged over the folds for the maps, each fold with its temperature; segmentations are "
+        "nnU-Net's either way (default: %(default)s)",
+    )
+    command.add_argument("-step_size", type=float, default=0.5, metavar="S", help="of the window (default: 0.5)")
+    command.add_argument("--disable_tta", dest="mirroring", action="store_false", help="do not mirror")
+    command.add_argument("--verbose", action="store_true", help="let nnU-Net tell more")
+    command.add_argument("--save_probabilities", action="store_true", help="nnU-Net's .npz too, without temperature")
+    command.add_argument(
+        "--continue_prediction", dest="continued", action="store_true",
+        help="predict the cases that lack their segmentation or one of their maps",
+    )
+    for flag, variable, what in (("-npp", "nnUNet_npp", "preprocessing"), ("-nps", "nnUNet_nps", "export and maps")):
+        command.add_argument(
+            flag, type=int, default=_default(variable), metavar="N",
+            help=f"processes for {what} (default: %(default)s); 0 for both uses none",
+        )
+    command.add_argument(
+        "-prev_stage_predictions", dest="previous_stage", type=Path, metavar="DIR",
+        help="segmentations of the previous stage, for a cascade",
+    )
+    command.add_argument(
+        "-num_parts", type=at_least_one, default=1, metavar="N",
+        help="run the command N times, with -part_id 0 to N - 1, to share the cases (default: 1)",
+    )
+    command.add_argument("-part_id", type=int, default=0, metavar="K", help="which of these runs this is, from 0")
+    command.add_argument(
+        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
+        help="choose the GPU with CUDA_VISIBLE_DEVICES (default: %(default)s)",
+    )
+    command.add_argument("--disable_progress_bar", dest="progress", action="store_false", help="show none")
+    command.add_argument("--not_on_device", dest="on_device", action="store_false", help="spare the GPU's memory")
+    command.add_argument(
+        "--trust-checkpoint", dest="trust", action="store_true",
+        help="load a checkpoint with other content than nnU-Net's, which can run code that is in it",
+    )
+    command.set_defaults(run=_run)

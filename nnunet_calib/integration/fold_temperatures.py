@@ -1,0 +1,40 @@
+"""The temperature of each network of an ensemble of folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunet_calib.integration.deployment import (
+    Deployed,
+    Fold,
+    find_temperature,
+    fitted_temperature,
+    merged_temperature,
+)
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER
+
+OWN = "folds"
+
+
+def find_temperatures(model_folder: Path, folds: Sequence[Fold], given: str | None = None) -> tuple[Deployed, ...]:
+    """A temperature for each fold.
+
+    Args:
+        model_folder: of nnU-Net, with the folders `fold_X`.
+        folds: whose networks predict.
+        given: a number or a temperature.json for all of them; "folds" for that of each fold's own validation cases;
+            None takes that of the merged folds, and where they were not merged that of each fold.
+
+    Raises:
+        ValueError: in one sentence, if there is none, or if it was not determined by data the model had not seen.
+    """
+    if given is None and merged_temperature(model_folder, folds) is None:
+        given = OWN
+    if given != OWN:
+        return (find_temperature(model_folder, folds, given),) * len(folds)
+    files = [model_folder / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER / "temperature.json" for fold in folds]
+    missing = [fold for fold, file in zip(folds, files, strict=True) if not file.is_file()]
+    if missing:
+        find_temperature(model_folder, missing)  # tells what makes them
+    return tuple(fitted_temperature(file, model_folder) for file in files)
