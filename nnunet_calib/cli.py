@@ -27,13 +27,13 @@ COMMANDS = (
     trainers,
     validate,
     crossval,
-    bake,
     compare,
     report,
+    bake,
+    predict,
     evaluate,
     fit,
     export,
-    predict,
 )
 
 
