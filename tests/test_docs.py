@@ -1,0 +1,110 @@
+"""The documents: their Python runs, their commands are understood, their links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_calib import CaseStatistics, cli
+from nnunet_calib.synthetic import synthetic_case
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, *languages):
+    """What stands in the fences of a page."""
+    return [text for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def name(page):
+    """For messages."""
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """What the snippets take for granted: a case, a batch, and the case's file."""
+    monkeypatch.chdir(tmp_path)
+    case = synthetic_case(0, (12, 12, 8))
+    image = np.asarray(case.image, np.float32)[None]
+    statistics = CaseStatistics.from_probabilities(case.probabilities, case.labels)
+    for folder in ("cases", "calibration/cases"):
+        Path(folder).mkdir(parents=True)
+        statistics.save(f"{folder}/hippocampus_023.npz")
+    return {
+        "probabilities": case.probabilities, "labels": case.labels, "image": image, "case": statistics,
+        "logits": torch.randn(2, 3, 8, 8, 8, requires_grad=True), "target": torch.randint(3, (2, 1, 8, 8, 8)),
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # nnU-Net's imports
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_python(page, world):
+    """The snippets of a page run one after the other."""
+    for snippet in blocks(page, "python"):
+        exec(compile(snippet, name(page), "exec"), world)
+
+
+def commands(page):
+    """Our commands in a page's shell lines, without comments; a backslash at the end joins lines."""
+    for text in blocks(page, "bash", "sh", "console", ""):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = line.split("#")[0].removeprefix("$ ").strip()
+            if words.startswith("nnunet_calib ") and "..." not in words and "|" not in words:
+                yield words
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if [*commands(page)]], ids=name)
+def test_commands(page, monkeypatch):
+    """Each parses, with its options, as the command line does it."""
+    parser = cli._parser()
+    for command in commands(page):
+        arguments = [re.sub(r"\$\(.*?\)|\$\{?\w+\}?", "1", word) for word in shlex.split(command)[1:]]
+        try:
+            parser.parse_args(arguments)
+        except SystemExit as ending:
+            if ending.code != 0:  # as it is after --help
+                pytest.fail(f"{name(page)}: {command}")
+
+
+def anchors(page):
+    """Those that GitHub makes of the headings."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links(page):
+    """Files exist, and so do the headings that links lead to."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), f"{name(page)}: {target}"
+        assert not anchor or anchor in anchors(path), f"{name(page)}: {target}"
+
+
+def test_every_page_is_found():
+    """README, or a page that it leads to, links each page of docs/."""
+    found, new = set(), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        found.add(page)
+        links = re.findall(r"\]\(([^)#\s]+\.md)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        new |= {path for link in links if (path := (page.parent / link).resolve()).is_file()} - found
+    assert {name(page) for page in PAGES} - {name(page) for page in found} == set()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda module: module.__name__.rsplit(".", 1)[-1])
+def test_readme_names_each_command(command):
+    """No command is left out of its table."""
+    word = command.__name__.rsplit(".", 1)[-1]
+    assert f"`nnunet_calib {word}`" in (ROOT / "README.md").read_text(encoding="utf-8")
