@@ -122,9 +122,9 @@ def collect(folder: Path, results: Path) -> None:
     """Bring the finished runs of a study folder into `results`."""
     study = Study(folder)
     (results / "runs").mkdir(parents=True, exist_ok=True)
-    for path in sorted(study.runs.glob("*.json")):
-        shutil.copyfile(path, results / "runs" / path.name)
     done = finished(study.runs)
+    for name in (run_name(method, fold) for method, folds in done.items() for fold in folds):
+        shutil.copyfile(study.runs / f"{name}.json", results / "runs" / f"{name}.json")
     methods, folds = comparable(done)
     if methods:
         comparison = compare(study, methods, folds)

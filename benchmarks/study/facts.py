@@ -54,24 +54,21 @@ def plan_facts() -> dict[str, Any]:
 
 
 def validation_facts(fold_folder: Path) -> dict[str, Any]:
-    """Dice from nnU-Net's summary, and calibration from ours where there is one."""
+    """Dice from nnU-Net's summary, and calibration from ours."""
     validation = fold_folder / "validation"
     dice = json.loads((validation / "summary.json").read_text(encoding="utf-8"))
-    facts: dict[str, Any] = {
+    summary = json.loads((validation / "calibration" / "summary.json").read_text(encoding="utf-8"))
+    fitted = ("temperature", "standard_error", "nll_before", "nll_after", "at_bound")
+    return {
         "dice": {"foreground_mean": dice["foreground_mean"]["Dice"],
                  **{label: values["Dice"] for label, values in dice["mean"].items()}},
-    }
-    ours = validation / "calibration" / "summary.json"
-    if ours.is_file():
-        summary = json.loads(ours.read_text(encoding="utf-8"))
-        facts["hyperparameters"] = summary["model"]["hyperparameters"]
-        facts["weights_sha256"] = summary["model"]["weights_sha256"]
-        facts["temperature"] = {key: summary["temperature"][key]
-                                for key in ("temperature", "standard_error", "nll_before", "nll_after", "at_bound")}
-        facts["calibration"] = {
-            state: {scope: {key: values[key] for key in ("foreground_mean", "top_label", "nll", "brier")}
+        "hyperparameters": summary["model"]["hyperparameters"],
+        "weights_sha256": summary["model"]["weights_sha256"],
+        "temperature": {name: summary["temperature"][name] for name in fitted},
+        "calibration": {
+            state: {scope: {name: values[name] for name in ("foreground_mean", "top_label", "nll", "brier")}
                     for scope, values in scopes.items()}
             for state, scopes in summary["metrics"].items()
-        }
-        facts["cases"] = len(summary["metric_per_case"])
-    return facts
+        },
+        "cases": len(summary["metric_per_case"]),
+    }  # fmt: skip

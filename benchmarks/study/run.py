@@ -28,11 +28,6 @@ from nnunet_calib.files import replaced_when_complete, write_json
 TRAIN = "from nnunetv2.run.run_training import run_training_entry as main; main()"
 
 
-def trainer_name(method: str) -> str:
-    """The class of a method; nnU-Net's own trainers keep their name."""
-    return method if method.startswith("nnUNetTrainer") else settings.PREFIX + method
-
-
 def run_name(method: str, fold: int) -> str:
     """A name for the files of a run."""
     return f"{method}_fold{fold}"
@@ -74,7 +69,7 @@ class Study:
 
     def fold_folder(self, method: str, fold: int) -> Path:
         """Where nnU-Net keeps a run."""
-        model = f"{trainer_name(method)}__{settings.SMALL_PLANS}__{settings.CONFIGURATION}"
+        model = f"{settings.PREFIX}{method}__{settings.SMALL_PLANS}__{settings.CONFIGURATION}"
         return self.folder / "results" / preprocessed_dataset().name / model / f"fold_{fold}"
 
     def execute(self, method: str, fold: int) -> bool:
@@ -85,18 +80,17 @@ class Study:
             shutil.rmtree(folder)
         command = [
             sys.executable, "-c", TRAIN, str(settings.DATASET), settings.CONFIGURATION, str(fold),
-            "-tr", trainer_name(method), "-p", settings.SMALL_PLANS, "-device", settings.DEVICE,
+            "-tr", settings.PREFIX + method, "-p", settings.SMALL_PLANS, "-device", settings.DEVICE,
             *(["--val"] if trained else []),
         ]
         begin, started = time.monotonic(), datetime.now()
         with (self.folder / "logs" / f"{run_name(method, fold)}.log").open("a", encoding="utf-8") as log:
             code = run(command, env=self.environment, stdout=log, stderr=STDOUT, check=False).returncode
-        measured = method == settings.STOCK or (folder / "validation" / "calibration" / "summary.json").is_file()
-        if code or not measured:
+        if code or not (folder / "validation" / "calibration" / "summary.json").is_file():
             return False
         study_run = {
-            "method": method, "fold": fold, "trainer": trainer_name(method),
-            "seed": None if method == settings.STOCK else settings.SEED + fold,
+            "method": method, "fold": fold, "trainer": settings.PREFIX + method,
+            "seed": settings.SEED + fold,
             "started": started.isoformat(timespec="seconds"), "wall_seconds": round(time.monotonic() - begin),
             "validation_only": trained,
         }
@@ -114,11 +108,11 @@ class Study:
             state = "failed, see logs" if name in self.failed else "waiting"
             if path.is_file():
                 facts = json.loads(path.read_text(encoding="utf-8"))
-                state = f"finished, Dice {facts['dice']['foreground_mean']:.4f}"
-                if "calibration" in facts:
-                    ace = facts["calibration"]["uncalibrated"]["image"]["foreground_mean"]["ace"]
-                    state += f", ACE {ace:.4f}, T {facts['temperature']['temperature']:.3f}"
-                state += f", {facts['run']['wall_seconds']} s"
+                ace = facts["calibration"]["uncalibrated"]["image"]["foreground_mean"]["ace"]
+                state = (
+                    f"finished, Dice {facts['dice']['foreground_mean']:.4f}, ACE {ace:.4f}, "
+                    f"T {facts['temperature']['temperature']:.3f}, {facts['run']['wall_seconds']} s"
+                )
             lines.append(f"{name:24} {state}")
         with replaced_when_complete(self.folder / "STATUS") as path:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")

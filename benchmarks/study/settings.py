@@ -62,14 +62,10 @@ SWEEP = {
     "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),
 }
 
-# nnU-Net's own trainer without this package, to try commands on models from elsewhere; not compared.
-STOCK = "nnUNetTrainer_1epoch"
-
 
 def queue() -> list[tuple[str, int]]:
-    """Method (or the stock trainer) and fold of every run, in the order of the study."""
-    first = [("Calib", 0), ("Calib", 1), ("ML1ACE", 0), ("ML1ACE", 1), (STOCK, 0), (STOCK, 1)]
-    first += [(name, fold) for name in ("NACL", "SVLS") for fold in (0, 1)]
+    """Method and fold of every run, in the order of the study."""
+    first = [(name, fold) for name in ("Calib", "ML1ACE", "NACL", "SVLS") for fold in (0, 1)]
     first += [(name, SWEEP_FOLD) for name in SWEEP if name.startswith("ML1ACE")]
     first += [(name, SWEEP_FOLD) for name in METHODS]
     first += [(name, SWEEP_FOLD) for name in SWEEP]

@@ -74,7 +74,7 @@ def sweep_table(comparison: dict[str, Any]) -> str:
 
 def folds_table(runs: Sequence[dict[str, Any]], baseline: str) -> str:
     """For each method and fold the difference of its means from the baseline's of the same fold, seed and patches."""
-    by_run = {(run["run"]["method"], run["run"]["fold"]): run for run in runs if "calibration" in run}
+    by_run = {(run["run"]["method"], run["run"]["fold"]): run for run in runs}
     folds = sorted({fold for method, fold in by_run if method == baseline})
     rows = [["method", "metric", *(f"fold {fold}" for fold in folds)]]
     for method in dict.fromkeys(method for method, _ in by_run):
