@@ -85,6 +85,14 @@ class PerPixel(nn.Module):
         return self.linear(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class PerRow(PerPixel):
+    """The same through a matrix with a row for each pixel, where PyTorch adds the bias in the product."""
+
+    def forward(self, x):
+        rows = x.movedim(1, -1)
+        return self.linear(rows.reshape(-1, 4)).view(*rows.shape[:-1], 3).movedim(-1, 1)
+
+
 class Always(nn.Module):
     """Dropout in training and inference."""
 
@@ -112,18 +120,28 @@ class LoRA(nn.Module):
         (Small(nn.ConvTranspose2d(4, 3, 2, 2)), {"head.weight", "head.bias"}),
         (Small(PerPixel(True)), {"head.linear.weight", "head.linear.bias"}),
         (Small(PerPixel(False)), {"head.linear.weight"}),
+        (Small(PerRow(True)), {"head.linear.weight", "head.linear.bias"}),
         (Small(after=nn.Upsample(scale_factor=2, mode="bilinear")), {"head.weight", "head.bias"}),
         (Small(after=lambda z: [z, z[:, :, ::2].contiguous()]), {"head.weight", "head.bias"}),
         (Small(after=lambda z: torch.cat([z[:, 1:], -z[:, :1]], 1)), {"head.weight", "head.bias"}),
         (Small(LoRA()), {"head.base.weight", "head.base.bias", "head.up.weight"}),
     ],
-    ids=["no bias", "transposed", "linear", "linear, no bias", "upsampled", "list", "moved", "sum"],
+    ids=["no bias", "transposed", "linear", "linear, no bias", "rows", "upsampled", "list", "moved", "sum"],
 )
 def test_other_heads(network, heads):
     """Heads are found by what they do, whatever they are called and whatever only moves their numbers."""
     found, deviation = divide(network, torch.randn(1, 1, 6, 6))
     assert found == heads
     assert deviation < TOLERANCE
+
+
+def test_inference():
+    """Networks are run as for inference: nothing they have learned changes."""
+    network = Small()
+    network.block.append(nn.BatchNorm2d(4))
+    before = copy.deepcopy(network.train().state_dict())
+    outputs_of(network, torch.randn(1, 1, 6, 6))
+    torch.testing.assert_close(dict(network.state_dict()), dict(before), rtol=0, atol=0)
 
 
 def test_random_network():
