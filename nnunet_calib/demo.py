@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_calib.files import write_json
+from nnunet_calib.integration.crossval import crossval_folder
 from nnunet_calib.integration.lookup import trainers_folder
+from nnunet_calib.integration.reported import dice_of_cases
 from nnunet_calib.metrics import calibration_errors
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth, synthetic_case
@@ -27,12 +30,13 @@ DATASET = "Dataset999_CalibrationDemo"
 PLANS = "nnUNetPlansDemo"
 TRAINERS = ("nnUNetTrainerCalib_demo", "nnUNetTrainerNACL_demo")
 CASES = 20
+FOLDS = ("0", "1")
 EPOCHS = 20
 _MARKER = "nnunet_calib_demo.json"
-_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs")
+_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs", "comparison")
 
 _LEGEND = f"""
-{CASES // 5} validation cases, mean over cases; T = 1 as trained, else with temperature scaling (fitted on other cases).
+Mean over {CASES // 5 * len(FOLDS)} cases of {len(FOLDS)} folds; T = 1 as trained, else that of the other fold.
 ECE, ACE, MCE: 20 bins, foreground classes. NLL in nats; of it, KL to truth is what the model loses by not knowing the
 true probabilities q: sum_c q_c log(q_c / p_c). Distance to truth: sum_c |p_c - q_c| / 2. Last line: what chance leaves.
 """
@@ -143,13 +147,15 @@ def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iter
 
 def _rows(folder: Path, trainer: str) -> Iterator[tuple[str, ...]]:
     """The lines of the table for a trainer: before and after temperature."""
-    validation = _validation(folder, trainer)
-    dice = json.loads((validation / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
-    summary = json.loads((validation / "calibration" / "summary.json").read_text(encoding="utf-8"))
+    model = _model_folder(folder, trainer)
+    dice = np.nanmean([*dice_of_cases(model, FOLDS).values()])
+    merged = crossval_folder(model, [*map(int, FOLDS)]) / "summary.json"
+    summary = json.loads(merged.read_text(encoding="utf-8"))
     for name, metrics in summary["metrics"].items():
         errors = []
         for case in summary["metric_per_case"]:
-            p, truth = (_read(file / f"{case['case']}.npz") for file in (validation, folder / "truth"))
+            predicted = model / f"fold_{case['fold']}" / "validation"
+            p, truth = (_read(file / f"{case['case']}.npz") for file in (predicted, folder / "truth"))
             p = p if name == "uncalibrated" else apply_temperature(p, case["temperature"])
             errors.append((divergence_from_truth(p, truth), distance_to_truth(p, truth)))
         temperature = 1 if name == "uncalibrated" else summary["temperature"]["temperature"]
@@ -174,12 +180,12 @@ def _read(path: Path) -> np.ndarray:
         return file["probabilities"]
 
 
-def _validation(folder: Path, trainer: str) -> Path:
-    return folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__3d_fullres" / "fold_0" / "validation"
+def _model_folder(folder: Path, trainer: str) -> Path:
+    return folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__3d_fullres"
 
 
 def run_demo(folder: Path) -> None:
-    """Make the data, run nnU-Net on it for two trainers, and print what was measured against the truth.
+    """Make the data, cross-validate two trainers on it, compare them, and print what was measured against the truth.
 
     Args:
         folder: everything goes here.
@@ -192,7 +198,9 @@ def run_demo(folder: Path) -> None:
     _prepare_folder(folder)
     environment = _environment(folder)
     (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(_TRAINER_MODULE, encoding="utf-8")
-    with tqdm(total=3 + len(TRAINERS) * (EPOCHS + 2), file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}") as bar:
+    trainings = [(trainer, fold) for trainer in TRAINERS for fold in FOLDS]
+    model = ["-d", "999", "-c", "3d_fullres", "-p", PLANS, "-f", *FOLDS, "-tr"]
+    with tqdm(total=5 + len(trainings) * (EPOCHS + 2), file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}") as bar:
 
         def step(what: str) -> None:
             bar.set_description_str(f"{what:<42}")
@@ -202,27 +210,35 @@ def run_demo(folder: Path) -> None:
         _write_dataset(folder)
         step("planning and preprocessing")
         plan = ["nnUNetv2_plan_and_preprocess", "-d", "999", "-c", "3d_fullres", "-np", "2"]
-        for _ in _run(plan, folder / "logs" / "plan_and_preprocess.txt", environment):
-            pass
+        deque(_run(plan, folder / "logs" / "plan_and_preprocess.txt", environment), 0)
         _write_plans(folder)
         step("preprocessed")
-        for trainer in TRAINERS:
-            train = ["nnUNetv2_train", "999", "3d_fullres", "0", "-tr", trainer, "-p", PLANS, "-device", "cpu", "--npz"]
-            step(f"starting {trainer}")
-            for line in _run(train, folder / "logs" / f"{trainer}.txt", environment):
+        for trainer, fold in trainings:
+            train = ["nnUNetv2_train", "999", "3d_fullres", fold, "-tr", trainer, "-p", PLANS, "-device", "cpu"]
+            step(f"starting {trainer}, fold {fold}")
+            for line in _run([*train, "--npz"], folder / "logs" / f"{trainer}_fold_{fold}.txt", environment):
                 if found := re.search(r": Epoch (\d+)\b", line):
-                    step(f"{trainer}, epoch {int(found[1]) + 1} of {EPOCHS}")
+                    step(f"{trainer}, fold {fold}, epoch {int(found[1]) + 1} of {EPOCHS}")
                 elif "Training done" in line:
-                    step(f"{trainer}, validating")
+                    step(f"{trainer}, fold {fold}, validating")
+        step("merging the folds, writing reports")
+        for trainer in TRAINERS:
+            for command in ("crossval", "report"):
+                log = folder / "logs" / f"{trainer}_{command}.txt"
+                deque(_run(["nnunet_calib", command, *model, trainer], log, environment), 0)
+        step("comparing the trainers")
+        compare = ["nnunet_calib", "compare", *model, *TRAINERS, "-o", str(folder / "comparison")]
+        deque(_run(compare, folder / "logs" / "compare.txt", environment), 0)
 
     header = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth")
     rows = [header, *(row for trainer in TRAINERS for row in _rows(folder, trainer))]
-    rows.append(_truth_row(folder, [path.stem for path in sorted(_validation(folder, TRAINERS[0]).glob("*.npz"))]))
+    predicted = _model_folder(folder, TRAINERS[0]).glob("fold_*/validation/*.npz")
+    rows.append(_truth_row(folder, sorted(path.stem for path in predicted)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     print(_LEGEND)
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\nPictures:")
+    print("\nReports, to be opened in a browser:")
     for trainer in TRAINERS:
-        for name in ("reliability.png", "dataset_reliability_histogram.png"):
-            print(f"  {_validation(folder, trainer) / 'calibration' / name}")
+        print(f"  {crossval_folder(_model_folder(folder, trainer), [*map(int, FOLDS)]) / 'report.html'}")
+    print(f"  {folder / 'comparison' / 'report.html'}")

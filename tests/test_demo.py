@@ -1,4 +1,4 @@
-"""The demo end to end, shortened: its table, its pictures, and that it stays in its folder."""
+"""The demo end to end, shortened: its table, its reports, and that it stays in its folder."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from nnunet_calib import demo
 pytestmark = pytest.mark.slow
 
 COLUMNS = ["trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth"]
-SHORT = {"EPOCHS": 1, "CASES": 10}  # two validation cases: a single one would have no temperature of its own
+SHORT = {"EPOCHS": 1, "CASES": 10}
 ITERATIONS = 2
 
 
@@ -80,21 +80,24 @@ def test_table_is_that_of_the_files(finished):
     """The printed errors are those of the summaries."""
     folder, printed = finished
     for trainer in demo.TRAINERS:
-        (path,) = folder.glob(f"nnUNet_results/*/{trainer}__*/fold_0/validation/calibration/summary.json")
+        (path,) = folder.glob(f"nnUNet_results/*/{trainer}__*/crossval_results_folds_0_1/calibration/summary.json")
         for metrics in json.loads(path.read_text())["metrics"].values():
             image = metrics["image"]
             values = *(image["foreground_mean"][m] for m in ("ece", "ace", "mce")), image["nll"]
             assert "  ".join(f"{v:.4f}" for v in values) in printed
 
 
-def test_pictures(finished):
-    """Those that are named exist."""
+def test_reports(finished):
+    """Those that are named exist: of each trainer, and of both together, with the cases of both folds."""
     folder, printed = finished
-    paths = [Path(line.strip()) for line in printed.partition("Pictures:")[2].splitlines() if line.strip()]
-    assert len(paths) == len(set(paths)) == 4
+    paths = [Path(line.strip()) for line in printed.partition("browser:")[2].splitlines() if line.strip()]
+    assert len(paths) == len(set(paths)) == 3
+    cases = {path.stem for path in folder.glob("nnUNet_results/*/*/fold_*/validation/demo_*.npz")}
+    assert len(cases) == 4
     for path in paths:
         assert path.is_relative_to(folder)
-        assert path.read_bytes().startswith(b"\x89PNG")
+        page = path.read_text(encoding="utf-8")
+        assert all(f">{case}<" in page for case in cases)
 
 
 def test_replaces_an_earlier_demo_and_stays_in_its_folder(finished):
@@ -105,7 +108,7 @@ def test_replaces_an_earlier_demo_and_stays_in_its_folder(finished):
     assert sorted(p.name for p in folder.iterdir()) == sorted([*demo._FOLDERS, demo._MARKER])
     assert not [*folder.rglob("earlier*")]
     assert len([*(folder / "truth").iterdir()]) == SHORT["CASES"]
-    assert len([*(folder / "logs").iterdir()]) == 1 + len(demo.TRAINERS)
+    assert len([*(folder / "logs").iterdir()]) == 2 + 4 * len(demo.TRAINERS)
 
 
 def test_failing_command(tmp_path, monkeypatch):
