@@ -13,7 +13,7 @@ from nnunet_calib.histograms import Histograms
 from nnunet_calib.slabs import Probabilities, slab_slices
 from nnunet_calib.sure_voxels import columns
 from nnunet_calib.temperature import log_probabilities
-from nnunet_calib.voxel_sample import NOT_VALID, VoxelSample, choose_voxels, strata_of
+from nnunet_calib.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, gradient_spread, strata_of
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,15 @@ class Volume:
             strata[~self.valid] = NOT_VALID
 
     def sample(self, strata: NDArray[np.uint8], max_voxels: int) -> VoxelSample:
-        """The voxel sample, see `choose_voxels`."""
-        chosen, weights = choose_voxels(strata.ravel(), max_voxels)
+        """The voxel sample, see `choose_voxels`; a first one of an eighth of the size shows how to share the budget."""
+        strata = strata.ravel()
+        spread = None
+        if np.count_nonzero(strata != NOT_VALID) > max_voxels >= 8 * STRATA:
+            chosen, weights = choose_voxels(strata, max_voxels // 8)
+            spread = gradient_spread(self._voxels(chosen, weights), strata[chosen])
+        return self._voxels(*choose_voxels(strata, max_voxels, spread))
+
+    def _voxels(self, chosen: NDArray[np.int64], weights: NDArray[np.float32]) -> VoxelSample:
         position = np.unravel_index(chosen, self.labels.shape)
         inside = np.all([(x >= s.start) & (x < s.stop) for x, s in zip(position, self.crop, strict=True)], axis=0)
         p = np.asarray(

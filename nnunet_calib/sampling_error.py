@@ -8,46 +8,55 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import hadamard
 
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.metrics import calibration_errors
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.voxel_sample import VoxelSample
 
-REPLICATES = 40
-_GROUPS = 20
+REPLICATES = 32  # a power of two, for a Hadamard matrix
 _SEED = 20240306
 
 
 def replicates(sample: VoxelSample, temperature: float = 1.0) -> Iterator[Histograms]:
-    r"""Histograms after temperature scaling as 40 other samples of the same design might have given them.
+    r"""Histograms after temperature scaling as 32 other samples of the same design might have given them.
 
-    Half-samples of random groups: the voxels of each weight w, which were drawn at random without replacement, are
-    dealt into 20 groups at random. A replicate counts each voxel of ten of the groups, and of the other ten,
+    Balanced half-samples: the voxels of each weight w, which were drawn at random without replacement from one stratum,
+    are paired at random, and the pairs dealt into 31 groups. A replicate counts the voxels of a pair
 
     .. math::
-        w_i \Big(1 + \sqrt{1 - 1 / w_i}\Big) \text{ and } w_i \Big(1 - \sqrt{1 - 1 / w_i}\Big) \text{ times}
+        w \Big(1 + \sqrt{1 - 1 / w}\Big) \text{ and } w \Big(1 - \sqrt{1 - 1 / w}\Big) \text{ times}
 
-    where 1 - 1/w is the share of the voxels that were not drawn: voxels that stand for themselves do not vary. Sums
-    then vary as they do over samples. `rms_deviation` takes what was computed from each replicate.
+    or the other way round, as a Hadamard matrix says for the pair's group. Here 1 - 1/w is the share of the voxels that
+    were not drawn: voxels that stand for themselves do not vary. As only differences within a stratum count, sums vary
+    as they do over samples. The odd voxel of a stratum does not vary; those of strata of which one was kept are paired
+    with each other. `rms_deviation` takes what was computed from each replicate.
 
     References:
         Wolter, Introduction to variance estimation, 2nd ed., Springer 2007, chapters 2 and 3.
     """
     whole = sample.histograms(temperature)
     share = np.sqrt(1 - 1 / sample.weights.astype(np.float64))
-    rng = np.random.default_rng(_SEED)
-    shuffled = rng.permutation(np.flatnonzero(share))
-    dealt = shuffled[np.argsort(sample.weights[shuffled], kind="stable")]
-    groups = []
-    for group in range(_GROUPS):
-        some = np.sort(dealt[group::_GROUPS])
+    shuffled = np.random.default_rng(_SEED).permutation(np.flatnonzero(share))
+    _, stratum, kept = np.unique(sample.weights[shuffled], return_inverse=True, return_counts=True)
+    stratum[kept[stratum] == 1] = len(kept)
+    order = np.argsort(stratum, kind="stable")
+    dealt, stratum = shuffled[order], stratum[order]
+    place = np.arange(len(dealt)) - np.searchsorted(stratum, stratum)
+    is_paired = place < np.bincount(stratum, minlength=1)[stratum] // 2 * 2
+    dealt, sign = dealt[is_paired], 1 - 2 * (place[is_paired] % 2)
+    pair = np.arange(len(dealt)) // 2
+    deviations = []
+    for group in range(REPLICATES - 1):
+        here = np.flatnonzero(pair % (REPLICATES - 1) == group)
+        some = dealt[here]
         part = VoxelSample(*(getattr(sample, f.name)[some] for f in fields(VoxelSample)))
-        groups.append(replace(part, weights=sample.weights[some] * share[some]).histograms(temperature))
-    for _ in range(REPLICATES):
-        signs = rng.permutation(np.repeat([-1.0, 1.0], _GROUPS // 2))
+        part = replace(part, weights=sample.weights[some] * share[some] * sign[here])
+        deviations.append(part.histograms(temperature))
+    for signs in hadamard(REPLICATES)[:, 1:]:
         yield Histograms(*(
-            getattr(whole, f.name) + np.tensordot(signs, [getattr(group, f.name) for group in groups], 1)
+            getattr(whole, f.name) + np.tensordot(signs, [getattr(d, f.name) for d in deviations], 1)
             for f in fields(Histograms)
         ))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from nnunet_calib.histograms import Histograms
-from nnunet_calib.temperature import scale_logits
+from nnunet_calib.temperature import fit_temperature, scale_logits
 
 # Strata end at these p of the true label. Below 1 - 2^-11, and on the other side of 1/2, they go on by factors of two;
 # coarser ones do for voxels that the model is surer of, and right about, most of a scan.
@@ -19,6 +19,7 @@ _SURE = tuple(1 - 2.0**-k for k in (20, 17, 14, 11))
 _EDGES = np.array([*_SURE, *(1 - 2.0**-k for k in range(10, 0, -1)), *(2.0**-k for k in range(2, 21))], np.float32)
 STRATA = len(_EDGES) + 1
 NOT_VALID = np.uint8(255)  # in the place of a stratum: a voxel that does not count
+_FEW = 20  # voxels from which no standard deviation is taken
 _EVEN_SHARE = 0.1  # of the budget, for the counts of voxels in each scope: shared out by the strata's sizes
 _SEED = 20240306
 _CHUNK = 1 << 19  # voxels looked up at a time: their indices take eight times their number in bytes
@@ -64,10 +65,10 @@ def strata_of(p: NDArray, labels: NDArray, members: NDArray[np.bool_] | None = N
     Args:
         p: (C, n) probabilities.
         labels: (n,).
-        members: (C, labels) which labels belong to which region; then the least p that any head gives the truth counts.
+        members: (C, labels) which labels belong to which region; then p is what the heads give the truth, multiplied.
     """
     if members is not None:
-        return _by_chance(np.where(members[:, labels], p, 1 - p).min(0, initial=1))
+        return _by_chance(np.where(members[:, labels], p, 1 - p).prod(0))
     strata = np.zeros(len(labels), np.uint8)
     for edge in _EDGES[: len(_SURE)]:  # several times as fast as a search
         strata += p[0] <= edge
@@ -82,15 +83,32 @@ def _by_chance(chances: NDArray) -> NDArray[np.uint8]:
 
 
 def _influences() -> NDArray[np.float64]:
-    """About how far voxels of a stratum pull at T: see `choose_voxels`."""
+    """About how far voxels of a stratum pull at T, which is not known yet: see `choose_voxels`."""
     m = logit(np.concatenate([[1 - 2.0**-21], np.sqrt(_EDGES[1:] * _EDGES[:-1], dtype=np.float64), [2.0**-21]]))
     return (1 + np.abs(m)) * expit(-m / 1.5)
 
 
-def _allocate(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
+def gradient_spread(sample: VoxelSample, strata: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Standard deviation within each stratum of what a voxel adds to the NLL's derivative by 1 / T at its minimum.
+
+    Args:
+        sample: some voxels of a case.
+        strata: of each of them. Where they are too few, the root mean square stands in for the standard deviation.
+    """
+    regions = sample.labels.ndim == 2
+    fit = fit_temperature(sample.logits, sample.labels, weights=sample.weights, regions=regions)
+    z = sample.logits.T.astype(np.float32)
+    truth = sample.labels.T if regions else sample.labels == np.arange(len(z))[:, None]
+    gradient = ((scale_logits(z, fit.temperature, regions=regions) - truth) * z).sum(0, dtype=np.float64)
+    number, total, squares = (np.bincount(strata, w, STRATA) for w in (None, gradient, gradient**2))
+    mean = np.where(number < _FEW, 0, total) / np.maximum(number, 1)
+    return np.sqrt(np.maximum(squares / np.maximum(number, 1) - mean**2, 0))
+
+
+def _allocate(sizes: NDArray[np.int64], budget: int, spread: NDArray[np.float64]) -> NDArray[np.int64]:
     """How many voxels of each stratum to keep, by Neyman's rule: at least one, at most all, `budget` together."""
-    claims = sizes * _influences()
-    claims = claims / claims.sum() * (1 - _EVEN_SHARE) + sizes / sizes.sum() * _EVEN_SHARE
+    claims = sizes * spread
+    claims = claims / max(claims.sum(), 1e-30) * (1 - _EVEN_SHARE) + sizes / sizes.sum() * _EVEN_SHARE
     some = np.minimum(sizes, 1)
 
     def kept(log_scale: float) -> NDArray[np.int64]:
@@ -105,20 +123,24 @@ def _allocate(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     return number
 
 
-def choose_voxels(strata: NDArray[np.uint8], max_voxels: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def choose_voxels(
+    strata: NDArray[np.uint8], max_voxels: int, spread: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     r"""Which voxels to keep, and their weights.
 
     A small case is kept whole. Of a large one, each stratum h of n voxels is thinned to a seeded random part of k, and
-    each voxel kept stands for n / k. Nine tenths of the budget are shared out by Neyman's rule for fitting T, which
-    keeps the few voxels of much influence, sure but wrong ones above all:
+    each voxel kept stands for n / k. Nine tenths of the budget are shared out by Neyman's rule for fitting T,
 
-    .. math:: k_h \propto n_h \, (1 + |m_h|) \, \sigma(-m_h / 1.5), \qquad m_h = \mathrm{logit}(p_{true})
+    .. math:: k_h \propto n_h \, s_h
 
-    the rest by n alone. No stratum goes without a voxel.
+    where s_h is the standard deviation of the voxels' gradients by T; as long as that is not known,
+    :math:`(1 + |m|) \, \sigma(-m / 1.5)` with m the logit of p of the true label, which keeps the few voxels of much
+    influence, sure but wrong ones above all. The rest is shared out by n alone. No stratum goes without a voxel.
 
     Args:
         strata: (n,) from `strata_of`, or NOT_VALID.
         max_voxels: the budget.
+        spread: (STRATA,) s_h in any unit, from `gradient_spread`.
 
     Returns:
         Rising indices into `strata` and float32 weights that sum to the number of valid voxels.
@@ -136,7 +158,7 @@ def choose_voxels(strata: NDArray[np.uint8], max_voxels: int) -> tuple[NDArray[n
     sizes = np.sum([np.zeros(STRATA, np.int64), *counts], axis=0)
     if (total := int(sizes.sum())) <= max_voxels:
         return np.flatnonzero(strata != NOT_VALID), np.ones(total, np.float32)
-    budgets = _allocate(sizes, max_voxels)
+    budgets = _allocate(sizes, max_voxels, _influences() if spread is None else spread)
     rng = np.random.default_rng(_SEED)
     ranks = [np.sort(rng.choice(n, k, replace=False, shuffle=False)) for n, k in zip(sizes, budgets, strict=True)]
     picked, passed = [], np.zeros(STRATA, np.int64)

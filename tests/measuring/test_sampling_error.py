@@ -13,8 +13,6 @@ from tests.measuring.conftest import assert_same_histograms, make_case
 
 # Sums over voxels, or nearly so; the others are absolute values, which noise can only raise.
 UNBIASED = ("nll", "brier", "squared_error", "uncertainty", "top_label_squared_error", "brier_uncertainty")
-# Stated up to 2.5 times too large: where few voxels of a stratum are kept, its difference to others counts as drawn.
-CAUTIOUS = ("nll", "brier", "squared_error", "top_label_squared_error")
 
 
 def over_confident(seed, shape=(32, 32, 32)):
@@ -36,11 +34,13 @@ def test_against_repeated_sampling(monkeypatch):
         truth, ours = calibration_errors(exact), calibration_errors(sampled.with_temperature(1.5))
         stated = sampling_errors(sampled, 1.5)
         for name, values in z.items():
-            values.append((ours[name] - truth[name]) / stated[name])
+            # weights are float32: what no longer varies is not off by 0
+            values.append((ours[name] - truth[name]) / (stated[name] + 1e-6 * np.abs(truth[name])))
     for name, values in z.items():
         rms = np.sqrt(np.mean(np.square(values)))
-        low = 0.4 if name in CAUTIOUS else 0.7 if name in UNBIASED else 0.15
-        assert low < rms < (1.4 if name in UNBIASED else 2), name
+        # a maximum can come from a bin that no voxel was kept of
+        low, high = (0.75, 1.3) if name in UNBIASED else (0.15, np.inf if "mce" in name else 2)
+        assert low < rms < high, name
         # 40 draws of several numbers: a few beyond three are chance
         assert np.mean(np.abs(values) <= 3) >= 0.95, name
 
@@ -63,7 +63,7 @@ def test_more_voxels_smaller_error():
     p, labels = over_confident(1)
     few, many = (CaseStatistics.from_probabilities(p, labels, max_voxels=n) for n in (1000, 4000))
     for name in ("nll", "brier"):
-        assert 1.5 < sampling_errors(few)[name] / sampling_errors(many)[name] < 8
+        assert 1.5 < sampling_errors(few)[name] / sampling_errors(many)[name] < 12
 
 
 def test_replicates(case):

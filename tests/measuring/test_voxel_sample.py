@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 
-from nnunet_calib import voxel_sample
+from nnunet_calib import case_pass, voxel_sample
 from nnunet_calib.case_pass import region_members
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
-from nnunet_calib.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, strata_of
+from nnunet_calib.temperature import fit_temperature, log_probabilities
+from nnunet_calib.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, gradient_spread, strata_of
 from tests.measuring.conftest import Case
 
 REGIONS = pytest.mark.parametrize("regions", [None, ((1,), (2,))], ids=["labels", "regions"])
@@ -138,7 +142,14 @@ def test_equals_choice_from_indices(ignored, max_voxels, chunk, monkeypatch):
     assert weights.sum() == pytest.approx(valid.sum(), rel=1e-6)
 
 
+@pytest.fixture
+def without_pilot(monkeypatch):
+    """The budget is shared out by what is known of the strata before any gradient is."""
+    monkeypatch.setattr(case_pass, "gradient_spread", lambda *_: None)
+
+
 @REGIONS
+@pytest.mark.usefixtures("without_pilot")
 def test_of_a_case(regions):
     """A thinned case: the budget, the weights, and the voxels of its strata; values are those of the voxels."""
     case = case_of(0, regions)
@@ -157,6 +168,7 @@ def test_of_a_case(regions):
 
 
 @REGIONS
+@pytest.mark.usefixtures("without_pilot")
 def test_unbiased(regions):
     """Over cases, the sample's weighted NLL differs from that of all voxels by its sampling error alone."""
     scores = {scope: [] for scope in SCOPES}
@@ -181,6 +193,46 @@ def test_unbiased(regions):
         assert np.abs(z).max() < 4
         assert abs(np.mean(z)) < 3.5 / np.sqrt(len(z))
         assert 0.5 < np.std(z) < 1.6  # the spread is as it should be, neither hidden nor exaggerated
+
+
+@REGIONS
+def test_gradient_spread(regions):
+    """At the fitted T, voxel by voxel, by differences of the NLL; the root mean square where voxels are few."""
+    sample = case_of(0, regions, (12, 12, 12)).measure().sample
+    strata = np.where(np.arange(len(sample)) < 5, 7, np.arange(len(sample)) % 2).astype(np.uint8)
+    fit = fit_temperature(sample.logits, sample.labels, regions=regions is not None)
+    beta, step = 1 / fit.temperature, 1e-4
+    steps = [replace(sample, logits=sample.logits.astype(np.float64) * (beta + s)) for s in (step, -step)]
+    gradient = (voxel_nll(steps[0]) - voxel_nll(steps[1])) / (2 * step) * (2 if regions else 1)  # heads not averaged
+    ours = gradient_spread(sample, strata)
+    expected = np.zeros(STRATA)
+    expected[:2] = [gradient[strata == h].std() for h in (0, 1)]
+    expected[7] = np.sqrt(np.square(gradient[:5]).mean())
+    np.testing.assert_allclose(ours, expected, rtol=1e-3)
+
+
+def test_budget_follows_the_spread():
+    """Of strata of one size, in its proportion, but for the tenth that all share."""
+    strata = numbers(h3=10_000, h9=10_000)
+    spread = np.where(np.arange(STRATA) == 3, 3.0, 1.0)
+    kept = np.bincount(strata[choose_voxels(strata, 1000, spread)[0]], minlength=STRATA)
+    assert kept[[3, 9]].tolist() == [pytest.approx(725, abs=2), pytest.approx(275, abs=2)]
+
+
+@pytest.mark.parametrize("sharpness", [0.8, 3.0])
+@REGIONS
+def test_temperature_of_the_sample(regions, sharpness):
+    """T of a tenth of the voxels is that of all to 4e-3 of it, and to a standard error of all."""
+    case = case_of(0, regions, (48, 48, 48))
+    logits = sharpness * log_probabilities(case.probabilities, regions=regions is not None)
+    sharp = case.with_probabilities(expit(logits) if regions else softmax(logits, axis=0))
+    whole, thinned = sharp.measure(max_voxels=10**6).sample, sharp.measure(max_voxels=11_000).sample
+    exact, ours = (
+        fit_temperature(s.logits, s.labels, weights=s.weights, regions=regions is not None) for s in (whole, thinned)
+    )
+    error = abs(ours.temperature - exact.temperature)
+    assert error < 4e-3 * exact.temperature
+    assert error < exact.standard_error
 
 
 def strata_of_case(case: Case) -> np.ndarray:
