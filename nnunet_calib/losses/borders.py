@@ -2,8 +2,12 @@
 
 The proportions of the classes in a neighbourhood, and smoothed labels, differ from the one-hot map only where a
 neighbour has another label, in some 10 % of a patch's voxels. So instead of filtering C maps, the borders are looked
-for on the one label map, and only their voxels get soft labels. Neighbours are counted for many classes at once: each
-class has a few bits of a machine word, and the words of the neighbours are added.
+for on the one label map, and only their voxels get soft labels, of the two or three classes around them. Neighbours are
+counted for many classes at once: each class has a few bits of a machine word, and the words of the neighbours are
+added.
+
+The label map is padded, and then worked on as one long row: a neighbour lies a fixed number of entries away, whatever
+the axis and the image, so that a sum over neighbours is the sum of a few parts of that row.
 
 `neighbourhood` filters whole maps, for every device and option; it is the reference in the tests.
 """
@@ -12,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 
 import torch
@@ -22,76 +27,88 @@ from torch import Tensor
 from nnunet_calib.losses.neighbourhood import KernelSize, check_sigma, sizes_per_axis
 from nnunet_calib.losses.targets import at_least_float32, check_shapes, label_error
 
+MANY = 6  # classes, of which most are missing around any voxel
+
 
 @dataclass(frozen=True)
 class Borders:
     """Labels, and what soft labels are where they are not one-hot.
 
     Attributes:
-        labels: (B, N) int32, 0 in ignored voxels.
-        valid: (B, 1, *spatial) mask of the voxels that count, None if all do.
-        at: (C, k) where the k border voxels' entries lie in a flattened (B, C, N) tensor.
-        at_true: (k,) where those of their own classes lie.
-        soft: (C, k) the soft labels.
+        labels: (B, N), 0 in ignored voxels.
+        valid: (B, N) mask of the voxels that count, None if all do.
+        where: for each image the (k,) border voxels.
+        at: (m,) where all entries of border voxels with soft labels above 0 lie in a flattened (B, C, N) tensor, and
+            maybe others.
+        soft: (m,) the soft labels.
     """
 
     labels: Tensor
     valid: Tensor | None
+    where: list[Tensor]
     at: Tensor
-    at_true: Tensor
     soft: Tensor
+
+    @property
+    def of_batch(self) -> Tensor:
+        """(k,) the border voxels of all images, by their index into all voxels of the batch."""
+        return torch.cat([where + image * self.labels.shape[1] for image, where in enumerate(self.where)])
 
     @property
     def count(self) -> int:
         """Number of voxels that count."""
         return self.labels.numel() if self.valid is None else int(self.valid.sum())
 
-    def entries(self) -> Tensor:
-        """(B N,) where each voxel's own class lies in a flattened (B, C, N) tensor."""
-        (images, voxels), classes = self.labels.shape, len(self.at)
-        first = torch.arange(0, images * classes * voxels, classes * voxels)[:, None] + torch.arange(voxels)
-        return first.add_(self.labels, alpha=voxels).view(-1)
+    def own(self, index: Tensor, classes: int) -> Tensor:
+        """Where the own classes' entries lie of voxels, given by their index (k,) into all voxels of the batch."""
+        voxels = self.labels.shape[1]
+        label = self.labels.reshape(-1).index_select(0, index).long()
+        return label.add_(index.div(voxels, rounding_mode="floor"), alpha=classes - 1).mul_(voxels).add_(index)
 
 
-def _mixed(labels: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mask (*spatial) of the voxels whose neighbourhood holds more than one label."""
-    low = high = labels
-    for axis, size in enumerate(sizes):
-        extremes, length = [], labels.shape[axis]
-        for x, extreme in ((low, torch.minimum), (high, torch.maximum)):
-            result = x.clone()
-            for distance in range(1, min(size // 2, length - 1) + 1):
-                for start in (0, distance):
-                    part = result.narrow(axis, start, length - distance)
-                    extreme(part, x.narrow(axis, distance - start, length - distance), out=part)
-            extremes.append(result)
-        low, high = extremes
-    return low != high
+class _Row:
+    """A label map (B, *spatial) that is padded by repeating its border and laid out as one row."""
 
+    def __init__(self, labels: Tensor, sizes: Sequence[int]) -> None:
+        self.shape, self.sizes = labels.shape, sizes
+        around = [size // 2 for size in sizes]
+        padded = labels.new_empty([len(labels), *(n + 2 * r for n, r in zip(labels.shape[1:], around, strict=True))])
+        inside = padded
+        for axis, (n, r) in enumerate(zip(labels.shape[1:], around, strict=True), start=1):
+            inside = inside.narrow(axis, r, n)
+        inside.copy_(labels)
+        for axis, (n, r) in enumerate(zip(labels.shape[1:], around, strict=True), start=1):
+            for start, edge in ((0, r), (r + n, r + n - 1)):
+                padded.narrow(axis, start, r).copy_(padded.narrow(axis, edge, 1))
+        self.strides, self.labels = padded.stride(), padded.view(-1)
 
-def _add_neighbours(total: Tensor, x: Tensor, axis: int, distance: int) -> None:
-    """Add to each entry of `total` the two of x at a distance along an axis; the ends are replicated."""
-    length = x.shape[axis]
-    inside = max(length - distance, 0)
-    for start, end in ((distance, 0), (0, length - 1)):
-        if inside:
-            total.narrow(axis, start, inside).add_(x.narrow(axis, distance - start, inside))
-        total.narrow(axis, 0 if start else inside, length - inside).add_(x.narrow(axis, end, 1))
+    def combine(
+        self, x: Tensor, operation: Callable[..., Tensor] = torch.add, *, by_distance: bool = False
+    ) -> dict[int, Tensor]:
+        """Combine the entries of x, a row like the labels, over neighbourhoods.
 
+        Returns:
+            By squared distance, or all together under the key 0; rows that begin with the first voxel's neighbourhood
+            and end with the last one's.
+        """
+        combined = {0: x}
+        for size, step in zip(self.sizes, self.strides[1:], strict=True):
+            parts: dict[int, list[Tensor]] = {}
+            for key, row in combined.items():
+                for position in range(size):
+                    there = key + (position - size // 2) ** 2 * by_distance
+                    parts.setdefault(there, []).append(row.narrow(0, position * step, len(row) - (size - 1) * step))
+            combined = {}
+            for key, (first, *others) in parts.items():
+                result = first
+                for other in others:
+                    result = operation(result, other, out=None if result is first else result)
+                combined[key] = result
+        return combined
 
-def _neighbour_sums(x: Tensor, sizes: Sequence[int], *, by_distance: bool) -> dict[int, Tensor]:
-    """Sums over each voxel's neighbourhood by squared distance, or all together under the key 0."""
-    sums = {0: x}
-    for axis, size in enumerate(sizes):
-        wider = {key: part.clone() for key, part in sums.items()}
-        for key, part in sums.items():
-            for distance in range(1, size // 2 + 1):
-                there = key + distance**2 * by_distance
-                if there not in wider:
-                    wider[there] = torch.zeros_like(x)
-                _add_neighbours(wider[there], part, axis, distance)
-        sums = wider
-    return sums
+    def inside(self, x: Tensor) -> Tensor:
+        """What `combine` returned, without the padding: one entry for each voxel."""
+        return x.as_strided(self.shape, self.strides).reshape(-1)
 
 
 def _weights(sizes: Sequence[int], sigma: float | None) -> dict[int, float]:
@@ -104,21 +121,46 @@ def _weights(sizes: Sequence[int], sigma: float | None) -> dict[int, float]:
     return weights | {0: sum(squared[distance] * weights[distance] for distance in squared if distance)}
 
 
-def _soft_labels(labels: Tensor, where: Tensor, classes: int, sizes: Sequence[int], sigma: float | None) -> Tensor:
-    """Soft labels (C, k) of the voxels `where` of one image (*spatial), in which ignored voxels have the label C."""
-    bits = math.prod(sizes).bit_length()
-    dtype, together = (torch.int32, 31 // bits) if bits < 11 else (torch.int64, 63 // bits)
-    weights, soft = _weights(sizes, sigma), torch.zeros((classes, len(where)), dtype=torch.float64)
+def _words(row: _Row, of: range) -> Tensor:
+    """An entry for each of the row's: a word of the classes `of`, with 1 in the bits of that which the label says."""
+    bits, highest = math.prod(row.sizes).bit_length(), int(row.labels.max())
+    used = bits * len(of)
+    dtype = torch.int16 if used < 16 else torch.int32 if used < 32 else torch.int64
+    if of.start == 0 and highest in of:
+        return torch.ones_like(row.labels, dtype=dtype) << row.labels.to(dtype).mul_(bits)
+    words = torch.zeros(max(highest + 1, of.stop), dtype=dtype)
+    words[of.start : of.stop] = torch.ones(len(of), dtype=dtype) << torch.arange(0, used, bits, dtype=dtype)
+    return words.index_select(0, row.labels.int())
+
+
+def _mixed(row: _Row, words: Tensor | None, around: dict[int, Tensor]) -> Tensor:
+    """Other than 0 for each voxel whose neighbourhood holds more than one label.
+
+    Found with words of all classes, if these fit into one, and their sums over neighbourhoods.
+    """
+    if words is None:
+        low, high = (row.combine(row.labels, extreme)[0] for extreme in (torch.minimum, torch.maximum))
+        return row.inside(high - low)
+    total = reduce(torch.add, around.values())
+    # a label that fills the neighbourhood is counted as often as there are neighbours, and the voxel has it itself
+    own = words.narrow(0, (len(words) - len(total)) // 2, len(total))
+    return row.inside(total.sub(own, alpha=math.prod(row.sizes)))
+
+
+def _soft_labels(
+    row: _Row, where: Tensor, classes: int, sigma: float | None, dtype: torch.dtype, around: dict[int, Tensor]
+) -> Tensor:
+    """Soft labels (C, k), before division by their sum, of the voxels `where`; `around` as for `_mixed`."""
+    bits, weights = math.prod(row.sizes).bit_length(), _weights(row.sizes, sigma)
+    together, soft = classes if around else max(63 // bits, 1), torch.zeros((classes, len(where)), dtype=dtype)
     for first in range(0, classes, together):
         of_words = soft[first : first + together]
-        shifts = bits * torch.arange(len(of_words), dtype=dtype)
-        words = torch.zeros(classes + 1, dtype=dtype)
-        words[first : first + len(shifts)] = torch.ones_like(shifts) << shifts
-        x = words.index_select(0, labels.view(-1)).view(labels.shape)
-        for distance, total in _neighbour_sums(x, sizes, by_distance=sigma is not None).items():
-            count = total.view(-1).index_select(0, where) >> shifts[:, None]
+        sums = around or row.combine(_words(row, range(first, first + len(of_words))), by_distance=sigma is not None)
+        for distance, total in sums.items():
+            shifts = torch.arange(0, bits * len(of_words), bits, dtype=total.dtype)
+            count = row.inside(total).index_select(0, where) >> shifts[:, None]
             of_words.add_(count.bitwise_and_(2**bits - 1), alpha=weights[distance])
-    return soft.div_(soft.sum(0))
+    return soft
 
 
 @torch.no_grad()
@@ -141,25 +183,31 @@ def find_borders(
     check_shapes(logits, target, regions=False, ignore_label=ignore_label)
     if sigma is not None:
         check_sigma(sigma)
-    classes, dtype = logits.shape[1], at_least_float32(logits).dtype
-    labels, valid, voxels = target[:, 0].int().contiguous(), None, target[0].numel()
-    with_ignored = labels
+    classes, voxels, labels, valid = logits.shape[1], target[0].numel(), target[:, 0], None
     if ignore_label is not None and (ignored := labels == ignore_label).any():
-        labels, with_ignored, valid = labels.masked_fill(ignored, 0), labels.masked_fill(ignored, classes), ~ignored
-    low, high = labels.aminmax()
-    if low < 0 or high >= classes:
+        labels, valid = labels.masked_fill(ignored, 0), ~ignored
+    low, high = (float(x) for x in labels.aminmax())
+    if not (low >= 0 and high < classes):  # looked at before a conversion, which may wrap
         raise label_error(labels, classes, ignore_label)
-    sizes = sizes_per_axis(kernel_size, labels.ndim - 1)
-    small = with_ignored.to(torch.uint8 if classes < 256 else torch.int32)
-    entries, own, soft = [], [], []
-    for image, of_image in enumerate(with_ignored):
-        mixed = _mixed(small[image], sizes)
-        where = (mixed if valid is None else mixed & valid[image]).view(-1).nonzero()[:, 0]
-        first = where + image * classes * voxels
-        entries.append(first + voxels * torch.arange(classes)[:, None])
-        own.append(first.add_(of_image.view(-1).index_select(0, where), alpha=voxels))
-        soft.append(_soft_labels(of_image, where, classes, sizes, sigma).to(dtype))
-    return Borders(
-        labels.flatten(1), None if valid is None else valid[:, None], torch.cat(entries, 1), torch.cat(own),
-        torch.cat(soft, 1),
-    )
+    small = labels.to(torch.uint8 if classes < 256 else torch.int32)
+    if valid is not None:
+        small = small.masked_fill(~valid, classes)
+    row = _Row(small, sizes_per_axis(kernel_size, labels.ndim - 1))
+    labels, valid = labels.flatten(1), None if valid is None else valid.flatten(1)
+
+    words, around, of_all = None, {}, range(classes + (valid is not None))
+    if len(of_all) * math.prod(row.sizes).bit_length() < 64:
+        words = _words(row, of_all)
+        around = row.combine(words, by_distance=sigma is not None)
+    mixed = _mixed(row, words, around).view(labels.shape)
+    if valid is not None:
+        mixed.masked_fill_(~valid, 0)
+    where = [of_image.nonzero()[:, 0] for of_image in mixed]
+    of_batch, at = (torch.cat([x + image * n for image, x in enumerate(where)]) for n in (voxels, classes * voxels))
+    soft = _soft_labels(row, of_batch, classes, sigma, at_least_float32(logits).dtype, around)
+    soft.div_(soft.sum(0))
+    at, soft = at.add(torch.arange(0, classes * voxels, voxels)[:, None]).view(-1), soft.view(-1)
+    if classes > MANY:
+        some = soft.nonzero()[:, 0]
+        at, soft = at.index_select(0, some), soft.index_select(0, some)
+    return Borders(labels, valid, where, at, soft)

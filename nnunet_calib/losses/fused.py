@@ -46,7 +46,7 @@ from torch.nn.functional import pad
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.bins import AbsentClasses, Reduction, error_of_sums
-from nnunet_calib.losses.targets import at_least_float32, label_error
+from nnunet_calib.losses.targets import as_int32, at_least_float32, label_error
 
 PIECE = 2**20  # probabilities in a piece: 4 MiB
 LANES = 8  # a power of two
@@ -114,7 +114,7 @@ def _pieces(p: Tensor, labels: Tensor, ignore_label: int | None) -> Iterator[_Pi
     for image, start in product(range(0, images, together), range(0, voxels, length)):
         of = slice(image, min(image + together, images))
         where = slice(start, min(start + length, voxels))
-        piece, y, ignored = p[of, :, where], labels[of, where].int(), None
+        piece, y, ignored = p[of, :, where], as_int32(labels[of, where]), None
         base, lanes, first_row = _positions(len(piece), piece.shape[2], classes, classes * voxels)
         of_true = y
         if ignore_label is not None and (mask := y == ignore_label).any():

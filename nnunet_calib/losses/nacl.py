@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import once_differentiable
 
-from nnunet_calib.losses.borders import Borders, find_borders
+from nnunet_calib.losses.borders import find_borders
+from nnunet_calib.losses.distance import DistanceToBorders
 from nnunet_calib.losses.module import FunctionalLoss, check_options
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, label_counts, spatially_varying_labels
 from nnunet_calib.losses.targets import activate, at_least_float32, for_cpu, masked_mean, prepare
@@ -62,56 +61,6 @@ def neighbour_prior(
     return torch.cat(heads, dim=1)
 
 
-class _DistanceToBorders(torch.autograd.Function):
-    """Logits as they are, and the sum of |z - tau| or (z - tau)^2, where tau is one-hot but for the voxels at borders.
-
-    tau never exists as a whole. What is computed from the logits returned brings a gradient of full size; the sum's is
-    added to it in place.
-    """
-
-    @staticmethod
-    @custom_fwd(device_type="cpu")
-    def forward(ctx: Any, z: Tensor, borders: Borders, squared: bool) -> tuple[Tensor, Tensor]:
-        """The sum for logits (B, C, N), which are 0 in ignored voxels."""
-        distance = torch.square if squared else torch.abs
-        total, scratch = torch.zeros((), dtype=torch.float64), torch.empty_like(z[0, 0])
-        for row in z.flatten(0, 1):
-            total += distance(row, out=scratch).sum()
-        own, own_at_borders, at_borders = (
-            z.view(-1).index_select(0, at) for at in (borders.entries(), borders.at_true, borders.at.view(-1))
-        )
-        # to the own class's 1 rather than to 0; not at borders; and not in ignored voxels, where it adds 1
-        for sign, x in ((1, own), (-1, own_at_borders)):
-            total += sign * (distance(x - 1) - distance(x)).sum(dtype=torch.float64)
-        total -= len(own) - borders.count
-        total += (distance(at_borders - borders.soft.view(-1)) - distance(at_borders)).sum(dtype=torch.float64)
-        ctx.save_for_backward(z, own, own_at_borders, at_borders)
-        ctx.options = borders, squared
-        return z.view_as(z), total
-
-    @staticmethod
-    @custom_bwd(device_type="cpu")
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, d_total: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient with scaled signs, or twice the distances, added: first those to 0, then what differs."""
-        (z, own, own_at_borders, at_borders), (borders, squared) = ctx.saved_tensors, ctx.options
-        scale, gradient = float(d_total), gradient.contiguous()
-
-        def derivative(x: Tensor) -> Tensor:
-            return 2 * x if squared else x.sign()
-
-        for row, d_row in zip(z.flatten(0, 1), gradient.flatten(0, 1), strict=True):
-            d_row.add_(derivative(row), alpha=scale)
-        more = (
-            (borders.entries(), derivative(own - 1) - derivative(own)),
-            (borders.at_true, derivative(own_at_borders) - derivative(own_at_borders - 1)),
-            (borders.at.view(-1), derivative(at_borders - borders.soft.view(-1)) - derivative(at_borders)),
-        )
-        for at, change in more:
-            gradient.view(-1).scatter_add_(0, at, change.mul_(scale))
-        return gradient, None, None
-
-
 def from_borders(
     logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: Prior, sigma: float, penalty: Penalty,
     ignore_label: int | None,
@@ -125,11 +74,8 @@ def from_borders(
     borders = find_borders(
         logits, target, kernel_size=kernel_size, sigma=sigma if prior == "gaussian" else None, ignore_label=ignore_label
     )
-    z = logits if borders.valid is None else torch.where(borders.valid, logits, 0)
-    z, total = _DistanceToBorders.apply(z.flatten(2).contiguous(), borders, penalty == "l2")
-    if borders.valid is None:
-        logits = z.view(logits.shape)
-    return logits, (total / max(borders.count * logits.shape[1], 1)).to(logits.dtype)
+    z, total = DistanceToBorders.apply(logits.flatten(2).contiguous(), borders, penalty == "l2")
+    return z.view(logits.shape), (total / max(borders.count * logits.shape[1], 1)).to(logits.dtype)
 
 
 def is_from_borders(prior: Prior, on: On) -> bool:

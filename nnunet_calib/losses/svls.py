@@ -10,35 +10,37 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from nnunet_calib.losses.borders import find_borders
+from nnunet_calib.losses.borders import Borders, find_borders
 from nnunet_calib.losses.module import FunctionalLoss
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, check_sigma, spatially_varying_labels
 from nnunet_calib.losses.targets import at_least_float32, for_cpu, masked_mean, prepare
 
 
 class _AtBorders(torch.autograd.Function):
-    """Logits as they are, and the sum of some of them times constant factors.
+    """Logits as they are, and what the soft labels at borders add to their cross-entropy, a sum over voxels.
 
     What is computed from the logits returned brings a gradient of full size; the sum's is added to it in place.
     """
 
     @staticmethod
     @custom_fwd(device_type="cpu")
-    def forward(ctx: Any, z: Tensor, at: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors belong to the entries `at` of the flattened z."""
-        ctx.save_for_backward(at, factors)
-        chosen = z.view(-1).index_select(0, at)
-        return z.view_as(z), (chosen * factors).sum(dtype=torch.float64)
+    def forward(ctx: Any, z: Tensor, borders: Borders) -> tuple[Tensor, Tensor]:
+        """The sum in float64."""
+        at_true = borders.own(borders.of_batch, z.shape[1])
+        ctx.save_for_backward(borders.at, borders.soft, at_true)
+        own, others = (z.view(-1).index_select(0, at) for at in (at_true, borders.at))
+        total = own.sum(dtype=torch.float64) - others.mul_(borders.soft).sum(dtype=torch.float64)
+        return z.view_as(z), total
 
     @staticmethod
     @custom_bwd(device_type="cpu")
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, d_sum: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient with the factors added."""
-        at, factors = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        gradient.view(-1).scatter_add_(0, at, factors * d_sum.to(factors.dtype))
-        return gradient, None, None
+    def backward(ctx: Any, gradient: Tensor, d_sum: Tensor) -> tuple[Tensor, None]:
+        """The gradient with the labels' factors added."""
+        (at, soft, at_true), scale, gradient = ctx.saved_tensors, float(d_sum), gradient.contiguous()
+        gradient.view(-1).scatter_add_(0, at, soft * -scale)
+        gradient.view(-1).scatter_add_(0, at_true, soft.new_full(at_true.shape, scale))
+        return gradient, None
 
 
 def border_term(
@@ -56,8 +58,7 @@ def border_term(
         sparse, cost no pass over all voxels.
     """
     borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
-    factors = (borders.at == borders.at_true).to(logits.dtype).sub_(borders.soft)
-    logits, total = _AtBorders.apply(logits.contiguous(), borders.at.view(-1), factors.view(-1))
+    logits, total = _AtBorders.apply(logits.contiguous(), borders)
     return logits, (total / max(borders.count, 1)).to(logits.dtype)
 
 

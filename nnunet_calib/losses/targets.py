@@ -16,6 +16,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def as_int32(labels: Tensor) -> Tensor:
+    """Labels as int32; those beyond its range as its first or last number, which has no class either."""
+    return (labels.clamp(-(2**31), 2**31 - 1) if labels.dtype == torch.int64 else labels).int()
+
+
 def prepare(
     logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:

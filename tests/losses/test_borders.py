@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from nnunet_calib.losses.borders import Borders, find_borders
+from nnunet_calib.losses.borders import MANY, Borders, find_borders
 from nnunet_calib.losses.neighbourhood import label_counts, spatially_varying_labels
 
 IGNORE = 999
@@ -53,7 +53,8 @@ def filtered(target: Tensor, classes: int, kernel_size, sigma: float | None) -> 
 def whole(borders: Borders, target: Tensor, classes: int) -> Tensor:
     """One-hot maps with the soft labels at borders put in."""
     maps, _ = maps_of(target, classes)
-    return maps.flatten().index_put((borders.at,), borders.soft.double()).view(maps.shape)
+    hard = maps.flatten().index_fill(0, borders.own(borders.of_batch, classes), 0)
+    return hard.index_put((borders.at,), borders.soft.double()).view(maps.shape)
 
 
 def check(
@@ -65,23 +66,25 @@ def check(
     )
     assert borders.soft.dtype == dtype
     expected = filtered(target, classes, kernel_size, sigma)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-7
+    tolerance = 1e-12 if dtype == torch.float64 else 5e-7
     torch.testing.assert_close(whole(borders, target, classes), expected, rtol=0, atol=tolerance)
     maps, valid = maps_of(target, classes)
     assert borders.count == valid.sum()
     assert (borders.valid is None) == bool(valid.all())
     if borders.valid is not None:
-        assert torch.equal(borders.valid, valid)
-    assert torch.equal(borders.labels.view(target.shape), torch.where(valid, target, 0).int())
-    own = torch.zeros(maps.numel()).index_fill_(0, borders.entries(), 1).view(maps.shape)
-    assert torch.equal(own * valid, maps.float())
+        assert torch.equal(borders.valid.view(valid.shape), valid)
+    assert torch.equal(borders.labels.view(target.shape), torch.where(valid, target, 0))
     # of the voxels that count, those beside another label or an ignored voxel, each once
     counts, _ = label_counts(torch.cat([maps, (~valid).double()], 1), None, kernel_size)
     at_border = ((counts > 0).sum(1, keepdim=True) > 1) & valid
-    found = torch.bincount(borders.at.flatten(), minlength=maps.numel()).view(maps.shape)
-    assert torch.equal(found, at_border.expand_as(found).long())
-    found = torch.bincount(borders.at_true, minlength=maps.numel()).view(maps.shape)
+    found = torch.bincount(borders.own(borders.of_batch, classes), minlength=maps.numel()).view(maps.shape)
     assert torch.equal(found, (maps * at_border).long())
+    voxels = at_border.flatten(1)
+    assert all(torch.equal(of_image, x.nonzero()[:, 0]) for of_image, x in zip(borders.where, voxels, strict=True))
+    # the entries with a soft label, each once; with few classes, those of all classes
+    found = torch.bincount(borders.at, minlength=maps.numel()).view(maps.shape)
+    entries = at_border.expand_as(found) if classes <= MANY else (counts[:, :-1] > 0) & at_border
+    assert torch.equal(found, entries.long())
     return borders
 
 
@@ -123,7 +126,8 @@ def test_labels_that_are_one_byte_apart(classes, other):
     """0 and 256 are not the same, nor is 0 an ignored voxel."""
     target = torch.zeros(1, 1, 6, 6, dtype=torch.int16)
     target[..., 3:] = min(other, classes - 1) if other != IGNORE else IGNORE
-    assert check(target, classes, 3, None).at.shape == (classes, 6 if other == IGNORE else 12)
+    borders = check(target, classes, 3, None)
+    assert borders.where[0].shape == borders.own(borders.of_batch, classes).shape == (6 if other == IGNORE else 12,)
 
 
 @pytest.mark.parametrize("sigma", [None, 1.0])
@@ -131,7 +135,7 @@ def test_labels_that_are_one_byte_apart(classes, other):
 def test_no_border(label, sigma):
     """One label, or nothing but ignored voxels."""
     borders = check(torch.full((2, 1, 5, 6, 7), label), 4, 3, sigma)
-    assert borders.at.shape == borders.soft.shape == (4, 0)
+    assert borders.at.shape == borders.soft.shape == borders.own(borders.of_batch, 4).shape == (0,)
     assert borders.count == (0 if label == IGNORE else 2 * 5 * 6 * 7)
 
 
@@ -141,9 +145,10 @@ def test_by_hand():
         torch.zeros(1, 2, 1, 5), torch.tensor([0, 0, 0, 1, 9])[None, None, None], kernel_size=(1, 3), sigma=None,
         ignore_label=9,
     )
-    assert borders.at.tolist() == [[2, 3], [5 + 2, 5 + 3]]
-    assert borders.at_true.tolist() == [2, 5 + 3]
-    torch.testing.assert_close(borders.soft, torch.tensor([[2 / 3, 1 / 2], [1 / 3, 1 / 2]]))
+    assert [of_image.tolist() for of_image in borders.where] == [[2, 3]]
+    assert borders.at.tolist() == [2, 3, 5 + 2, 5 + 3]
+    assert borders.own(borders.of_batch, 2).tolist() == [2, 5 + 3]
+    torch.testing.assert_close(borders.soft, torch.tensor([2 / 3, 1 / 2, 1 / 3, 1 / 2]))
     assert borders.count == 4
 
 
@@ -168,7 +173,8 @@ def test_types_and_strides_of_the_target(dtype, strides, ignore):
             find_borders(no_logits(expected, 4), x, kernel_size=3, sigma=sigma, ignore_label=4)
             for x in (actual, expected)
         ]
-        for name in ("labels", "at", "at_true", "soft"):
+        for name in ("at", "soft"):
             assert torch.equal(*(getattr(x, name) for x in of))
+        assert torch.equal(*(x.labels.long() for x in of))
         assert torch.equal(*(x.valid for x in of)) if ignore else of[0].valid is of[1].valid is None
-        assert torch.equal(of[0].entries(), of[1].entries())
+        assert torch.equal(*(x.own(x.of_batch, 4) for x in of))

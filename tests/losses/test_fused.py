@@ -253,10 +253,14 @@ def test_strides_of_the_logits(change):
     assert torch.equal(logits.grad, expected[1])
 
 
-@pytest.mark.parametrize(("label", "text"), [(3, "from 0 to 3"), (-1, "from -1 to 2")])
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [(3, "from 0 to 3"), (-1, "from -1 to 2"), (2**32, "from 0 to 4294967296"), (-(2**32), "from -4294967296 to 2")],
+)
 def test_label_without_class(label, text):
     """The sentence of the plain losses."""
     batch = make_batch(3)
-    batch.target[0, 0, 0, 0, 0] = label
+    target = batch.target.long()
+    target[0, 0, 0, 0, 0] = label
     with pytest.raises(ValueError, match=rf"expected labels from 0 to 2.*got values {text}: check the labels"):
-        fused_loss(batch.logits, batch.target)
+        fused_loss(batch.logits, target)

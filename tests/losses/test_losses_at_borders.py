@@ -118,6 +118,22 @@ def test_nan_is_not_hidden(name, head):
         assert LOSSES[name](bad, target, ignore_label=ignore_label).isnan()
 
 
+@pytest.mark.parametrize("voxel", [0, 6], ids=["away from the border", "at it"])
+@pytest.mark.parametrize("head", [0, 1, 2])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith("nacl")])
+def test_infinite_logits(name, bad, head, voxel):
+    """They make NACL infinite; the gradient is that from whole maps."""
+    logits, target, _ = batch(mode="labels")
+    target = target * 0 + (torch.arange(12) < 6)
+    logits[1, head, 4, voxel] = bad
+    value, gradient = value_and_gradient(LOSSES[name], logits, target)
+    assert value == torch.inf
+    expected = from_maps(LOSSES[name], logits, target)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-12, atol=1e-14)
+    assert expected[0] == torch.inf
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @every_loss
 def test_bad_logits_in_ignored_voxels(name, bad):
@@ -159,7 +175,10 @@ def test_graph_used_twice(name):
 
 
 @pytest.mark.parametrize("ignore_label", [None, IGNORE_LABEL])
-@pytest.mark.parametrize(("label", "text"), [(4, "from 0 to 4"), (-1, "from -1 to 2")])
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [(4, "from 0 to 4"), (-1, "from -1 to 2"), (2**32, "from 0 to 4294967296"), (2**31, "from 0 to 2147483648")],
+)
 @every_loss
 def test_label_without_class(name, label, text, ignore_label):
     """The error says which labels were expected and which came, those of ignored voxels aside."""
