@@ -14,7 +14,7 @@ LONGER = {"fused.py": 300}  # one algorithm, whose two passes are read together
 
 MEASURING = {
     "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "sure_voxels", "histograms",
-    "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
+    "binner", "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
 }
 
 # Module, or folder with a "/" -> the modules of the package that it may import. A new module needs a line here.
@@ -29,7 +29,8 @@ OWN = {
     "sure_voxels": set(),
     "histograms": {"binning", "scopes", "sure_voxels", "temperature"},
     "voxel_sample": {"histograms", "temperature"},
-    "case_pass": {"histograms", "slabs", "sure_voxels", "temperature", "voxel_sample"},
+    "binner": {"histograms", "sure_voxels"},
+    "case_pass": {"binner", "histograms", "slabs", "sure_voxels", "temperature", "voxel_sample"},
     "statistics": {"case_pass", "files", "histograms", "scopes", "slabs", "slices", "voxel_sample"},
     "definitions": set(),
     "metrics": {"definitions", "statistics", "histograms"},
