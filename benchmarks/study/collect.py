@@ -1,8 +1,8 @@
 """Brings what a study folder holds into a few files that can be kept: `results/` beside this module.
 
-`runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds that all of them have, and
-`sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv` has the numbers of the
-cases behind the first one, and `reliability.json` its reliability curves.
+`runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds in which all of them have
+learned foreground, and `sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv`
+has the numbers of the cases behind the first one, and `reliability.json` its reliability curves.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ def finished(runs: Path) -> dict[str, set[int]]:
     names = (*settings.METHODS, *settings.SWEEP)
     found = {name: {k for k in settings.FOLDS if (runs / f"{run_name(name, k)}.json").is_file()} for name in names}
     return {name: folds for name, folds in found.items() if folds}
+
+
+def learned(runs: Path, done: dict[str, set[int]]) -> dict[str, set[int]]:
+    """Those of the finished runs whose network finds foreground; the others have no calibration to speak of."""
+    def dice(name: str, fold: int) -> float:
+        facts = json.loads((runs / f"{run_name(name, fold)}.json").read_text(encoding="utf-8"))
+        return facts["dice"]["foreground_mean"]
+
+    return {name: {k for k in folds if dice(name, k) >= settings.LEARNED} for name, folds in done.items()}
 
 
 def comparable(done: dict[str, set[int]]) -> tuple[list[str], list[int]]:
@@ -125,7 +134,7 @@ def collect(folder: Path, results: Path) -> None:
     done = finished(study.runs)
     for name in (run_name(method, fold) for method, folds in done.items() for fold in folds):
         shutil.copyfile(study.runs / f"{name}.json", results / "runs" / f"{name}.json")
-    methods, folds = comparable(done)
+    methods, folds = comparable(learned(study.runs, done))
     if methods:
         comparison = compare(study, methods, folds)
         write_rows(case_rows(comparison), results / "cases.csv")

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
 from benchmarks.study.tables import STAGES, differences_table, folds_table, means_table, sweep_table
 from nnunet_calib.files import replaced_when_complete
@@ -36,12 +37,20 @@ def tables(results: Path) -> dict[str, str]:
         found["sweep"] = sweep_table(sweep)
         found["sweep cases"] = f"{len(sweep['cases'])} cases of fold {sweep['folds'][0]}."
     runs = [read(path) for path in sorted((results / "runs").glob("*.json"))]
+    found["not learned"] = not_learned(runs)
     if methods is not None:
-        names = [model["name"] for model in methods["models"]]
+        names = list(settings.METHODS)
         shown = sorted((run for run in runs if run["run"]["method"] in names),
                        key=lambda run: names.index(run["run"]["method"]))
         found["folds"] = folds_table(shown, methods["first_model"])
     return found
+
+
+def not_learned(runs: list[dict[str, Any]]) -> str:
+    """Names the runs whose network finds no foreground."""
+    lost = [f"{run['run']['method']} in fold {run['run']['fold']} (Dice {run['dice']['foreground_mean']:.3f})"
+            for run in runs if run["dice"]["foreground_mean"] < settings.LEARNED]
+    return f"Learned no foreground, and is in no comparison of methods: {', '.join(lost) or 'none'}."
 
 
 def read(path: Path) -> Any:

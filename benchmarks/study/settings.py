@@ -24,6 +24,7 @@ SEED = 1  # of a run: SEED + fold, the same for all methods, which so begin alik
 FOLDS = (0, 1, 2, 3, 4)
 SWEEP_FOLD = 0  # the values of the sweep are compared here; the other folds are for reporting only
 
+LEARNED = 0.1  # a run of less Dice has learned no foreground: it is named, and its fold is not in the comparison
 PREFIX = "nnUNetTrainerStudy"  # of the trainers' names
 
 

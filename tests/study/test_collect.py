@@ -65,12 +65,24 @@ def test_collected(results):
     assert len(list((results / "runs").iterdir())) == 5
 
 
+def test_a_network_without_foreground(results):
+    """Its fold is no part of a comparison, and it is named."""
+    path = results / "runs" / "ML1ACE_fold1.json"
+    facts = json.loads(path.read_text())
+    done = {"Calib": {0, 1}, "ML1ACE": {0, 1}}
+    assert module.learned(path.parent, done) == done
+    path.write_text(json.dumps(facts | {"dice": {"foreground_mean": 0.02}}))
+    assert module.learned(path.parent, done) == {"Calib": {0, 1}, "ML1ACE": {0}}
+    assert report.tables(results)["not learned"].endswith("methods: ML1ACE in fold 1 (Dice 0.020).")
+
+
 def test_report(results, tmp_path):
     """Tables of everything, and the three figures."""
     found = report.tables(results)
     assert found["cases"] == "8 cases, folds 0, 1."
     assert found["sweep cases"] == "4 cases of fold 0."
     assert found["means calibrated"].splitlines()[3].startswith("| ML1ACE | ")
+    assert found["not learned"].endswith("none.")
     assert "| ML1ACE | Dice |" in found["folds"]
     assert "w03" not in found["folds"]
     (tmp_path / "images").mkdir()
