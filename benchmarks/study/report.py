@@ -72,6 +72,16 @@ def filled(document: str, found: dict[str, str]) -> str:
     return document
 
 
+def with_foreground(comparison: dict[str, Any]) -> dict[str, Any]:
+    """A comparison without the models that learned no foreground, whose Dice would be all that a figure shows."""
+    (dice,) = (group for group in comparison["results"] if group["metric"] == "dice")
+    kept = {row["model"] for row in dice["models"] if row["mean"] >= settings.LEARNED}
+    results = [group | {"models": [row for row in group["models"] if row["model"] in kept]}
+               for group in comparison["results"]]
+    models = [model for model in comparison["models"] if model["name"] in kept]
+    return comparison | {"models": models, "results": results}
+
+
 def draw(results: Path, images: Path) -> None:
     """Every figure that the results suffice for."""
     from matplotlib import style
@@ -85,7 +95,7 @@ def draw(results: Path, images: Path) -> None:
             save(reliability_figure(curves, methods["folds"]), images / "study_reliability.png")
         for name in ("methods", "sweep"):
             if (comparison := read(results / f"{name}.json")) is not None:
-                save(dice_against_ace_figure(comparison), images / f"study_{name}.png")
+                save(dice_against_ace_figure(with_foreground(comparison)), images / f"study_{name}.png")
 
 
 def main() -> None:

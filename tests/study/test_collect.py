@@ -76,6 +76,17 @@ def test_a_network_without_foreground(results):
     assert report.tables(results)["not learned"].endswith("methods: ML1ACE in fold 1 (Dice 0.020).")
 
 
+def test_figure_without_lost_models(results):
+    """A model of no Dice would squeeze all others together."""
+    sweep = json.loads((results / "sweep.json").read_text())
+    assert report.with_foreground(sweep) == sweep
+    (dice,) = (group for group in sweep["results"] if group["metric"] == "dice")
+    dice["models"][1]["mean"] = 0.0
+    kept = report.with_foreground(sweep)
+    assert [model["name"] for model in kept["models"]] == ["Calib", "ML1ACE_w03"]
+    assert all([row["model"] for row in group["models"]] == ["Calib", "ML1ACE_w03"] for group in kept["results"])
+
+
 def test_report(results, tmp_path):
     """Tables of everything, and the three figures."""
     found = report.tables(results)
