@@ -11,6 +11,7 @@ import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
+from nnunet_calib.integration.baking import ENTRY
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint, load_checkpoint
 from nnunet_calib.integration.deployment import Fold
 from nnunet_calib.integration.fold_results import IDENTITY
@@ -22,8 +23,6 @@ from nnunet_calib.integration.predicted_maps import LOGITS, ExportWithMaps
 from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.integration.probability_maps import MapOptions
 from nnunet_calib.integration.trained_weights import weights_fingerprint
-
-_BAKED = "nnunet_calib"  # the entry of a checkpoint with a temperature in its weights
 
 
 def predict(
@@ -122,7 +121,7 @@ def _refuse_baked(checkpoints: Sequence[dict[str, Any]], name: str, temperature:
     except ValueError:  # a file
         pass
     for checkpoint in checkpoints:
-        if _BAKED in checkpoint:
+        if ENTRY in checkpoint:
             raise ValueError(
                 f"expected checkpoints without a temperature, found {name} with one in its weights: use them as they "
                 f"are with --temperature 1, or name the original with -chk, as in -chk {FINAL}"

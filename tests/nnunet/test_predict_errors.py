@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from nnunet_calib import cli
 from nnunet_calib.integration.fold_temperatures import find_temperatures
+from tests.nnunet.maps import read_maps
 from tests.nnunet.measured_folds import three_folds
-from tests.nnunet.predicting import MARKS, change_json
+from tests.nnunet.predicting import MARKS, TRAINER, change_json
 from tests.test_cli import sentence
 
 pytestmark = MARKS
@@ -68,11 +70,19 @@ def test_refusals(deployed, capsys, name):
     assert not (deployed.root / "predicted").exists()
 
 
-def test_baked_as_it_is(deployed):
-    """A checkpoint with its temperature inside is predicted with --temperature 1."""
-    change_checkpoint(deployed, nnunet_calib={"temperature": 1.8})
-    about = json.loads((deployed.predict("--temperature", "1") / "maps" / "maps.json").read_text())
-    assert about["temperature"] == {"0": 1.0}
+def test_baked(deployed, capsys):
+    """A temperature is not applied twice: what `bake` has written gives the maps of the original with temperature."""
+    model = ["-d", str(deployed.world.dataset_id), "-c", "3d_fullres", "-tr", TRAINER]
+    assert cli.main(["bake", *model, "-f", "0"]) == 0
+    baked = ("-chk", "checkpoint_calibrated.pth")
+    assert cli.main(deployed.command(*baked)) == 2
+    assert "found checkpoint_calibrated.pth with one in its weights" in capsys.readouterr().err.splitlines()[-1]
+    folders = deployed.predict(output="original"), deployed.predict(*baked, "--temperature", "1")
+    assert json.loads((folders[1] / "maps" / "maps.json").read_text())["temperature"] == {"0": 1.0}
+    for case in ("case.1", "case.2"):
+        original, of_baked = (read_maps(folder / "maps", "probabilities", case) for folder in folders)
+        # nnU-Net adds up tiles in half precision, which leaves logits at the edges of an image coarse
+        assert np.quantile(np.abs(of_baked - original), 0.98) < 2e-3
 
 
 def test_nnunet_stops(deployed, capsys):
