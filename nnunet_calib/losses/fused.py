@@ -18,13 +18,13 @@ What makes it fast and small:
 - **One buffer.** The softmax is computed once, and the backward pass turns it, in place, into the gradient. (A second
   backward pass through the same graph computes it again.)
 - **Pieces** that fit the processor's cache are worked off in turn: parts of a large image, or several small images,
-  since each of some hundred operations has a fixed cost.
+  since each of some hundred operations has a fixed cost. All intermediate results lie in memory that the next piece
+  uses again.
 - **Sure voxels.** Where p_y > 1 - 1 / M, p_y lies in the last bin and all other p_c in the first: their sums follow
-  from the sum over all voxels. A trained network is sure of nearly all voxels; only the others, the unsure, are copied
-  out and binned one by one. Nor does each sure voxel need a logarithm: it is taken of the product of sixteen p_y.
-- **One histogram for number and sum.** `torch.bincount` adds 2^k + p for each p. In float64 the number and the sum of
-  fewer than 2^k such terms can be told apart again, and the sum is exact to 2^(2k - 53) per term. Eight interleaved
-  histograms keep neighbours, which mostly fall into the same bin, from waiting for each other.
+  from the sums over all voxels. A trained network is sure of nearly all voxels; only the others, the unsure, are copied
+  out and binned one by one. Where a network is sure of little, the whole piece is binned as it lies.
+- **Rows.** What is binned has a row for each class, and `piece_bins` adds up, and looks up, all rows at once.
+- **Few logarithms**: one for the product of eight p_y, in float64.
 - **Ignored voxels** get p = 0 and a class of their own, whose sums nobody reads.
 
 The plain composition is the reference: tests/losses/test_fused.py holds this file to it.
@@ -34,114 +34,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
+from math import gcd, isnan, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
-from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.bins import AbsentClasses, Reduction, error_of_sums
+from nnunet_calib.losses.piece_bins import CHUNK, BinSums, Chunks
 from nnunet_calib.losses.targets import as_int32, at_least_float32, label_error
 
 PIECE = 2**20  # probabilities in a piece: 4 MiB
-LANES = 8  # a power of two
 BLOCK = 64  # probabilities added in their own precision, before float64 takes over
-FACTORS = 16  # p_y of sure voxels in a product
-SURE = 0.9  # what they are above whatever the bins are, so that the product is well above 0
+FACTORS = 8  # p_y in a product
+UNDERFLOW = 1e-30  # below, -log p_y is taken from the logits; a product of eight is a normal float64
 # Well above the rounding of a softmax, so that no p of a sure voxel is on the other side of its bin's edge.
 MARGIN = 1e-4
-UNDERFLOW = 1e-30  # below, -log p_y is taken from the logits
+MOSTLY = 0.4  # share of unsure voxels above which a piece is binned as it lies
 
 
 @dataclass
 class _Piece:
-    """A part of the n voxels of one image, or all voxels of some images."""
+    """A part of the n voxels of one image, or all voxels of b images."""
 
     images: slice
     where: slice
-    p: Tensor  # (images, C, n)
-    flat: Tensor  # the memory that p is in
-    base: Tensor  # (images * n) where p_0 lies in flat; p_c lies c * stride further
-    stride: int
-    at_true: Tensor  # (images * n) where p_y lies in flat; p_0 for ignored voxels
-    row: Tensor  # (images * n) of y in flattened tables (images, C + 1); C is the class of ignored voxels
-    lanes: Tensor  # (images * n) 0, 1, ..., LANES - 1, 0, 1, ...
-    ignored: Tensor | None  # (images * n), None where no voxel is
+    y: Tensor  # (b, 1, n) int64 labels; 0 for ignored voxels
+    row: Tensor  # (b, 1, n) int32 labels; C for ignored voxels
+    ignored: Tensor | None  # (b, 1, n), None where no voxel is
 
-    def true_probabilities(self) -> Tensor:
-        """p_y of all voxels, 1 of ignored ones."""
-        p_y = self.flat.index_select(0, self.at_true)
-        return p_y if self.ignored is None else p_y.masked_fill_(self.ignored, 1)
-
-    def unsure(self, index: Tensor, num_bins: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the bins need of the k voxels with these indices.
-
-        Their p (C, k), where these lie in `flat`, and their bins' places in flattened tables (images, C + 1, M); their
-        rows (k,), and where p_y lies in the flattened p.
-        """
-        (images, classes, _), k = self.p.shape, len(index)
-        y = row = self.row.index_select(0, index)
-        at = self.base.index_select(0, index) + self.stride * torch.arange(classes, dtype=torch.int32)[:, None]
-        p = self.flat.index_select(0, at.view(-1)).view(classes, k)
-        # in float64, as `ml1_ace_loss` does, or a p on an edge may fall on its other side
-        place = bin_index(p.double(), num_bins).int()
-        place.add_(num_bins * torch.arange(classes, dtype=torch.int32)[:, None])
-        if images > 1:
-            y = row % (classes + 1)
-            place.add_(row - y, alpha=num_bins)
-        return p, at.view(-1), place, row, torch.arange(k, dtype=torch.int32).add_(y, alpha=k)
+    def of(self, x: Tensor) -> Tensor:
+        """Its part of a tensor (B, C, N)."""
+        return x[self.images, :, self.where]
 
 
-@lru_cache(maxsize=16)
-def _positions(images: int, voxels: int, classes: int, distance: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For images that lie `distance` apart: where each voxel lies (images, n), its lane, and its image's first row."""
-    image, voxel, any_voxel = (torch.arange(n, dtype=torch.int32) for n in (images, voxels, images * voxels))
-    base = torch.add(voxel, image[:, None], alpha=distance)
-    return base, any_voxel.bitwise_and_(LANES - 1), image[:, None] * (classes + 1)
-
-
-def _pieces(p: Tensor, labels: Tensor, ignore_label: int | None) -> Iterator[_Piece]:
-    """The voxels of p (B, C, N) and labels (B, N). Sets p of ignored voxels to 0."""
-    images, classes, voxels = p.shape
-    together = min(max(PIECE // (classes * voxels), 1), images)
-    parts = -(-classes * voxels // PIECE)
-    length = -(-voxels // parts // BLOCK) * BLOCK
+def _pieces(shape: torch.Size, labels: Tensor, ignore_label: int | None) -> Iterator[_Piece]:
+    """The voxels of labels (B, N), where the shape is (B, C, N)."""
+    images, classes, voxels = shape
+    together = min(max(CHUNK // (classes * voxels), 1), images)
+    length = -(-voxels // -(-classes * voxels // PIECE))
     for image, start in product(range(0, images, together), range(0, voxels, length)):
-        of = slice(image, min(image + together, images))
-        where = slice(start, min(start + length, voxels))
-        piece, y, ignored = p[of, :, where], as_int32(labels[of, where]), None
-        base, lanes, first_row = _positions(len(piece), piece.shape[2], classes, classes * voxels)
-        of_true = y
-        if ignore_label is not None and (mask := y == ignore_label).any():
-            piece.masked_fill_(mask[:, None], 0)
-            y, of_true, ignored = y.masked_fill(mask, classes), y.masked_fill(mask, 0), mask.view(-1)
-        low, high = of_true.aminmax()
+        of, where = slice(image, image + together), slice(start, start + length)
+        row, ignored = as_int32(labels[of, None, where]), None
+        y = row
+        if ignore_label is not None and (mask := row == ignore_label).any():
+            y, row, ignored = row.masked_fill(mask, 0), row.masked_fill(mask, classes), mask
+        low, high = y.aminmax()
         if low < 0 or high >= classes:
             raise label_error(labels, classes, ignore_label)
-        at_true = torch.add(base, of_true, alpha=voxels).view(-1)
-        row, flat = (y + first_row if len(piece) > 1 else y).view(-1), p[of].view(-1)[start:]
-        yield _Piece(of, where, piece, flat, base.view(-1), voxels, at_true, row, lanes, ignored)
-
-
-def _add_number_and_sum(tables: list[Tensor], piece: _Piece, place: Tensor, p: Tensor) -> None:
-    """Add how often each place of the piece's images occurs, and the sum of p there, to two tables of all images."""
-    number, total = (table[piece.images] for table in tables)
-    size = number.numel()
-    if p.dtype == torch.float64:  # too precise for both at once
-        number += torch.bincount(place.flatten(), minlength=size).view(number.shape)
-        total += torch.bincount(place.flatten(), p.flatten(), minlength=size).view(total.shape)
-        return
-    one = 2.0 ** (place.numel() // LANES + place.numel() // place.shape[-1]).bit_length()  # more than a lane holds
-    place = torch.add(piece.lanes[: place.shape[-1]], place, alpha=LANES)
-    both = torch.bincount(place.flatten(), p.double().add_(one).flatten(), minlength=size * LANES)
-    times = both.div(one, rounding_mode="floor")
-    for table, x in ((number, times), (total, both.sub_(times, alpha=one))):
-        table += x.view(-1, LANES).sum(1).view(table.shape)
+        yield _Piece(of, where, y.long(), row, ignored)
 
 
 def _sum(p: Tensor) -> Tensor:
@@ -151,20 +95,15 @@ def _sum(p: Tensor) -> Tensor:
     return blocks.sum(-1, dtype=torch.float64) + p[..., whole:].sum(-1, dtype=torch.float64)
 
 
-def _negative_log_likelihood(piece: _Piece, p_y: Tensor, unsure: Tensor, logits: Tensor) -> Tensor:
-    """The sum of -log p_y."""
-    factors = p_y.new_ones(-(-len(p_y) // FACTORS) * FACTORS)
-    factors[: len(p_y)] = p_y
-    factors.index_fill_(0, unsure.long(), 1)
-    of_sure = factors.view(FACTORS, -1).prod(0).log_()
-    p_y = p_y.index_select(0, unsure)
-    log_p, underflow = p_y.log(), p_y < UNDERFLOW
-    if underflow.any():
-        index = unsure[underflow]
-        z = logits[piece.images, :, piece.where].transpose(0, 1).flatten(1).index_select(1, index)
-        y = piece.row.index_select(0, index).long() % (logits.shape[1] + 1)
-        log_p[underflow] = torch.log_softmax(z, 0).gather(0, y[None])[0]
-    return -of_sure.sum(dtype=torch.float64) - log_p.sum(dtype=torch.float64)
+def _negative_log_likelihood(p_y: Tensor, lowest: float, piece: _Piece, logits: Tensor) -> Tensor:
+    """The sum of -log p_y (b, 1, n), given in float64."""
+    of_small = p_y.new_zeros(())
+    if lowest < UNDERFLOW:
+        image, _, voxel = index = (p_y < UNDERFLOW).nonzero(as_tuple=True)
+        z = piece.of(logits)[image, :, voxel]
+        of_small = torch.log_softmax(z, 1).gather(1, piece.y[index][:, None]).sum(dtype=torch.float64)
+        p_y = p_y.index_put(index, p_y.new_ones(()))
+    return -(p_y.view(gcd(p_y.numel(), FACTORS), -1).prod(0).log_().sum() + of_small)
 
 
 class VoxelSums(torch.autograd.Function):
@@ -182,33 +121,52 @@ class VoxelSums(torch.autograd.Function):
             (B, C, M) the p_c, the number of voxels and of those with y = c. Without bins (M = 0) these are empty.
         """
         images, classes, _ = logits.shape
-        sure_above = max(SURE, 1 - 1 / max(num_bins, 1) + MARGIN)
+        sure_above = 1 - 1 / max(num_bins, 1) + MARGIN
         nll = torch.zeros((), dtype=torch.float64)
         total = nll.new_zeros((images, classes))
-        by_class = [nll.new_zeros((images, classes + 1)) for _ in range(2)]
-        by_bin = [nll.new_zeros((images, classes + 1, num_bins)) for _ in range(4)]
+        by_class = BinSums(images, classes + 1, 0, logits.dtype)
+        of_all, of_class = (BinSums(images, c, num_bins, logits.dtype) for c in (classes, classes + 1))
+        whole, chunks = (Chunks(m, logits.numel()) for m in (0, num_bins))
         p, ctx.kept = torch.softmax(logits, 1), []
-        for piece in _pieces(p, labels, ignore_label):
-            p_y = piece.true_probabilities()
-            index = (p_y < sure_above).nonzero()[:, 0].int()
-            ctx.kept.append((p_y, index if num_bins else index[:0]))
-            nll += _negative_log_likelihood(piece, p_y, index, logits)
-            total[piece.images] += _sum(piece.p)
-            _add_number_and_sum(by_class, piece, piece.row, p_y)
-            if num_bins and len(index):
-                unsure, _, place, _, true = piece.unsure(index, num_bins)
-                _add_number_and_sum(by_bin[:2], piece, place, unsure)
-                of_class = (x.view(-1).index_select(0, true) for x in (place, unsure))
-                _add_number_and_sum(by_bin[2:], piece, *of_class)
-        number, of_true, weight, probability, positive, p_positive = (x[:, :classes] for x in by_class + by_bin)
+        for piece in _pieces(p.shape, labels, ignore_label):
+            b, q = piece.images, piece.of(p)
+            if piece.ignored is not None:
+                q.masked_fill_(piece.ignored, 0)
+            p_y, index = q.gather(1, piece.y), None
+            if piece.ignored is not None:
+                p_y.masked_fill_(piece.ignored, 1)
+            lowest = p_y.min().item()
+            if isnan(lowest):  # no bin holds it, and all sums are NaN
+                ctx.kept = None
+                for sums in (nll, total, by_class.tables):
+                    sums.fill_(nan)
+                break
+            nll += _negative_log_likelihood(p_y.double(), lowest, piece, logits)
+            total[b] += _sum(q)
+            by_class.add(b, p_y, whole, piece.row)
+            if num_bins:
+                unsure, unsure_y, row = q, p_y, piece.row
+                is_unsure = p_y < sure_above
+                if len(q) == 1 and is_unsure.count_nonzero() < MOSTLY * p_y.numel():
+                    index = is_unsure.view(-1).nonzero().view(1, 1, -1).expand(1, classes, -1)
+                    unsure = q.gather(2, index)
+                    unsure_y, row = (x.gather(2, index[:, :1]) for x in (p_y, row))
+                of_all.add(b, unsure, chunks)
+                of_class.add(b, unsure_y, chunks, row)
+            ctx.kept.append((p_y, index))
+        number, of_true = (x[:, :classes, 0] for x in by_class.result())
         if num_bins:
+            (weight, probability), (positive, p_positive) = of_all.result(), of_class.result()
+            positive, p_positive = positive[:, :classes], p_positive[:, :classes]
             sure, p_sure = number - positive.sum(2), of_true - p_positive.sum(2)
-            weight[..., 0] += sure.sum(1, keepdim=True) - sure
-            # all that is not of the unsure ones nor of the class itself
+            # all that is not of the other bins nor of the class itself
+            weight[..., 0] = number.sum(1, keepdim=True) - weight[..., 1:].sum(2) - sure
             probability[..., 0] += total - probability.sum(2) - p_sure
             weight[..., -1] += sure
             probability[..., -1] += p_sure
             positive[..., -1] += sure
+        else:
+            weight = probability = positive = nll.new_zeros((images, classes, 0))
         ctx.save_for_backward(logits, labels)
         ctx.p, ctx.options = p, (num_bins, ignore_label)
         ctx.mark_non_differentiable(number, weight, positive)
@@ -221,30 +179,49 @@ class VoxelSums(torch.autograd.Function):
         """The gradient of the logits, given those of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options
+        if ctx.kept is None:
+            return torch.full_like(logits, nan), None, None, None
         p, ctx.p = torch.softmax(logits, 1) if ctx.p is None else ctx.p, None
-        first, last = (d_bins[..., 0], d_bins[..., -1]) if num_bins else (0, 0)
-        d_sure, d_true = d_total + first, d_of_true + last - first
-        d_bins = pad(d_bins + d_total[..., None], (0, 0, 0, 1))
-        d_true, d_of_true = (pad(d, (0, 1)) for d in (d_true, d_of_true))
-        d_nll, d_sure, d_true, d_of_true, d_bins = (d.to(p.dtype) for d in (d_nll, d_sure, d_true, d_of_true, d_bins))
-        scratch = p.new_empty(min(PIECE + BLOCK * p.shape[1], p.numel()))
-        for piece, (p_y, index) in zip(_pieces(p, labels, ignore_label), ctx.kept, strict=True):
-            b, q = piece.images, piece.p
-            # a sure voxel: u_c is one number per class, and another for the true class
-            of_true = d_true[b].view(-1).index_select(0, piece.row).mul_(p_y)
-            mean = torch.bmm(d_sure[b, None], q).add_(of_true.view(len(q), 1, -1))
-            of_true.sub_(d_nll)
+        classes = p.shape[1]
+        # u_c by class and bin, and what the true class adds to it; of sure voxels and of the others
+        by_bin = torch.cat([d_bins, d_bins[..., -1:]], 2) + d_total[..., None]
+        u_sure, last = (by_bin[..., 0], by_bin[..., -1]) if num_bins else (d_total, d_total)
+        more_sure, more = (d_of_true + last - u_sure)[:, None], d_of_true[:, None]
+        d_nll, by_bin, u_sure, more_sure, more = (d.to(p.dtype) for d in (d_nll, by_bin, u_sure, more_sure, more))
+        chunks = Chunks(num_bins, p.numel())
+
+        def differentiate(p: Tensor, u: Tensor, u_y: Tensor, more: Tensor, p_y: Tensor, y: Tensor, row: Tensor) -> None:
+            """Turn p (b, C, n) into the gradient, in place; u_y (b, 1, n) is overwritten."""
+            of_true, room = torch.gather(more, 2, y).mul_(p_y), torch.mul(p, u)
+            mean = room.sum(1, keepdim=True).add_(of_true)
+            # apart from the other classes, since p_y + 1 - 1 would lose digits of a small p_y - 1
+            u_y.sub_(mean).mul_(p_y).add_(of_true).add_(p_y.sub(1).mul_(d_nll))
+            if ignore_label is not None:
+                u_y.masked_fill_(row == classes, 0)
+            p.mul_(torch.sub(u, mean.sub_(d_nll), out=room)).scatter_(1, y, u_y)
+
+        def differentiate_unsure(b: slice, p: Tensor, p_y: Tensor, y: Tensor, row: Tensor) -> None:
+            """The same, a chunk at a time, with u_c as it is in the bin of each p."""
+            for where in chunks.of(p):
+                part, of_part = p[..., where], (x[..., where] for x in (p_y, y, row))
+                u = chunks.look_up(by_bin[b], part)
+                differentiate(part, u, torch.gather(u, 1, y[..., where]), more[b], *of_part)
+
+        for piece, (p_y, index) in zip(_pieces(p.shape, labels, ignore_label), ctx.kept, strict=True):
+            b, q = piece.images, piece.of(p)
             if piece.ignored is not None:
-                of_true.masked_fill_(piece.ignored, 0)
-            unsure, at, place, row, true = piece.unsure(index, num_bins)
-            v = d_bins[b].view(-1).index_select(0, place.view(-1))
-            v.index_add_(0, true, d_of_true[b].view(-1).index_select(0, row))
-            v = v.view(unsure.shape)
-            v.sub_((unsure * v).sum(0).sub_(d_nll)).mul_(unsure)
-            v.view(-1).index_add_(0, true, d_nll.expand(len(index)), alpha=-1)
-            q.mul_(torch.sub(d_sure[b, :, None], mean.sub_(d_nll), out=scratch[: q.numel()].view(q.shape)))
-            piece.flat.scatter_add_(0, piece.at_true.long(), of_true)
-            piece.flat.scatter_(0, at.long(), v.view(-1))
+                q.masked_fill_(piece.ignored, 0)
+            if num_bins and index is None:
+                differentiate_unsure(b, q, p_y, piece.y, piece.row)
+                continue
+            if index is not None:
+                unsure = q.gather(2, index)
+                of_true = (x.gather(2, index[:, :1]) for x in (p_y, piece.y, piece.row))
+                differentiate_unsure(b, unsure, *of_true)
+            u_y = torch.gather(u_sure[b, None], 2, piece.y)
+            differentiate(q, u_sure[b, :, None], u_y, more_sure[b], p_y, piece.y, piece.row)
+            if index is not None:
+                q.scatter_(2, index, unsure)
         return p, None, None, None
 
 
