@@ -10,7 +10,8 @@ import torch
 
 from nnunet_calib.losses import ML1ACELoss, ml1_ace_loss
 from tests.losses import reference
-from tests.losses.conftest import LossProperties, assert_same, value_and_gradient
+from tests.losses.conftest import assert_same, value_and_gradient
+from tests.losses.properties import LossProperties
 
 REDUCTIONS = ("ace", "ece", "mce")
 POLICIES = ("skip", "zero", "keep")

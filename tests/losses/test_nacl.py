@@ -9,7 +9,8 @@ import torch
 
 from nnunet_calib.losses import NACLLoss, nacl_loss
 from tests.losses import reference
-from tests.losses.conftest import LossProperties, assert_same, make_case, value_and_gradient
+from tests.losses.conftest import assert_same, make_case, value_and_gradient
+from tests.losses.properties import LossProperties
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
 MEASURES = [("l2", "logits"), ("l1", "probabilities"), ("l2", "probabilities")]

@@ -10,7 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from nnunet_calib.losses import SVLSLoss, svls_loss
 from tests.losses import reference
-from tests.losses.conftest import IGNORE_LABEL, LossProperties, assert_same, value_and_gradient
+from tests.losses.conftest import IGNORE_LABEL, assert_same, value_and_gradient
+from tests.losses.properties import LossProperties
 
 
 def check(case, **options):
