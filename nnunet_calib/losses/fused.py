@@ -190,22 +190,25 @@ class VoxelSums(torch.autograd.Function):
         d_nll, by_bin, u_sure, more_sure, more = (d.to(p.dtype) for d in (d_nll, by_bin, u_sure, more_sure, more))
         chunks = Chunks(num_bins, p.numel())
 
-        def differentiate(p: Tensor, u: Tensor, u_y: Tensor, more: Tensor, p_y: Tensor, y: Tensor, row: Tensor) -> None:
-            """Turn p (b, C, n) into the gradient, in place; u_y (b, 1, n) is overwritten."""
-            of_true, room = torch.gather(more, 2, y).mul_(p_y), torch.mul(p, u)
-            mean = room.sum(1, keepdim=True).add_(of_true)
+        def differentiate(
+            p: Tensor, u: Tensor, mean: Tensor, u_y: Tensor, more: Tensor, p_y: Tensor, y: Tensor, row: Tensor
+        ) -> None:
+            """Turn p (b, C, n) into the gradient, in place, given the mean of u; mean and u_y are overwritten."""
+            of_true = torch.gather(more, 2, y).mul_(p_y)
+            mean.add_(of_true)
             # apart from the other classes, since p_y + 1 - 1 would lose digits of a small p_y - 1
             u_y.sub_(mean).mul_(p_y).add_(of_true).add_(p_y.sub(1).mul_(d_nll))
             if ignore_label is not None:
                 u_y.masked_fill_(row == classes, 0)
-            p.mul_(torch.sub(u, mean.sub_(d_nll), out=room)).scatter_(1, y, u_y)
+            p.mul_(u - mean.sub_(d_nll)).scatter_(1, y, u_y)
 
         def differentiate_unsure(b: slice, p: Tensor, p_y: Tensor, y: Tensor, row: Tensor) -> None:
             """The same, a chunk at a time, with u_c as it is in the bin of each p."""
             for where in chunks.of(p):
                 part, of_part = p[..., where], (x[..., where] for x in (p_y, y, row))
                 u = chunks.look_up(by_bin[b], part)
-                differentiate(part, u, torch.gather(u, 1, y[..., where]), more[b], *of_part)
+                mean = torch.mul(part, u).sum(1, keepdim=True)
+                differentiate(part, u, mean, torch.gather(u, 1, y[..., where]), more[b], *of_part)
 
         for piece, (p_y, index) in zip(_pieces(p.shape, labels, ignore_label), ctx.kept, strict=True):
             b, q = piece.images, piece.of(p)
@@ -219,7 +222,8 @@ class VoxelSums(torch.autograd.Function):
                 of_true = (x.gather(2, index[:, :1]) for x in (p_y, piece.y, piece.row))
                 differentiate_unsure(b, unsure, *of_true)
             u_y = torch.gather(u_sure[b, None], 2, piece.y)
-            differentiate(q, u_sure[b, :, None], u_y, more_sure[b], p_y, piece.y, piece.row)
+            mean = torch.bmm(u_sure[b, None], q)
+            differentiate(q, u_sure[b, :, None], mean, u_y, more_sure[b], p_y, piece.y, piece.row)
             if index is not None:
                 q.scatter_(2, index, unsure)
         return p, None, None, None
