@@ -34,8 +34,10 @@ def test_against_repeated_sampling(monkeypatch):
         truth, ours = calibration_errors(exact), calibration_errors(sampled.with_temperature(1.5))
         stated = sampling_errors(sampled, 1.5)
         for name, values in z.items():
-            # weights are float32: what no longer varies is not off by 0
-            values.append((ours[name] - truth[name]) / (stated[name] + 1e-6 * np.abs(truth[name])))
+            # weights are float32: what no longer varies is not off by 0; and of a kind of voxel that none was kept of,
+            # a single wrong one among many, no sample can tell
+            unseen = 1e-6 if name in UNBIASED else 5e-4
+            values.append((ours[name] - truth[name]) / (stated[name] + unseen * np.abs(truth[name])))
     for name, values in z.items():
         rms = np.sqrt(np.mean(np.square(values)))
         # others can come from a bin, or a kind of voxel, that hardly one was kept of: far off, but rarely
