@@ -7,6 +7,7 @@ import torch
 
 from nnunet_calib import cli
 from tests.nnunet.conftest import PLANS
+from tests.report import PICTURES
 
 TRAINER = "nnUNetTrainerCalib_short"
 
@@ -22,7 +23,7 @@ def test_trained_folds(world, capsys):
         run_training(world.dataset, "2d", fold, TRAINER, PLANS, device=torch.device("cpu"))
     model = world.fold(TRAINER, "2d").parent
     before = {path: path.read_bytes() for path in model.rglob("calibration/**/*") if path.is_file()}
-    assert len(before) == 10  # in each fold a case, two files of JSON and two pictures
+    assert len(before) == 2 * (3 + len(PICTURES))  # in each fold a case, two files of JSON and the pictures
     capsys.readouterr()
 
     command = ["crossval", "-d", str(world.dataset_id), "-c", "2d", "-tr", TRAINER, "-f", "1", "3"]

@@ -43,7 +43,7 @@ def raw(model, tmp_path, monkeypatch):
 
 def test_fold(model, raw, capsys):
     """Of one fold: beside its summary, with nnU-Net's Dice, images, and the commands that repeat it."""
-    write_dice(model, 1, {"case.2": (0.5, 0.7), "case.3": (0.25, None)})
+    write_dice(model, 1, {"case.2": (0.5, 0.7), "case.3": (0.25, float("nan"))})
     assert cli.main([*REPORT, "-f", "1"]) == 0
     path = model.calibration(1) / "report.html"
     assert capsys.readouterr().out == f"{path}\n"
@@ -99,7 +99,7 @@ def test_images(raw, model, monkeypatch):
 
 def test_dice(model, raw):
     """Of the folds that have nnU-Net's summary; a class that is nowhere does not count."""
-    write_dice(model, 0, {"case.0": (0.5, 0.7), "case.1": (None, None)})
+    write_dice(model, 0, {"case.0": (0.5, 0.7), "case.1": (float("nan"), float("nan"))})
     dice = dice_of_cases(model.folder, ["0", "1"])
     assert dice["case.0"] == pytest.approx(0.6)
     assert np.isnan(dice["case.1"])
