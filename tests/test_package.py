@@ -47,10 +47,11 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 def test_content(wheel):
-    """Every module, the trainers, the type marker and the licence; no tests, nothing else at the top."""
+    """Every module and template, the trainers, the type marker and the licence; no tests, nothing else at the top."""
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "nnunet_calib").rglob("*.py")}
+    package = ROOT / "nnunet_calib"
+    modules = {p.relative_to(ROOT).as_posix() for ending in ("*.py", "*.j2") for p in package.rglob(ending)}
     files = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert files == modules | {IN_THE_WHEEL, "nnunet_calib/py.typed"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import nnunet_calib
 from nnunet_calib.files import write_json
@@ -65,12 +66,20 @@ def _is_of(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
 
 
 def fit_cases(cases: Sequence[CaseStatistics]) -> TemperatureFit:
-    """One temperature for the voxel samples of cases; the standard error takes only cases as independent."""
+    """One temperature for the voxel samples of cases; the standard error takes only cases as independent.
+
+    The same to the last digit on any machine: the order in which PyTorch adds up depends on its number of threads.
+    """
     sample = VoxelSample.merge([case.sample for case in cases])
     groups = np.repeat(np.arange(len(cases)), [len(case.sample) for case in cases])
-    return fit_temperature(
-        sample.logits, sample.labels, weights=sample.weights, regions=cases[0].regions, groups=groups
-    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return fit_temperature(
+            sample.logits, sample.labels, weights=sample.weights, regions=cases[0].regions, groups=groups
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cross_fitted_temperatures(cases: Sequence[CaseStatistics]) -> list[float]:

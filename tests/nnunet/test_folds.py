@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.integration.folds import case_file, fit_cases, write_fold
@@ -259,3 +260,18 @@ def test_definitions_beside_the_values(tmp_path):
         assert [tree[scope]["definition"].get("boundary_mm") for scope in tree] == [None, None, 2.0]
         for place, _value in numbers(tree):
             assert place[-1].removeprefix("brier_") in summary["definitions"]
+
+
+@pytest.mark.parametrize("mode", ["labels", "regions"])
+def test_threads_do_not_matter(mode):
+    """The temperature is the same to the last digit, and PyTorch's threads are as they were."""
+    cases = [case(seed, mode, shape=(40, 40, 30)).measure() for seed in range(3)]
+    before, found = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.add(fit_cases(cases))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
