@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,18 +77,18 @@ def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray,
     return ratio_intervals(positives, counts)
 
 
-def _present(before: Cases, cases: Cases, row: int) -> list[ReliabilityCurve]:
-    """Curves of the cases that have the class."""
-    has = [s.histograms.positives.sum((0, 2))[row] > 0 for s in before]
-    return [reliability_curve(case) for case, there in zip(cases, has, strict=True) if there]
+def _present(before: Cases, cases: Cases) -> list[list[ReliabilityCurve]]:
+    """For each head and the top label, curves of the cases that have the class."""
+    has = np.array([case.histograms.positives.sum((0, 2)) > 0 for case in before])
+    curves = [reliability_curve(case) for case in cases]
+    return [list(compress(curves, there)) for there in has.T]
 
 
 def dataset_reliability_figure(before: Cases, after: Cases, temperature: float, names: Sequence[str]) -> Figure:
     """Dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = _panels(len(names), (2.4, 2.6))
     for line, cases, when in zip(axes, (before, after), _when(temperature), strict=True):
-        for row, (ax, name) in enumerate(zip(line, names, strict=True)):
-            curves = _present(before, cases, row)
+        for row, (ax, name, curves) in enumerate(zip(line, names, _present(before, cases), strict=True)):
             image = draw_dataset_reliability(ax, curves, row, f"{name}, {when}, {len(curves)} cases")
     figure.colorbar(image, ax=axes, shrink=0.6, label="share of cases")
     figure.suptitle(f"Dataset reliability histogram: one count per case and bin, {NUM_BINS} bins", fontsize=10)
@@ -98,8 +99,7 @@ def boxes_figure(before: Cases, after: Cases, temperature: float, names: Sequenc
     """Box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = _panels(len(names), (2.4, 2.6))
     for line, cases, when in zip(axes, (before, after), _when(temperature), strict=True):
-        for row, (ax, name) in enumerate(zip(line, names, strict=True)):
-            curves = _present(before, cases, row)
+        for row, (ax, name, curves) in enumerate(zip(line, names, _present(before, cases), strict=True)):
             draw_reliability_boxes(ax, curves, row, f"{name}, {when}, {len(curves)} cases")
     figure.suptitle("Spread over cases of the frequency observed in each bin: quartiles, median, outliers", fontsize=10)
     return figure
