@@ -80,7 +80,7 @@ def add_predictions(
 
 def add_maps(command: argparse.ArgumentParser) -> None:
     """Which maps are written, and how."""
-    # the lists of nnunet_calib.integration.probability_maps, which would import PyTorch
+    # as nnunet_calib.integration.probability_maps knows them, which would import PyTorch
     command.add_argument(
         "--maps", nargs="+", choices=["probabilities", "entropy", "confidence"], default=["probabilities"],
         metavar="MAP", help="probabilities, entropy, confidence: one or several (default: probabilities)",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.integration.evaluation import given_temperature
-from nnunet_calib.integration.fold_results import IDENTITY, validate_command
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER
+from nnunet_calib.integration.fold_results import command_of, identity_of, validate_command
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER, calibration_folder
 
 Fold = int | str
 
@@ -58,12 +58,10 @@ class Deployed:
     def check(self, model_folder: Path, fold: Fold, weights_sha256: str) -> None:
         """Raise ValueError, in one sentence, if it was fitted on another model, as far as it records its model."""
         recorded = self.content.get("model") or {}
-        trainer, plans, configuration = model_folder.name.split("__")
-        ours = dict(zip(IDENTITY, (model_folder.parent.name, trainer, plans, configuration), strict=True))
-        for name in IDENTITY:
-            if recorded.get(name) not in (None, ours[name]):
+        for name, value in identity_of(model_folder).items():
+            if recorded.get(name) not in (None, value):
                 raise ValueError(
-                    f"expected a temperature of {name} {ours[name]}, found one of {recorded[name]} in {self.source}: "
+                    f"expected a temperature of {name} {value}, found one of {recorded[name]} in {self.source}: "
                     f"name another with --temperature, or give a number to use it all the same"
                 )
         weights = recorded.get("weights_sha256")
@@ -99,7 +97,7 @@ def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | Non
         return Deployed(content, _relative(Path(given), model_folder) if "model" in content else None)
     found = merged_temperature(model_folder, folds)
     if found is None and len(folds) == 1:
-        found = model_folder / f"fold_{folds[0]}" / "validation" / CALIBRATION_FOLDER / "temperature.json"
+        found = calibration_folder(model_folder, folds[0]) / "temperature.json"
     if found is None or not found.is_file():
         raise ValueError(
             f"expected the temperature of fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of {model_folder}, "
@@ -139,9 +137,8 @@ def merged_temperature(model_folder: Path, folds: Sequence[Fold]) -> Path | None
 
 def _measure(model_folder: Path, folds: Sequence[Fold]) -> str:
     """What makes the temperature of folds."""
-    validate = validate_command(model_folder, " ".join(map(str, folds)))
-    merge = validate.replace(" validate ", " crossval ", 1)
-    return f"measure it with {validate}" + (f", then merge the folds with {merge}" if len(folds) > 1 else "")
+    merge = f", then merge the folds with {command_of('crossval', model_folder, *folds)}" if len(folds) > 1 else ""
+    return f"measure it with {validate_command(model_folder, *folds)}{merge}"
 
 
 def _relative(file: Path, model_folder: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.integration.checkpoint_files import train_command
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION
+from nnunet_calib.integration.folds import FORMAT_VERSION, calibration_folder
 from nnunet_calib.integration.labels import Heads
 
 IDENTITY = ("dataset", "trainer", "plans", "configuration")
@@ -118,25 +118,32 @@ def _fold_numbers(folds: Sequence[int | str], at_least: int) -> list[int]:
     return numbers
 
 
-def validate_command(model_folder: Path, fold: int | str) -> str:
-    """What measures a trained fold again."""
-    trainer, plans, configuration = model_folder.name.split("__")
-    return f"nnunet_calib validate -d {model_folder.parent.name} -c {configuration} -tr {trainer} -p {plans} -f {fold}"
+def identity_of(model_folder: Path) -> dict[str, str]:
+    """What nnU-Net's folder of a model says of it, by the names of `IDENTITY`."""
+    return dict(zip(IDENTITY, (model_folder.parent.name, *model_folder.name.split("__")), strict=True))
 
 
-def fold_folder(model_folder: Path, fold: int | str) -> Path:
-    """The folder of a fold; ValueError, which says what to type, if there is none."""
-    folder = model_folder / f"fold_{fold}"
-    if not folder.is_dir():
+def command_of(command: str, model_folder: Path, *folds: int | str) -> str:
+    """A command of this package for folds of a model, as the user types it."""
+    model = identity_of(model_folder)
+    return (
+        f"nnunet_calib {command} -d {model['dataset']} -c {model['configuration']} -tr {model['trainer']} "
+        f"-p {model['plans']} -f {' '.join(map(str, folds))}"
+    )
+
+
+def validate_command(model_folder: Path, *folds: int | str) -> str:
+    """What measures trained folds again."""
+    return command_of("validate", model_folder, *folds)
+
+
+def _read_fold(model_folder: Path, fold: int) -> FoldResult:
+    if not (model_folder / f"fold_{fold}").is_dir():
         raise ValueError(
             f"expected fold {fold} in {model_folder}, found none: train it with {train_command(model_folder, fold)}, "
             f"or name those there are with -f"
         )
-    return folder
-
-
-def _read_fold(model_folder: Path, fold: int) -> FoldResult:
-    folder = fold_folder(model_folder, fold) / "validation" / CALIBRATION_FOLDER
+    folder = calibration_folder(model_folder, fold)
     summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
     if summary is None or not (folder / "cases").is_dir():
         raise ValueError(

@@ -12,7 +12,7 @@ from nnunet_calib.integration.deployment import (
     fitted_temperature,
     merged_temperature,
 )
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER
+from nnunet_calib.integration.folds import calibration_folder
 
 OWN = "folds"
 
@@ -33,7 +33,7 @@ def find_temperatures(model_folder: Path, folds: Sequence[Fold], given: str | No
         given = OWN
     if given != OWN:
         return (find_temperature(model_folder, folds, given),) * len(folds)
-    files = [model_folder / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER / "temperature.json" for fold in folds]
+    files = [calibration_folder(model_folder, fold) / "temperature.json" for fold in folds]
     missing = [fold for fold, file in zip(folds, files, strict=True) if not file.is_file()]
     if missing:
         find_temperature(model_folder, missing)  # tells what makes them

@@ -14,7 +14,7 @@ from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folde
 from nnunet_calib.integration.baking import ENTRY
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint, load_checkpoint
 from nnunet_calib.integration.deployment import Fold
-from nnunet_calib.integration.fold_results import IDENTITY
+from nnunet_calib.integration.fold_results import identity_of
 from nnunet_calib.integration.fold_temperatures import find_temperatures
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.map_folder import MAPS_FOLDER, MapFolder
@@ -79,14 +79,12 @@ def predict(
         deployed.check(model_folder, fold, weights[str(fold)])
     _check_inputs(nnunet, images, previous_stage)
 
-    trainer, plans, configuration = model_folder.name.split("__")
     maps = MapFolder(
         output / MAPS_FOLDER, options, Heads.of(nnunet.label_manager),
         nnunet.plans_manager.image_reader_writer_class(), nnunet.dataset_json["file_ending"],
     )  # fmt: skip
-    identity = zip(IDENTITY, (model_folder.parent.name, trainer, plans, configuration), strict=True)
     maps.claim({
-        "model": {**dict(identity), "checkpoint": checkpoint, "weights_sha256": weights},
+        "model": {**identity_of(model_folder), "checkpoint": checkpoint, "weights_sha256": weights},
         "step_size": nnunet.tile_step_size,
         "mirroring": nnunet.use_mirroring,
         "average": average if len(folds) > 1 else None,

@@ -24,7 +24,6 @@ from nnunet_calib.slabs import Probabilities, slab_slices
 
 PROBABILITIES, ENTROPY, CONFIDENCE = KINDS = ("probabilities", "entropy", "confidence")
 DTYPES = ("float32", "uint8", "uint16")
-LAYOUTS = ("files", "4d")
 
 
 @dataclass(frozen=True)

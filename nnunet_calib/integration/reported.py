@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_calib.integration.compared_models import dice_per_case
 from nnunet_calib.integration.crossval import crossval_folder
 from nnunet_calib.integration.fold_results import read_json
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER, calibration_folder
 from nnunet_calib.integration.labels import Heads
 
 
@@ -19,7 +19,7 @@ def find_results(model_folder: Path, folds: Sequence[str]) -> Path:
         ValueError: if it has no summary.json; the sentence names the command that makes it, and what there is.
     """
     if len(folds) == 1:
-        folder = model_folder / f"fold_{folds[0]}" / "validation" / CALIBRATION_FOLDER
+        folder = calibration_folder(model_folder, folds[0])
         command = "nnunet_calib validate"
     else:
         if not all(fold.isdecimal() for fold in folds):
@@ -46,8 +46,8 @@ def dice_of_cases(model_folder: Path, folds: Sequence[str]) -> dict[str, float]:
     description = model_folder / "dataset.json"
     ending = read_json(description)["file_ending"] if description.is_file() else ""
     for fold in folds:
-        validation = model_folder / f"fold_{fold}" / "validation"
-        ours = validation / CALIBRATION_FOLDER / "summary.json"
-        if ending and ours.is_file() and (validation / "summary.json").is_file():
-            dice |= dice_per_case(validation / "summary.json", ending, Heads.of_summary(read_json(ours)["heads"]))
+        ours = calibration_folder(model_folder, fold) / "summary.json"
+        theirs = ours.parents[1] / "summary.json"
+        if ending and ours.is_file() and theirs.is_file():
+            dice |= dice_per_case(theirs, ending, Heads.of_summary(read_json(ours)["heads"]))
     return dice
