@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, distributed
@@ -60,17 +60,29 @@ def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning
     return torch.stack(sums)[..., :num_bins]
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over the ranks of a distributed training; backward, the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverRanks.forward(ctx, gradient)
+
+
 def _pool(sums: Tensor) -> Tensor:
     """Sums (3, B, C, M) of a batch as those of one image, over all ranks of a distributed training.
 
-    The all-reduce sums gradients over the ranks in its backward pass; since DDP then averages them, each parameter gets
-    the gradient that one process with the whole batch would give it.
+    Summing the gradients over the ranks is right because DDP then averages them: each parameter gets the gradient that
+    one process with the whole batch would give it.
     """
     sums = sums.sum(1, keepdim=True)
     if distributed.is_available() and distributed.is_initialized():
-        from torch.distributed.nn.functional import all_reduce  # builds without distributed training lack it
-
-        sums = all_reduce(sums)
+        sums = _SumOverRanks.apply(sums)
     return sums
 
 

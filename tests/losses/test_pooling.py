@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from tests.ranks import RANKS, on_ranks
 
 LOSSES = {
     "pooled": ML1ACELoss(pool="batch"),
@@ -49,25 +50,21 @@ def _gradient(name: str, scale: torch.Tensor, images: slice) -> torch.Tensor:
     return scale.grad
 
 
-def _rank(rank: int, store: str, results) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _averaged_gradients(rank: int) -> dict[str, list[float]]:
+    averaged = {}
     for name in LOSSES:
         scale = torch.linspace(0.5, 1.5, 3, dtype=torch.float64).requires_grad_()
         gradient = _gradient(name, scale, slice(2 * rank, 2 * rank + 2))
         distributed.all_reduce(gradient)
-        if rank == 0:
-            results[name] = (gradient / 2).tolist()  # DDP averages over the ranks
-    distributed.destroy_process_group()
+        averaged[name] = (gradient / RANKS).tolist()  # DDP averages over the ranks
+    return averaged
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_gradient_of_one(tmp_path):
     """Two ranks with half of the batch each, averaged as DDP does, against one process with the whole batch."""
-    with multiprocessing.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(_rank, args=(str(tmp_path / "store"), results), nprocs=2)
-        measured = dict(results)
-    for name in LOSSES:
-        scale = torch.linspace(0.5, 1.5, 3, dtype=torch.float64).requires_grad_()
-        expected = _gradient(name, scale, slice(None)).tolist()
-        assert measured[name] == pytest.approx(expected, rel=1e-10, abs=1e-15), name
+    for measured in on_ranks(_averaged_gradients, tmp_path):
+        for name in LOSSES:
+            scale = torch.linspace(0.5, 1.5, 3, dtype=torch.float64).requires_grad_()
+            expected = _gradient(name, scale, slice(None)).tolist()
+            assert measured[name] == pytest.approx(expected, rel=1e-10, abs=1e-15), name

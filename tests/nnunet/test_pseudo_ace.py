@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.integration import pseudo_ace as module
@@ -17,6 +16,7 @@ from nnunet_calib.trainers import nnUNetTrainerML1ACE
 from tests.losses.conftest import MODES, make_case
 from tests.nnunet.conftest import LABEL_MODES
 from tests.nnunet.test_mixins import NoDeepSupervision, make
+from tests.ranks import on_ranks
 
 every_case = pytest.mark.parametrize("case", [make_case(m, s) for m in MODES for s in ((4, 5, 4), (9, 7))], ids=str)
 nnunet = pytest.mark.filterwarnings("ignore")
@@ -94,29 +94,21 @@ class OneRank(PseudoACEMixin):
         self.label_manager = type("Labels", (), {"num_segmentation_heads": 3, "has_regions": case.regions})
 
 
-def _rank(rank: int, store: str, results) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _gathered(rank: int) -> tuple[list[float], list[float], str]:
     case = make_case("labels+ignore", (4, 5, 4))
-    trainer = OneRank(case, slice(rank, rank + 1))
-    results[rank, "all well"] = trainer._gathered_pseudo_ace()
+    well = OneRank(case, slice(rank, rank + 1))
     failing = OneRank(case, slice(rank, rank + 1), "out of order" if rank else "")
-    results[rank, "failed"] = failing._gathered_pseudo_ace()
-    results[rank, "why"] = failing._pseudo_ace_failure
-    distributed.destroy_process_group()
+    return well._gathered_pseudo_ace(), failing._gathered_pseudo_ace(), failing._pseudo_ace_failure
 
 
 @pytest.mark.slow
 def test_ranks(tmp_path):
     """Two ranks pool their voxels; if one fails, both know why, have no value and do not wait for each other."""
-    with multiprocessing.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(_rank, args=(str(tmp_path / "store"), results), nprocs=2)
-        results = dict(results)
     expected = errors(make_case("labels+ignore", (4, 5, 4)))
-    for rank in (0, 1):
-        assert results[rank, "all well"] == pytest.approx(expected, rel=1e-12)
-        assert results[rank, "failed"] == pytest.approx([math.nan] * 2, nan_ok=True)
-        assert results[rank, "why"] == "out of order"
+    for well, failed, why in on_ranks(_gathered, tmp_path):
+        assert well == pytest.approx(expected, rel=1e-12)
+        assert failed == pytest.approx([math.nan] * 2, nan_ok=True)
+        assert why == "out of order"
 
 
 def validate(trainer, batch) -> dict:
