@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_calib.integration.export import ExportAndMeasure, failure_file
@@ -134,6 +135,7 @@ def measured_validation(trainer: Any, validate: Callable[[bool], None], save_pro
         _report(trainer, summary, folder)
         if trainer.draw_figures is not None:
             trainer.draw_figures(folder)
+            _show_figures(trainer, folder)
     except Exception:
         _log_failure(trainer, traceback.format_exc())
 
@@ -151,6 +153,14 @@ def _report(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
         f"temperature {temperature:.3f}: ACE {after['foreground_mean']['ace']:.4f}, NLL {after['nll']:.4f} ({folder})",
         also_print_to_console=True,
     )
+
+
+def _show_figures(trainer: Any, folder: Path) -> None:
+    """The figures in the trainer's run at Weights & Biases, if it has one."""
+    for logger in trainer.logger.loggers:
+        if isinstance(logger, nnunet_logger.WandbLogger):
+            image = nnunet_logger.wandb.Image
+            logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in sorted(folder.glob("*.png"))})
 
 
 def _log_failure(trainer: Any, details: str) -> None:

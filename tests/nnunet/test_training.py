@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.logging import nnunet_logger
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.integration.labels import Heads
@@ -154,6 +156,33 @@ def test_failures_cost_nothing(world, capsys):
     repeated = files(fold / "validation")
     assert repeated["calibration/summary.json"] == expected["calibration/summary.json"]
     assert set(repeated) == set(expected)
+
+
+class FakeRun:
+    """What nnU-Net and the hook ask of a run at Weights & Biases."""
+
+    def __init__(self) -> None:
+        self.config, self.summary, self.logged, self.step = {}, {}, {}, 0
+
+    def log(self, values: dict, step: int | None = None) -> None:
+        """Values of a step; without one, of the current."""
+        self.logged.update(values)
+
+
+def test_weights_and_biases(world, monkeypatch):
+    """A run there has the loss' hyperparameters, the pseudo ACE, the results and the figures of the fold."""
+    run = FakeRun()
+    wandb = SimpleNamespace(init=lambda **_: run, Image=lambda path: Path(path).read_bytes())
+    monkeypatch.setattr(nnunet_logger, "wandb", wandb)
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    fold = world.train("nnUNetTrainerNACL_short", "2d")
+    calibration = fold / "validation" / "calibration"
+    assert run.config["calibration"]["nacl_weight"] == 0.1
+    assert np.isfinite(run.logged["mean_fg_pseudo_ace"])
+    temperature = json.loads((calibration / "temperature.json").read_text())["temperature"]
+    assert run.summary["final_val/calibration/temperature"] == temperature
+    for name in (Path(picture) for picture in PICTURES if picture.endswith(".png")):
+        assert run.logged[f"calibration/{name.stem}"] == (calibration / name).read_bytes()
 
 
 def run_command(world, *arguments: str, **changed: str) -> subprocess.CompletedProcess:
