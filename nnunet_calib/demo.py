@@ -17,26 +17,25 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunet_calib.demo_truth import against_truth, of_truth, table
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.crossval import crossval_folder
 from nnunet_calib.integration.lookup import trainers_folder
-from nnunet_calib.integration.reported import dice_of_cases
-from nnunet_calib.metrics import calibration_errors
-from nnunet_calib.statistics import CaseStatistics
-from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth, synthetic_case
-from nnunet_calib.temperature import apply_temperature
+from nnunet_calib.synthetic import synthetic_case
 
 DATASET = "Dataset999_CalibrationDemo"
 PLANS = "nnUNetPlansDemo"
-TRAINERS = ("nnUNetTrainerCalib_demo", "nnUNetTrainerNACL_demo")
+TRAINERS = ("nnUNetTrainerCalib", "nnUNetTrainerNACL")
+SHORT = "_demo"  # what the names of the short trainers end with
 CASES = 20
-FOLDS = ("0", "1")
+FOLDS = (0, 1)
 EPOCHS = 20
+RESULTS = "truth.json"
 _MARKER = "nnunet_calib_demo.json"
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs", "comparison")
 
-_LEGEND = f"""
-Mean over {CASES // 5 * len(FOLDS)} cases of {len(FOLDS)} folds; T = 1 as trained, else that of the other fold.
+_LEGEND = """
+Mean over {cases} cases of {folds} folds; T = 1 as trained, else that of the other folds.
 ECE, ACE, MCE: 20 bins, foreground classes. NLL in nats; of it, KL to truth is what the model loses by not knowing the
 true probabilities q: sum_c q_c log(q_c / p_c). Distance to truth: sum_c |p_c - q_c| / 2. Last line: what chance leaves.
 """
@@ -46,7 +45,7 @@ _TRAINER_MODULE = f'''"""Trainers of the demo: as in the package, but {EPOCHS} s
 
 import torch
 
-from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerNACL
+import nnunet_calib.trainers
 
 
 class Short:
@@ -55,13 +54,10 @@ class Short:
         self.num_epochs = {EPOCHS}
         self.num_iterations_per_epoch = 20
         self.num_val_iterations_per_epoch = 3
+'''
+_TRAINER = '''
 
-
-class nnUNetTrainerCalib_demo(Short, nnUNetTrainerCalib):
-    pass
-
-
-class nnUNetTrainerNACL_demo(Short, nnUNetTrainerNACL):
+class {0}{1}(Short, nnunet_calib.trainers.{0}):
     pass
 '''
 
@@ -74,6 +70,7 @@ def _prepare_folder(folder: Path) -> None:
         for name in _FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir(parents=True)
+        (folder / RESULTS).unlink(missing_ok=True)
         write_json({"made by": "nnunet_calib demo; it is replaced when the demo is run again"}, folder / _MARKER)
     except OSError as error:
         raise OSError(f"expected a folder that can be written, got {error}: name another with -o") from error
@@ -145,50 +142,17 @@ def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iter
         raise OSError(f"expected {command[0]} to end well, it ended with status {process.returncode}: see {log}")
 
 
-def _rows(folder: Path, trainer: str) -> Iterator[tuple[str, ...]]:
-    """The lines of the table for a trainer: before and after temperature."""
-    model = _model_folder(folder, trainer)
-    dice = np.nanmean([*dice_of_cases(model, FOLDS).values()])
-    merged = crossval_folder(model, [*map(int, FOLDS)]) / "summary.json"
-    summary = json.loads(merged.read_text(encoding="utf-8"))
-    for name, metrics in summary["metrics"].items():
-        errors = []
-        for case in summary["metric_per_case"]:
-            predicted = model / f"fold_{case['fold']}" / "validation"
-            p, truth = (_read(file / f"{case['case']}.npz") for file in (predicted, folder / "truth"))
-            p = p if name == "uncalibrated" else apply_temperature(p, case["temperature"])
-            errors.append((divergence_from_truth(p, truth), distance_to_truth(p, truth)))
-        temperature = 1 if name == "uncalibrated" else summary["temperature"]["temperature"]
-        image = metrics["image"]
-        values = *(image["foreground_mean"][m] for m in ("ece", "ace", "mce")), image["nll"], *np.mean(errors, axis=0)
-        yield trainer.removesuffix("_demo"), f"{temperature:.2f}", f"{dice:.3f}", *(f"{v:.4f}" for v in values)
-
-
-def _truth_row(folder: Path, cases: Sequence[str]) -> tuple[str, ...]:
-    """The line of the true probabilities: what chance alone leaves of every error."""
-    errors = []
-    for case in cases:
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(folder / "nnUNet_raw" / DATASET / "labelsTr" / f"{case}.nii.gz"))
-        truth = _read(folder / "truth" / f"{case}.npz")
-        measured = calibration_errors(CaseStatistics.from_probabilities(truth, labels))
-        errors.append([*(float(np.nanmean(measured[m][1:])) for m in ("ece", "ace", "mce")), float(measured["nll"])])
-    return "true probabilities", "-", "-", *(f"{v:.4f}" for v in (*np.mean(errors, axis=0), 0, 0))
-
-
-def _read(path: Path) -> np.ndarray:
-    with np.load(path) as file:
-        return file["probabilities"]
-
-
 def _model_folder(folder: Path, trainer: str) -> Path:
     return folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__3d_fullres"
 
 
-def run_demo(folder: Path) -> None:
-    """Make the data, cross-validate two trainers on it, compare them, and print what was measured against the truth.
+def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[int] = FOLDS) -> None:
+    """Make the data, cross-validate trainers on it, compare them, and print what was measured against the truth.
 
     Args:
-        folder: everything goes here.
+        folder: everything goes here; the table also as `truth.json`, case by case.
+        trainers: two or more classes of `nnunet_calib.trainers`, by name.
+        folds: two or more of nnU-Net's five.
 
     Raises:
         ValueError: if the folder holds something else than an earlier demo.
@@ -197,9 +161,11 @@ def run_demo(folder: Path) -> None:
     folder = folder.resolve()
     _prepare_folder(folder)
     environment = _environment(folder)
-    (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(_TRAINER_MODULE, encoding="utf-8")
-    trainings = [(trainer, fold) for trainer in TRAINERS for fold in FOLDS]
-    model = ["-d", "999", "-c", "3d_fullres", "-p", PLANS, "-f", *FOLDS, "-tr"]
+    module = _TRAINER_MODULE + "".join(_TRAINER.format(trainer, SHORT) for trainer in trainers)
+    (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(module, encoding="utf-8")
+    short = [trainer + SHORT for trainer in trainers]
+    trainings = [(trainer, str(fold)) for trainer in short for fold in folds]
+    model = ["-d", "999", "-c", "3d_fullres", "-p", PLANS, "-f", *map(str, folds), "-tr"]
     with tqdm(total=5 + len(trainings) * (EPOCHS + 2), file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}") as bar:
 
         def step(what: str) -> None:
@@ -222,23 +188,22 @@ def run_demo(folder: Path) -> None:
                 elif "Training done" in line:
                     step(f"{trainer}, fold {fold}, validating")
         step("merging the folds, writing reports")
-        for trainer in TRAINERS:
+        for trainer in short:
             for command in ("crossval", "report"):
                 log = folder / "logs" / f"{trainer}_{command}.txt"
                 deque(_run(["nnunet_calib", command, *model, trainer], log, environment), 0)
         step("comparing the trainers")
-        compare = ["nnunet_calib", "compare", *model, *TRAINERS, "-o", str(folder / "comparison")]
+        compare = ["nnunet_calib", "compare", *model, *short, "-o", str(folder / "comparison")]
         deque(_run(compare, folder / "logs" / "compare.txt", environment), 0)
 
-    header = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth")
-    rows = [header, *(row for trainer in TRAINERS for row in _rows(folder, trainer))]
-    predicted = _model_folder(folder, TRAINERS[0]).glob("fold_*/validation/*.npz")
-    rows.append(_truth_row(folder, sorted(path.stem for path in predicted)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    print(_LEGEND)
-    for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    models = {trainer: _model_folder(folder, trainer + SHORT) for trainer in trainers}
+    measured = {trainer: against_truth(path, folds, folder / "truth") for trainer, path in models.items()}
+    cases = sorted(case["case"] for case in measured[trainers[0]]["cases"])
+    chance = of_truth(folder / "nnUNet_raw" / DATASET / "labelsTr", folder / "truth", cases)
+    write_json({"models": measured, "true_probabilities": chance}, folder / RESULTS)
+    print(_LEGEND.format(cases=len(cases), folds=len(folds)))
+    print(table(measured, chance))
     print("\nReports, to be opened in a browser:")
-    for trainer in TRAINERS:
-        print(f"  {crossval_folder(_model_folder(folder, trainer), [*map(int, FOLDS)]) / 'report.html'}")
+    for path in models.values():
+        print(f"  {crossval_folder(path, folds) / 'report.html'}")
     print(f"  {folder / 'comparison' / 'report.html'}")

@@ -26,7 +26,7 @@ class nnUNetTrainerCalib(CalibrationMixin, nnUNetTrainer):
 
 
 class nnUNetTrainerNACL(NACLMixin, nnUNetTrainerCalib):
-    """nnU-Net's loss + 0.1 neighbour-aware calibration (NACL)."""
+    """nnU-Net's loss + 0.1 neighbour-aware calibration (NACL), which rises from 0 over the first ten epochs."""
 
 
 class nnUNetTrainerSVLS(SVLSMixin, nnUNetTrainerCalib):
@@ -34,23 +34,23 @@ class nnUNetTrainerSVLS(SVLSMixin, nnUNetTrainerCalib):
 
 
 class nnUNetTrainerML1ACE(ML1ACEMixin, nnUNetTrainerCalib):
-    """nnU-Net's loss + hard-binned marginal L1 average calibration error (mL1-ACE)."""
+    """nnU-Net's loss + 0.3 hard-binned marginal L1 average calibration error (mL1-ACE)."""
 
 
 class nnUNetTrainerSoftML1ACE(nnUNetTrainerML1ACE):
-    """nnU-Net's loss + mL1-ACE with soft bins."""
+    """nnU-Net's loss + 0.3 mL1-ACE with soft bins."""
 
     ml1_ace_binning = "soft"
 
 
 class nnUNetTrainerML1ECE(nnUNetTrainerML1ACE):
-    """nnU-Net's loss + the expected calibration error: bins weigh by their voxels."""
+    """nnU-Net's loss + 0.3 of the expected calibration error: bins weigh by their voxels."""
 
     ml1_ace_reduction = "ece"
 
 
 class nnUNetTrainerML1MCE(nnUNetTrainerML1ACE):
-    """nnU-Net's loss + the maximum calibration error: the worst bin alone."""
+    """nnU-Net's loss + 0.3 of the maximum calibration error: the worst bin alone."""
 
     ml1_ace_reduction = "mce"
 
@@ -60,7 +60,27 @@ class nnUNetTrainerDiceML1ACE(ML1ACEMixin, DiceOnlyMixin, nnUNetTrainerCalib):
 
 
 class nnUNetTrainerNACLML1ACE(nnUNetTrainerNACL, nnUNetTrainerML1ACE):
-    """nnU-Net's loss + 0.1 NACL + mL1-ACE."""
+    """nnU-Net's loss + 0.1 NACL + 0.3 mL1-ACE."""
+
+
+class nnUNetTrainerNACL_published(nnUNetTrainerNACL):
+    """NACL as published in 2023: its whole weight from the start."""
+
+    nacl_warmup_epochs = 0
+
+
+class nnUNetTrainerML1ACE_published(nnUNetTrainerML1ACE):
+    """mL1-ACE as published in 2024: weight 1, and classes that an image lacks count."""
+
+    ml1_ace_weight = 1.0
+    ml1_ace_absent_classes = "keep"
+
+
+class nnUNetTrainerSoftML1ACE_published(nnUNetTrainerSoftML1ACE):
+    """mL1-ACE with soft bins as published in 2025: weight 1, and classes that an image lacks count as 0."""
+
+    ml1_ace_weight = 1.0
+    ml1_ace_absent_classes = "zero"
 
 
 class nnUNetTrainerCalib_5epochs(nnUNetTrainerCalib, nnUNetTrainer_5epochs):

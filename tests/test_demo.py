@@ -8,9 +8,12 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from nnunet_calib import demo
+from nnunet_calib import CaseStatistics, apply_temperature, calibration_errors, cli, demo
+from nnunet_calib.demo_truth import read_probabilities
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +38,7 @@ def earlier_demo(folder):
     demo._prepare_folder(folder)
     (folder / "nnUNet_results" / "earlier").mkdir()
     (folder / "truth" / "earlier.npz").touch()
+    (folder / demo.RESULTS).write_text("earlier")
     return folder
 
 
@@ -62,7 +66,7 @@ def test_table(finished):
     assert truth[:3] == ["true probabilities", "-", "-"]
     assert all(0 < float(v) < 1 for v in truth[3:7])  # chance leaves something even of the truth
     assert [float(v) for v in truth[7:]] == [0, 0]
-    names = [trainer.removesuffix("_demo") for trainer in demo.TRAINERS]
+    names = demo.TRAINERS
     assert [row[0] for row in rows] == [names[0]] * 2 + [names[1]] * 2
     for row in rows:
         values = dict(zip(COLUMNS[1:], map(float, row[1:]), strict=True))
@@ -79,12 +83,28 @@ def test_table(finished):
 def test_table_is_that_of_the_files(finished):
     """The printed errors are those of the summaries."""
     folder, printed = finished
-    for trainer in demo.TRAINERS:
-        (path,) = folder.glob(f"nnUNet_results/*/{trainer}__*/crossval_results_folds_0_1/calibration/summary.json")
+    told = json.loads((folder / demo.RESULTS).read_text())["models"]
+    assert tuple(told) == demo.TRAINERS
+    for trainer, model in told.items():
+        (path,) = folder.glob(f"nnUNet_results/*/{trainer}_demo__*/crossval_results_folds_0_1/calibration/summary.json")
         for metrics in json.loads(path.read_text())["metrics"].values():
             image = metrics["image"]
             values = *(image["foreground_mean"][m] for m in ("ece", "ace", "mce")), image["nll"]
             assert "  ".join(f"{v:.4f}" for v in values) in printed
+        for case in model["cases"]:
+            truth = read_probabilities(folder / "truth" / f"{case['case']}.npz")
+            (path,) = folder.glob(f"nnUNet_results/*/{trainer}_demo__*/fold_*/validation/{case['case']}.npz")
+            p = read_probabilities(path)
+            raw = next(folder.glob(f"nnUNet_raw/*/labelsTr/{case['case']}.nii.gz"))
+            drawn = sitk.GetArrayFromImage(sitk.ReadImage(raw))
+            for when, t in (("uncalibrated", 1), ("calibrated", case["temperature"])):
+                scaled = apply_temperature(p, t)
+                errors = calibration_errors(CaseStatistics.from_probabilities(scaled, drawn))
+                expected = {m: np.nanmean(errors[m][1:]) for m in ("ece", "ace", "mce")}
+                expected |= {"nll": float(errors["nll"]), "distance_to_truth": np.abs(scaled - truth).sum(0).mean() / 2}
+                assert {m: case[when][m] for m in expected} == pytest.approx(expected, rel=1e-4)
+        distances = [case["calibrated"]["distance_to_truth"] for case in model["cases"]]
+        assert model["calibrated"]["distance_to_truth"] == pytest.approx(np.mean(distances))
 
 
 def test_reports(finished):
@@ -105,10 +125,26 @@ def test_replaces_an_earlier_demo_and_stays_in_its_folder(finished):
     folder, _ = finished
     assert sorted(p.name for p in folder.parent.iterdir()) == ["demo", "working"]
     assert not [*(folder.parent / "working").iterdir()]
-    assert sorted(p.name for p in folder.iterdir()) == sorted([*demo._FOLDERS, demo._MARKER])
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*demo._FOLDERS, demo._MARKER, demo.RESULTS])
     assert not [*folder.rglob("earlier*")]
     assert len([*(folder / "truth").iterdir()]) == SHORT["CASES"]
     assert len([*(folder / "logs").iterdir()]) == 2 + 4 * len(demo.TRAINERS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-tr", "nnUNetTrainerNACL"], "expected two or more different trainers .* got nnUNetTrainerNACL: choose"),
+        (["-tr", "nnUNetTrainerNACL", "nnUNetTrainer"], "got nnUNetTrainerNACL nnUNetTrainer: choose from those"),
+        (["-f", "3"], "expected two or more different folds, got 3: name them after -f"),
+        (["-f", "3", "3"], "expected two or more different folds, got 3 3: name them after -f"),
+    ],
+)
+def test_refused_arguments(tmp_path, capsys, arguments, message):
+    """Before anything is made."""
+    assert cli.main(["demo", "-o", str(tmp_path / "demo"), *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_failing_command(tmp_path, monkeypatch):

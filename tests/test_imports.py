@@ -41,7 +41,8 @@ OWN = {
     "integration/": {"integration/", "losses/", *MEASURING},
     "report/": {"report/", "metrics", "statistics", "files", "significance", "slices", "temperature"},
     "trainers": {"integration/", "report/"},
-    "demo": {"integration/", "synthetic", *MEASURING},
+    "demo_truth": {"integration/", "synthetic", *MEASURING},
+    "demo": {"demo_truth", "integration/", "synthetic", *MEASURING},
     "commands/": {"commands/", "integration/", "report/", "trainers", "demo"},
     "cli": {"commands/"},
     "": {"statistics", "metrics", "temperature"},  # the package itself: its public names
@@ -53,6 +54,7 @@ THIRD_PARTY = {
     "integration/": {"numpy", "torch", "nnunetv2", "tqdm", "SimpleITK", "nibabel", "skimage", "tifffile"},
     "report/": {"numpy", "matplotlib", "PIL", "jinja2", "tqdm"},
     "trainers": {"nnunetv2"},
+    "demo_truth": {"numpy", "SimpleITK"},
     "demo": {"numpy", "SimpleITK", "tqdm"},
     "commands/": set(),
     "cli": set(),

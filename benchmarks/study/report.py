@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
 from benchmarks.study.tables import STAGES, differences_table, folds_table, means_table, sweep_table
+from benchmarks.study.truth import agreement_table, truth_table
 from nnunet_calib.files import replaced_when_complete
 
 RESULTS = Path(__file__).with_name("results")
@@ -36,6 +37,8 @@ def tables(results: Path) -> dict[str, str]:
     if (sweep := read(results / "sweep.json")) is not None:
         found["sweep"] = sweep_table(sweep)
         found["sweep cases"] = f"{len(sweep['cases'])} cases of fold {sweep['folds'][0]}."
+    if (told := read(results / "truth.json")) is not None:
+        found["truth"], found["truth agreement"] = truth_table(told), agreement_table(told)
     runs = [read(path) for path in sorted((results / "runs").glob("*.json"))]
     found["not learned"] = not_learned(runs)
     if methods is not None:

@@ -41,3 +41,20 @@ def scheduled_weight(
         f"expected the schedule to be constant, add, multiply or step (with at least one epoch a step), got "
         f"{schedule!r} with {every}"
     )
+
+
+def warmed_up(weight: float, epoch: int, *, warmup_epochs: int, num_epochs: int) -> float:
+    r"""The weight in an epoch (from 0) of a term that comes in gradually.
+
+    .. math:: \lambda \min(1, e / w), \quad w = \min(n_\text{warm-up}, \lfloor n_\text{all} / 2 \rfloor)
+
+    So a training that is shorter than its warm-up still spends half of its epochs with the whole term.
+
+    Args:
+        weight: lambda, what the schedule gives.
+        epoch: e.
+        warmup_epochs: how many epochs it takes; 0 is without a warm-up.
+        num_epochs: of the training.
+    """
+    epochs = min(warmup_epochs, num_epochs // 2)
+    return weight * min(1.0, epoch / epochs) if epochs > 0 else weight

@@ -18,7 +18,7 @@ from torch import nn
 from nnunet_calib.integration.labels import check_dataset, plan_kernel_size
 from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_entropy
 from nnunet_calib.integration.pseudo_ace import PseudoACEMixin
-from nnunet_calib.integration.schedule import Schedule, scheduled_weight
+from nnunet_calib.integration.schedule import Schedule, scheduled_weight, warmed_up
 from nnunet_calib.integration.validation import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.bins import AbsentClasses, Reduction
@@ -70,6 +70,18 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         names = [name for cls in reversed(type(self).__mro__) for name in vars(cls).get("hyperparameters", ())]
         return {name: getattr(self, name) for name in names}
 
+    def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
+        """Class of a loss term -> its weight in an epoch, of the terms whose weight changes."""
+        return {}
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's, with the epoch's weights."""
+        super().on_train_epoch_start()
+        weights = self.term_weights(self.current_epoch)
+        for module in self.loss.modules():
+            if isinstance(module, LossWithTerm) and type(module.term) in weights:
+                module.weight = weights[type(module.term)]
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's, with each case measured in the worker that exports it."""
         validate = super().perform_actual_validation
@@ -97,31 +109,32 @@ class NACLMixin(CalibrationMixin):
     nacl_schedule_rate = 1.0
     nacl_schedule_every = 100
     nacl_max_weight = 100.0
+    nacl_warmup_epochs = 10
     hyperparameters: tuple[str, ...] = (
         "nacl_weight", "nacl_kernel_size", "nacl_prior", "nacl_penalty", "nacl_on", "nacl_sigma",
         "nacl_every_resolution", "nacl_schedule", "nacl_schedule_rate", "nacl_schedule_every", "nacl_max_weight",
+        "nacl_warmup_epochs",
     )
 
-    def nacl_weight_in(self, epoch: int) -> float:
-        """The weight that the schedule gives to an epoch."""
+    def _nacl_weight(self, epoch: int) -> float:
         return scheduled_weight(
             self.nacl_weight, epoch, schedule=self.nacl_schedule, rate=self.nacl_schedule_rate,
             every=self.nacl_schedule_every, maximum=self.nacl_max_weight,
         )
 
-    def on_train_epoch_start(self) -> None:
-        """nnU-Net's, with the epoch's weight."""
-        super().on_train_epoch_start()
-        for module in self.loss.modules():
-            if isinstance(module, LossWithTerm) and isinstance(module.term, NACLLoss):
-                module.weight = self.nacl_weight_in(self.current_epoch)
+    def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
+        """That of NACL follows its schedule and its warm-up."""
+        weight = warmed_up(
+            self._nacl_weight(epoch), epoch, warmup_epochs=self.nacl_warmup_epochs, num_epochs=self.num_epochs
+        )
+        return super().term_weights(epoch) | {NACLLoss: weight}
 
     def _build_loss(self) -> nn.Module:
         term = NACLLoss(
             kernel_size=plan_kernel_size(self.nacl_kernel_size, self.configuration_manager), prior=self.nacl_prior,
             penalty=self.nacl_penalty, on=self.nacl_on, sigma=self.nacl_sigma, **self._loss_mode(),
         )
-        weight = self.nacl_weight_in(self.current_epoch)
+        weight = self._nacl_weight(self.current_epoch)  # whole: it is an epoch's start that warms it up
         return add_term(super()._build_loss(), term, weight, every_resolution=self.nacl_every_resolution)
 
 
@@ -150,7 +163,8 @@ class DiceOnlyMixin(CalibrationMixin):
 class ML1ACEMixin(CalibrationMixin):
     """Adds the marginal L1 average calibration error (`nnunet_calib.losses.ml1_ace_loss`) to the trainer's loss."""
 
-    ml1_ace_weight = 1.0
+    ml1_ace_weight = 0.3
+    ml1_ace_warmup_epochs = 0
     ml1_ace_num_bins = 20
     ml1_ace_reduction: Reduction = "ace"
     ml1_ace_binning: Binning = "hard"
@@ -158,9 +172,16 @@ class ML1ACEMixin(CalibrationMixin):
     ml1_ace_every_resolution = True
     ml1_ace_pool_with_batch_dice = False
     hyperparameters: tuple[str, ...] = (
-        "ml1_ace_weight", "ml1_ace_num_bins", "ml1_ace_reduction", "ml1_ace_binning", "ml1_ace_absent_classes",
-        "ml1_ace_every_resolution", "ml1_ace_pool_with_batch_dice",
+        "ml1_ace_weight", "ml1_ace_warmup_epochs", "ml1_ace_num_bins", "ml1_ace_reduction", "ml1_ace_binning",
+        "ml1_ace_absent_classes", "ml1_ace_every_resolution", "ml1_ace_pool_with_batch_dice",
     )
+
+    def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
+        """That of mL1-ACE follows its warm-up."""
+        weight = warmed_up(
+            self.ml1_ace_weight, epoch, warmup_epochs=self.ml1_ace_warmup_epochs, num_epochs=self.num_epochs
+        )
+        return super().term_weights(epoch) | {ML1ACELoss: weight}
 
     def _build_loss(self) -> nn.Module:
         pooled = self.ml1_ace_pool_with_batch_dice and self.configuration_manager.batch_dice

@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
+from nnunet_calib import trainers
 from nnunet_calib.integration.trainer import ML1ACEMixin, NACLMixin, SVLSMixin
 from nnunet_calib.trainers import nnUNetTrainerML1ACE, nnUNetTrainerNACL, nnUNetTrainerSVLS
 from tests.nnunet.conftest import PLANS
@@ -110,6 +111,22 @@ def test_hyperparameters_of_a_subclass(world):
     trainer._save_debug_information()
     debug = json.loads((Path(trainer.output_folder) / "debug.json").read_text())
     assert {name: debug[name] for name in expected} == {name: str(value) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("NACL", ["NACLLoss", "weight=0.1"]),
+        ("ML1ACE", ["binning='hard'", "absent_classes='keep'", "weight=1.0"]),
+        ("SoftML1ACE", ["binning='soft'", "absent_classes='zero'", "weight=1.0"]),
+    ],
+)
+def test_published(world, name, parts):
+    """The papers' weights, from the first epoch on."""
+    trainer = make(getattr(trainers, f"nnUNetTrainer{name}_published"), world)
+    trainer.initialize()
+    trainer.on_train_epoch_start()
+    assert all(part in repr(trainer.loss) for part in parts)
 
 
 def test_hyperparameters_of_two_losses(world):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nnunet_calib.integration.schedule import scheduled_weight
-from nnunet_calib.trainers import nnUNetTrainerNACL
+from nnunet_calib.integration.schedule import scheduled_weight, warmed_up
+from nnunet_calib.trainers import nnUNetTrainerNACL, nnUNetTrainerNACLML1ACE
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,22 @@ def test_refused(schedule, every):
         scheduled_weight(0.1, 0, schedule=schedule, rate=1, every=every, maximum=1)
 
 
+@pytest.mark.parametrize(
+    ("warmup_epochs", "num_epochs", "expected"),
+    [(4, 1000, [0, 0.5, 1, 1.5, 2, 2]), (4, 5, [0, 1, 2, 2, 2]), (0, 1000, [2, 2]), (4, 1, [2])],
+)
+def test_warmup_by_hand(warmup_epochs, num_epochs, expected):
+    """From 0 up in even steps; a short training has the whole term for half of its epochs."""
+    weights = [warmed_up(2, e, warmup_epochs=warmup_epochs, num_epochs=num_epochs) for e in range(len(expected))]
+    assert weights == pytest.approx(expected, rel=1e-12)
+
+
 class Growing(nnUNetTrainerNACL):
     """A tenth more every epoch."""
 
     nacl_schedule = "add"
     nacl_schedule_rate = 0.1
+    nacl_warmup_epochs = 0
 
 
 @pytest.mark.slow
@@ -50,3 +61,27 @@ def test_training_uses_it(world):
         trainer.on_train_epoch_start()
         assert term.weight == pytest.approx(0.1 + 0.1 * epoch)
     assert trainer._build_loss().loss.weight == pytest.approx(0.8)
+
+
+class Warm(nnUNetTrainerNACLML1ACE):
+    """Two terms, each with a warm-up of its own."""
+
+    ml1_ace_weight = 1.0
+    ml1_ace_warmup_epochs = 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_warmup_of_two_terms(world):
+    """Each term gets its own weight, inside the other; without an epoch's start both are whole."""
+    from tests.nnunet.test_mixins import make
+
+    trainer = make(Warm, world)
+    trainer.initialize()
+    weights = {type(m.term).__name__: m for m in trainer.loss.modules() if hasattr(m, "term")}
+    assert {name: module.weight for name, module in weights.items()} == {"NACLLoss": 0.1, "ML1ACELoss": 1.0}
+    for epoch, nacl, ml1_ace in ((0, 0, 0), (1, 0.01, 0.2), (5, 0.05, 1), (999, 0.1, 1)):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        found = {name: module.weight for name, module in weights.items()}
+        assert found == pytest.approx({"NACLLoss": nacl, "ML1ACELoss": ml1_ace})

@@ -38,7 +38,7 @@ LOSSES = {
     "ML1ECE": ["DC_and_", "ML1ACELoss", "reduction='ece', binning='hard'"],
     "ML1MCE": ["DC_and_", "ML1ACELoss", "reduction='mce', binning='hard'"],
     "DiceML1ACE": ["DC_and_", "NoTerm", "ML1ACELoss", "reduction='ace', binning='hard'"],
-    "NACLML1ACE": ["DC_and_", "NACLLoss", "weight=0.1", "ML1ACELoss", "weight=1.0"],
+    "NACLML1ACE": ["DC_and_", "NACLLoss", "weight=0.1", "ML1ACELoss", "weight=0.3"],
 }
 
 

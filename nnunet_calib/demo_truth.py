@@ -1,0 +1,100 @@
+"""What the demo's models say against the true probabilities of its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from nnunet_calib.integration.crossval import crossval_folder
+from nnunet_calib.integration.reported import dice_of_cases
+from nnunet_calib.metrics import calibration_errors
+from nnunet_calib.statistics import CaseStatistics
+from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth
+from nnunet_calib.temperature import apply_temperature
+
+HEADER = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth")
+_BINNED = ("ece", "ace", "mce")
+_COLUMNS = (*_BINNED, "nll", "kl_to_truth", "distance_to_truth")
+
+
+def read_probabilities(path: Path) -> NDArray[np.float32]:
+    """(C, *spatial), of an .npz of nnU-Net or of the truth."""
+    with np.load(path) as file:
+        return file["probabilities"]
+
+
+def against_truth(model: Path, folds: Sequence[int], truth: Path) -> dict[str, Any]:
+    """The errors of a cross-validated model, and how far its probabilities are from the true ones.
+
+    Args:
+        model: nnU-Net's folder of the model, trained with --npz, its folds merged by `nnunet_calib crossval`.
+        folds: those that were merged.
+        truth: folder with the true probabilities of each case, CASE.npz.
+
+    Returns:
+        "dice", "temperature", and under "uncalibrated" and "calibrated" the means over the cases of ECE, ACE, MCE
+        (foreground classes), NLL, the divergence from and the distance to the truth; the same of each case in "cases".
+    """
+    merged = crossval_folder(model, folds) / "summary.json"
+    summary = json.loads(merged.read_text(encoding="utf-8"))
+    dice = dice_of_cases(model, [str(fold) for fold in folds])
+    result: dict[str, Any] = {
+        "dice": float(np.nanmean([*dice.values()])), "temperature": summary["temperature"]["temperature"],
+    }
+    cases = []
+    for case in summary["metric_per_case"]:
+        name = case["case"]
+        p = read_probabilities(model / f"fold_{case['fold']}" / "validation" / f"{name}.npz")
+        q = read_probabilities(truth / f"{name}.npz")
+        cases.append({"case": name, "fold": case["fold"], "temperature": case["temperature"]})
+        for when, temperature in (("uncalibrated", 1.0), ("calibrated", case["temperature"])):
+            image, scaled = case[when]["image"], p if temperature == 1 else apply_temperature(p, temperature)
+            classes = [values for label, values in image["per_class"].items() if label != "0"]
+            errors = (float(np.mean([values[m] for values in classes if values[m] is not None])) for m in _BINNED)
+            distances = divergence_from_truth(scaled, q), distance_to_truth(scaled, q)
+            cases[-1][when] = dict(zip(_COLUMNS, (*errors, image["nll"], *distances), strict=True))
+    for when, metrics in summary["metrics"].items():
+        image = metrics["image"]
+        distances = np.mean([[case[when][column] for column in _COLUMNS[-2:]] for case in cases], axis=0).tolist()
+        errors = (image["foreground_mean"][m] for m in _BINNED)
+        result[when] = dict(zip(_COLUMNS, (*errors, image["nll"], *distances), strict=True))
+    return result | {"cases": cases}
+
+
+def of_truth(labels: Path, truth: Path, cases: Sequence[str]) -> dict[str, float]:
+    """The same means for the true probabilities themselves: what chance alone leaves of every error.
+
+    Args:
+        labels: folder with the label map of each case, CASE.nii.gz.
+        truth: folder with the true probabilities of each case, CASE.npz.
+        cases: their names.
+    """
+    errors = []
+    for case in cases:
+        drawn = sitk.GetArrayFromImage(sitk.ReadImage(labels / f"{case}.nii.gz"))
+        q = read_probabilities(truth / f"{case}.npz")
+        measured = calibration_errors(CaseStatistics.from_probabilities(q, drawn))
+        errors.append([*(float(np.nanmean(measured[m][1:])) for m in _BINNED), float(measured["nll"]), 0.0, 0.0])
+    return dict(zip(_COLUMNS, np.mean(errors, axis=0).tolist(), strict=True))
+
+
+def table(models: dict[str, dict[str, Any]], truth: dict[str, float]) -> str:
+    """The lines of each model, as trained and with temperature, and that of the truth, in aligned columns."""
+
+    def row(name: str, temperature: str, dice: str, values: dict[str, float]) -> tuple[str, ...]:
+        return name, temperature, dice, *(f"{values[column]:.4f}" for column in _COLUMNS)
+
+    rows: list[tuple[str, ...]] = [HEADER]
+    for name, model in models.items():
+        for when, temperature in (("uncalibrated", 1), ("calibrated", model["temperature"])):
+            rows.append(row(name, f"{temperature:.2f}", f"{model['dice']:.3f}", model[when]))
+    rows.append(row("true probabilities", "-", "-", truth))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
