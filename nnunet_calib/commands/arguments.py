@@ -42,6 +42,31 @@ def add_model(command: argparse.ArgumentParser, *, several: bool = False, traine
     )
 
 
+def add_checkpoint(command: argparse.ArgumentParser, note: str = "") -> None:
+    """Which checkpoint of each fold, and whether its content is trusted."""
+    command.add_argument(
+        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
+        help=f"of the checkpoint (default: %(default)s){note}",
+    )
+    command.add_argument(
+        "--trust-checkpoint", dest="trust", action="store_true",
+        help="read a checkpoint that holds more than tensors and plain values, which can run code",
+    )
+
+
+def add_inference(command: argparse.ArgumentParser) -> None:
+    """On which device to predict, and which part of the cases."""
+    command.add_argument(
+        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
+        help="predicts; choose the GPU with CUDA_VISIBLE_DEVICES (default: %(default)s)",
+    )
+    command.add_argument(
+        "-num_parts", type=at_least_one, default=1, metavar="N",
+        help="run the command N times, with -part_id 0 to N - 1, to share the cases (default: 1)",
+    )
+    command.add_argument("-part_id", type=int, default=0, metavar="K", help="which of these runs this is, from 0")
+
+
 def add_predictions(
     command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration"
 ) -> None:

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_model
+from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -18,9 +18,7 @@ def _run(args: argparse.Namespace) -> None:
         deployed = find_temperature(model_folder, folds, args.temperature)
         if deployed.content.get("in_sample"):
             print("T was fitted on cases that the model was trained on: it is no match for new ones", file=sys.stderr)
-        baked = bake(
-            model_folder, folds, deployed, name=args.checkpoint, portable=args.portable, trust=args.trust_checkpoint
-        )
+        baked = bake(model_folder, folds, deployed, name=args.checkpoint, portable=args.portable, trust=args.trust)
     print(deployed.describe())
     for made in baked:
         print(
@@ -49,10 +47,7 @@ def add(commands: Commands) -> None:
         "-f", dest="folds", type=_fold, nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD",
         help="folds to bake, with one temperature (default: 0 1 2 3 4)",
     )
-    command.add_argument(
-        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
-        help="the checkpoint to bake (default: %(default)s)",
-    )
+    add_checkpoint(command)
     command.add_argument(
         "--temperature", metavar="T",
         help="a number, or a temperature.json (default: that of the cross-validation that has these folds, else that "
@@ -61,9 +56,5 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--portable", action="store_true",
         help="name nnU-Net's own trainer in the checkpoint, so that it can be used without this package",
-    )
-    command.add_argument(
-        "--trust-checkpoint", action="store_true",
-        help="read a checkpoint that holds more than tensors and plain values, which can run code",
     )
     command.set_defaults(run=_run)

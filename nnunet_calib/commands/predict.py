@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from nnunet_calib.commands.arguments import Commands, add_maps, add_model, at_least_one, map_options
+from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_inference, add_maps, add_model, map_options
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -67,10 +67,7 @@ def add(commands: Commands) -> None:
         "-f", dest="folds", nargs="+", type=_fold, default=[0, 1, 2, 3, 4], metavar="FOLD",
         help="folds whose networks are averaged (default: 0 1 2 3 4)",
     )
-    command.add_argument(
-        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
-        help="of the checkpoint (default: %(default)s)",
-    )
+    add_checkpoint(command)
     add_maps(command)
     command.add_argument(
         "--temperature", metavar="T",
@@ -99,19 +96,7 @@ def add(commands: Commands) -> None:
         "-prev_stage_predictions", dest="previous_stage", type=Path, metavar="DIR",
         help="segmentations of the previous stage, for a cascade",
     )
-    command.add_argument(
-        "-num_parts", type=at_least_one, default=1, metavar="N",
-        help="run the command N times, with -part_id 0 to N - 1, to share the cases (default: 1)",
-    )
-    command.add_argument("-part_id", type=int, default=0, metavar="K", help="which of these runs this is, from 0")
-    command.add_argument(
-        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
-        help="choose the GPU with CUDA_VISIBLE_DEVICES (default: %(default)s)",
-    )
+    add_inference(command)
     command.add_argument("--disable_progress_bar", dest="progress", action="store_false", help="show none")
     command.add_argument("--not_on_device", dest="on_device", action="store_false", help="spare the GPU's memory")
-    command.add_argument(
-        "--trust-checkpoint", dest="trust", action="store_true",
-        help="load a checkpoint with other content than nnU-Net's, which can run code that is in it",
-    )
     command.set_defaults(run=_run)

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_model, at_least_one
+from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_inference, add_model, at_least_one
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -50,30 +50,15 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "-f", dest="folds", nargs="+", metavar="FOLD", help="numbers, or all (default: those that have the checkpoint)"
     )
-    command.add_argument(
-        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
-        help="of the checkpoint (default: %(default)s); with another one, .npz are not used",
-    )
-    command.add_argument(
-        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
-        help="predicts the cases without .npz; choose the GPU with CUDA_VISIBLE_DEVICES (default: %(default)s)",
-    )
+    add_checkpoint(command, "; with another one, .npz are not used")
+    add_inference(command)
     command.add_argument(
         "-np", dest="processes", type=at_least_one, metavar="N",
         help="processes that measure; each holds a case (default: nnU-Net's, nnUNet_def_n_proc or 8)",
     )
     command.add_argument(
-        "-num_parts", type=at_least_one, default=1, metavar="N",
-        help="run the command N times, with -part_id 0 to N - 1, to share the cases of each fold (default: 1)",
-    )
-    command.add_argument("-part_id", type=int, default=0, metavar="K", help="which of these runs this is, from 0")
-    command.add_argument(
         "--no-npz", dest="npz", action="store_false",
         help="predict all cases: for .npz that are not of the checkpoint, as after nnUNetv2_train --val_best --npz",
     )
     command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")
-    command.add_argument(
-        "--trust-checkpoint", dest="trust", action="store_true",
-        help="load a checkpoint with other content than nnU-Net's, which can run code that is in it",
-    )
     command.set_defaults(run=_run)

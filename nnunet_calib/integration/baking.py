@@ -17,14 +17,9 @@ from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint, load_checkpoint
 from nnunet_calib.integration.deployment import Deployed, Fold
 from nnunet_calib.integration.heads import find_heads, largest_deviation, outputs_of
-from nnunet_calib.integration.networks import (
-    Architecture,
-    find_trainer,
-    load_weights,
-    plain_names,
-    stock_trainer,
-)
-from nnunet_calib.integration.trained_weights import weights_fingerprint
+from nnunet_calib.integration.lookup import find_trainer
+from nnunet_calib.integration.networks import Architecture, put_weights, stock_trainer
+from nnunet_calib.integration.trained_weights import plain_names, weights_fingerprint
 
 CALIBRATED = "checkpoint_calibrated.pth"
 ENTRY = "nnunet_calib"
@@ -97,7 +92,7 @@ def _bake(
     architecture = Architecture(model_folder, find_trainer(checkpoint["trainer_name"]))
     networks = [architecture.build(deep_supervision=on) for on in (False, True)]  # off: what predicts
     for network in networks:
-        load_weights(network, original)
+        put_weights(network, original)
     fingerprint = weights_fingerprint(networks[0])
     deployed.check(model_folder, fold, fingerprint)
 
@@ -106,7 +101,7 @@ def _bake(
     heads = set().union(*map(find_heads, networks, before))
     weights = divided_weights(original, networks[0], heads, temperature)
     for network in networks:
-        load_weights(network, weights)
+        put_weights(network, weights)
     after = [outputs_of(network, x) for network in networks]
     deviation = max(map(largest_deviation, before, after, [temperature] * 2, networks))
     if portable:
@@ -138,7 +133,7 @@ def divided_weights(
     """
     result = copy.copy(weights)  # with the versions of layers, an attribute of the dictionary
     made: dict[int, Tensor] = {}  # what shared its memory in the file still does
-    for name, plain in plain_names(network, weights).items():
+    for name, plain in plain_names(weights, network).items():
         if plain in heads:
             tensor = weights[name]
             result[name] = made.setdefault(tensor.data_ptr(), (tensor.double() / temperature).to(tensor.dtype))
@@ -150,7 +145,7 @@ def _stock_name(architecture: Architecture, weights: dict[str, Tensor], x: Tenso
     stock = stock_trainer(architecture.trainer)
     try:
         network = Architecture(architecture.model_folder, stock).build(deep_supervision=False)
-        load_weights(network, weights)
+        put_weights(network, weights)
         outputs = outputs_of(network, x)
         same = [a.shape for a in outputs] == [a.shape for a in expected] and all(map(torch.allclose, outputs, expected))
         reason = "other logits"

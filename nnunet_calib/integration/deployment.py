@@ -103,11 +103,11 @@ def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | Non
             f"expected the temperature of fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of {model_folder}, "
             f"found none: {_measure(model_folder, folds)}, or give one with --temperature"
         )
-    return fitted_temperature(found, model_folder)
+    return read_temperature(found, model_folder)
 
 
-def fitted_temperature(found: Path, model_folder: Path) -> Deployed:
-    """The temperature in a file of the model; errors as `find_temperature`."""
+def read_temperature(found: Path, model_folder: Path) -> Deployed:
+    """The temperature in a file of the model, fitted on data it had not seen; errors as `find_temperature`."""
     content = given_temperature(str(found))
     if content.get("in_sample"):
         raise ValueError(

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_calib.integration.deployment import (
-    Deployed,
-    Fold,
-    find_temperature,
-    fitted_temperature,
-    merged_temperature,
-)
+from nnunet_calib.integration.deployment import Deployed, Fold, find_temperature, merged_temperature, read_temperature
 from nnunet_calib.integration.folds import calibration_folder
 
 OWN = "folds"
@@ -37,4 +31,4 @@ def find_temperatures(model_folder: Path, folds: Sequence[Fold], given: str | No
     missing = [fold for fold, file in zip(folds, files, strict=True) if not file.is_file()]
     if missing:
         find_temperature(model_folder, missing)  # tells what makes them
-    return tuple(fitted_temperature(file, model_folder) for file in files)
+    return tuple(read_temperature(file, model_folder) for file in files)

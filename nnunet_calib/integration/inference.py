@@ -22,7 +22,7 @@ from nnunet_calib.integration.map_predictor import MapPredictor, exporting_throu
 from nnunet_calib.integration.predicted_maps import LOGITS, ExportWithMaps
 from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.integration.probability_maps import MapOptions
-from nnunet_calib.integration.trained_weights import weights_fingerprint
+from nnunet_calib.integration.trained_weights import unwrapped, weights_fingerprint
 
 
 def predict(
@@ -140,7 +140,7 @@ def _load(model_folder: Path, folds: Sequence[Fold], checkpoint: str, options: d
 
 def _fingerprints(nnunet: MapPredictor, folds: Sequence[Fold]) -> dict[str, str]:
     """SHA-256 of the weights of each fold."""
-    network: Any = getattr(nnunet.network, "_orig_mod", nnunet.network)  # torch.compile
+    network = unwrapped(nnunet.network)  # of torch.compile
     found = {}
     for fold, weights in zip(folds, nnunet.list_of_parameters, strict=True):
         network.load_state_dict(weights)

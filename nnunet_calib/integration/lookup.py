@@ -1,7 +1,8 @@
-"""Where nnU-Net finds the trainers."""
+"""Where nnU-Net finds the trainers, and what it finds."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 MODULE = "nnunet_calib_trainers.py"
@@ -23,3 +24,21 @@ def trainers_folder() -> Path:
     raise FileNotFoundError(
         f"expected the trainers folder in {package} or beside it, found none: reinstall nnunet-calib"
     )
+
+
+def find_trainer(name: str) -> type:
+    """The trainer class of this name, as nnU-Net finds it.
+
+    Raises:
+        ValueError: in one sentence, if there is none.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"expected a trainer that nnU-Net finds, got {name}: set nnUNet_extTrainer (now "
+            f"{os.environ.get('nnUNet_extTrainer') or 'unset'}) as it was for the training; nnunet_calib trainers "
+            f"--path prints the folder of this package's trainers"
+        ) from error

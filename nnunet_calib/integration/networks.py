@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from torch import nn
 
 from nnunet_calib.integration.fold_results import read_json
-
-PREFIXES = ("module.", "_orig_mod.")  # of DDP and of torch.compile
+from nnunet_calib.integration.lookup import find_trainer
+from nnunet_calib.integration.trained_weights import plain_names
 
 
 @dataclass(frozen=True)
@@ -100,23 +99,6 @@ class Architecture:
         ) from failure
 
 
-def find_trainer(name: str) -> type:
-    """The trainer class of this name, as nnU-Net finds it.
-
-    Raises:
-        ValueError: in one sentence, if there is none.
-    """
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    try:
-        return recursive_find_trainer_class_by_name(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"expected the checkpoint's trainer {name}, found none: set nnUNet_extTrainer as it was for the training "
-            f"(nnunet_calib trainers --path prints the folder of this package)"
-        ) from error
-
-
 def stock_trainer(trainer: type) -> type:
     """The nearest of a trainer's classes that nnU-Net brings.
 
@@ -136,32 +118,21 @@ def stock_trainer(trainer: type) -> type:
     return stock
 
 
-def load_weights(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def put_weights(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Load the weights of a checkpoint, whose names may have the prefixes of DDP or torch.compile.
 
     Raises:
         ValueError: in one sentence, if they are those of another network.
     """
+    names = plain_names(weights, network)
     try:
-        network.load_state_dict({plain: weights[name] for name, plain in plain_names(network, weights).items()})
+        network.load_state_dict({plain: weights[name] for name, plain in names.items()})
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = str(error).splitlines()
         raise ValueError(
             f"expected the weights of {type(network).__name__} as plans.json describes it, found others: "
             f"{' '.join(' '.join(lines[1:2] or lines).split())[:300]}"
         ) from error
-
-
-def plain_names(network: nn.Module, weights: Iterable[str]) -> dict[str, str]:
-    """The network's own name for each name in a checkpoint."""
-    own = network.state_dict().keys()
-
-    def plain(name: str) -> str:
-        while name not in own and name.startswith(PREFIXES):
-            name = name.partition(".")[2]
-        return name
-
-    return {name: plain(name) for name in weights}
 
 
 def _first_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from nnunet_calib.integration.export import ExportAndMeasure
 from nnunet_calib.integration.fold_results import some
 from nnunet_calib.integration.remade_trainer import preprocess_command
-from nnunet_calib.integration.trained_weights import TrainedWeights
+from nnunet_calib.integration.trained_weights import TrainedWeights, unwrapped
 from nnunet_calib.integration.trainer import CalibrationMixin
 from nnunet_calib.integration.validation import EXPORT_NAME, replaced, validating_classes
 
@@ -119,9 +119,8 @@ def _initialize(trainer: Any, weights: TrainedWeights) -> None:
     trainer.configuration_manager.configuration.pop("next_stage", None)
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = weights.mirroring_axes
-    network = getattr(trainer.network, "_orig_mod", trainer.network)  # torch.compile
     try:
-        network.load_state_dict(weights.state)
+        unwrapped(trainer.network).load_state_dict(weights.state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise ValueError(

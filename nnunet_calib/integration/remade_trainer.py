@@ -18,6 +18,7 @@ import torch
 
 from nnunet_calib.integration.fold_results import read_json
 from nnunet_calib.integration.labels import check_dataset
+from nnunet_calib.integration.lookup import find_trainer
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def remade_trainer(model_folder: Path, fold: int | str, device: torch.device) ->
     if not os.environ.get("nnUNet_preprocessed"):
         raise ValueError("expected nnUNet_preprocessed to name the folder of nnU-Net's preprocessed data, found it "
                          "unset: export it as for nnUNetv2_train")  # fmt: skip
-    trainer_class = _trainer_class(name)
+    trainer_class = find_trainer(name)
     with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:
         # nnU-Net reads the variable whenever it needs the folder
         with _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
@@ -80,16 +81,3 @@ def _described(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"expected {file.name} of the trained model in {file.parent}, found none: restore it")
     return read_json(file)
-
-
-def _trainer_class(name: str) -> type:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    try:
-        return recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"expected a trainer that nnU-Net finds, got {name}: nnUNet_extTrainer must name its folder (now "
-            f"{os.environ.get('nnUNet_extTrainer') or 'unset'}), for the trainers of this package that which "
-            f"nnunet_calib trainers --path prints"
-        ) from error

@@ -24,7 +24,7 @@ from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.predicting import check_inputs, export_for, predict
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.integration.remade_trainer import preprocess_command, remade_trainer
-from nnunet_calib.integration.trained_weights import TrainedWeights, load_weights, state_fingerprint
+from nnunet_calib.integration.trained_weights import TrainedWeights, read_weights, state_fingerprint
 from nnunet_calib.integration.validation import describe_model
 
 
@@ -97,7 +97,7 @@ def validate_fold(model_folder: Path, fold: int | str, options: Options) -> dict
         OSError: if the folder cannot be written, or memory runs out.
     """
     checkpoint = find_checkpoint(model_folder, fold, options.checkpoint)
-    weights = load_weights(checkpoint, trust=options.trust)
+    weights = read_weights(checkpoint, trust=options.trust)
     with remade_trainer(model_folder, fold, torch.device(options.device)) as trainer:
         _check_origin(weights, trainer, checkpoint)
         model = describe_model(trainer, state_fingerprint(weights.state))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from nnunet_calib.integration.checkpoint_files import load_checkpoint
+
+PREFIXES = ("module.", "_orig_mod.")  # of DDP and DataParallel, and of torch.compile
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,11 @@ class TrainedWeights:
     configuration: str | None
 
 
-def load_weights(file: Path, *, trust: bool = False) -> TrainedWeights:
+def read_weights(file: Path, *, trust: bool = False) -> TrainedWeights:
     """The weights in a checkpoint; arguments and errors as `load_checkpoint`."""
     checkpoint = load_checkpoint(file, trust=trust)
-    state, arguments = dict(checkpoint["network_weights"]), checkpoint["init_args"]
-    # a distributed training of nnU-Net saves the network itself; DataParallel, in other people's trainers, adds this
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    weights, arguments = checkpoint["network_weights"], checkpoint["init_args"]
+    state = {plain: weights[name] for name, plain in plain_names(weights).items()}
     axes = checkpoint.get("inference_allowed_mirroring_axes")
     return TrainedWeights(state, axes, arguments.get("fold"), arguments.get("configuration"))
 
@@ -51,6 +51,27 @@ def state_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
 
 def weights_fingerprint(network: torch.nn.Module) -> str:
     """`state_fingerprint` of a network, wrapped for a distributed training or compiled, or not."""
-    module = getattr(network, "module", network)  # DDP
-    module = getattr(module, "_orig_mod", module)  # torch.compile
-    return state_fingerprint(module.state_dict())
+    return state_fingerprint(unwrapped(network).state_dict())
+
+
+def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
+    """The network that DDP, DataParallel and torch.compile hold, or the network itself."""
+    while [f"{name}." for name, _ in network.named_children()] in ([prefix] for prefix in PREFIXES):
+        (network,) = network.children()
+    return network
+
+
+def plain_names(weights: Iterable[str], network: torch.nn.Module | None = None) -> dict[str, str]:
+    """The network's own name for each name in a checkpoint.
+
+    nnU-Net saves the network itself; other people's trainers may save what wraps it, which adds a prefix to all names.
+
+    Args:
+        weights: the names.
+        network: told apart from a wrapper where its own names have such a prefix.
+    """
+    own = {} if network is None else network.state_dict()
+    names = plain = [*weights]
+    while names and all(name.startswith(PREFIXES) and name not in own for name in plain):
+        plain = [name.partition(".")[2] for name in plain]
+    return dict(zip(names, plain, strict=True))

@@ -188,7 +188,7 @@ def test_no_trainer(told, monkeypatch):
     """Where nnU-Net does not find it."""
     monkeypatch.delenv("nnUNet_extTrainer")
     text = told.refused("-f", "0", "--temperature", "2")
-    assert "expected the checkpoint's trainer nnUNetTrainerCalib, found none: set nnUNet_extTrainer as it was" in text
+    assert "expected a trainer that nnU-Net finds, got nnUNetTrainerCalib: set nnUNet_extTrainer (now unset)" in text
 
 
 def test_other_network(told):

@@ -77,8 +77,8 @@ def test_unknown_trainer(trained, said, monkeypatch):
     """That of another package, whose folder nnUNet_extTrainer does not name."""
     monkeypatch.delenv("nnUNet_extTrainer")
     assert (
-        f"expected a trainer that nnU-Net finds, got {TRAINER}: nnUNet_extTrainer must name its folder (now unset), "
-        f"for the trainers of this package that which nnunet_calib trainers --path prints"
+        f"expected a trainer that nnU-Net finds, got {TRAINER}: set nnUNet_extTrainer (now unset) as it was for the "
+        f"training; nnunet_calib trainers --path prints the folder of this package's trainers"
     ) in said()
 
 
