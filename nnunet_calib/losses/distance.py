@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
+from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
 from nnunet_calib.losses.borders import Borders
 
 PIECE = 2**18  # logits worked on at a time: with their distances, 2 MiB

@@ -40,9 +40,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
+from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
 from nnunet_calib.losses.bins import AbsentClasses, Reduction, error_of_sums
 from nnunet_calib.losses.piece_bins import CHUNK, BinSums, Chunks
 from nnunet_calib.losses.targets import as_int32, at_least_float32, label_error

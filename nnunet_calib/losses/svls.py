@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
 from nnunet_calib.losses.borders import Borders, find_borders
 from nnunet_calib.losses.module import FunctionalLoss
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, check_sigma, spatially_varying_labels
