@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.metrics import CalibrationErrorMetric
 
 from nnunet_calib import calibration_errors
 from nnunet_calib.metrics import reliability_curve
@@ -26,6 +25,7 @@ def region(p, y) -> Case:
 @pytest.mark.parametrize("mode", ["labels", "regions"])
 def test_agrees_with_monai(mode, shape, heads, num_bins):
     """MONAI's right=True makes its bins [a, b), whatever its documentation says: it goes straight to bucketize."""
+    CalibrationErrorMetric = pytest.importorskip("monai.metrics").CalibrationErrorMetric
     case = make_case(mode, shape, heads, seed=heads * num_bins)
     p, y = (torch.as_tensor(x)[None] for x in (case.probabilities, case.targets().astype(np.float32)))
     ours = calibration_errors(case.measure(), num_bins)
