@@ -70,6 +70,8 @@ def _as_tensor(x: ArrayLike) -> Tensor:
     """A tensor, without a copy where PyTorch can share the memory (not of read-only and of flipped arrays)."""
     if isinstance(x, np.ndarray) and not (x.flags.writeable and all(stride >= 0 for stride in x.strides)):
         x = x.copy()
+    if isinstance(x, np.ndarray) and x.dtype == np.uint16:  # which PyTorch before 2.3 does not have
+        x = x.astype(np.int32)
     return torch.as_tensor(x)
 
 

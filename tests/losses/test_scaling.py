@@ -8,6 +8,10 @@ from torch import nn
 
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.amp, "GradScaler"), reason="PyTorch before 2.3 has no scaler for a CPU"
+)
+
 LOSSES = {
     "ace": ML1ACELoss(), "ece": ML1ACELoss(reduction="ece"), "mce": ML1ACELoss(reduction="mce"),
     "soft": ML1ACELoss(binning="soft"), "pooled": ML1ACELoss(pool="batch"), "nacl": NACLLoss(), "svls": SVLSLoss(),
