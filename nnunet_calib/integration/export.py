@@ -88,7 +88,8 @@ class ExportAndMeasure:
         except Exception:
             try:
                 with replaced_when_complete(failure_file(target)) as temporary:
-                    temporary.write_text(traceback.format_exc(), encoding="utf-8")
+                    # names of files that are no text in this system's encoding cannot be written as they are
+                    temporary.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
             except OSError:  # the folder itself cannot be written: the missing case file says enough
                 traceback.print_exc()
 

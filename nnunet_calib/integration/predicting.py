@@ -27,7 +27,7 @@ from nnunet_calib.integration.fold_results import some
 from nnunet_calib.integration.remade_trainer import preprocess_command
 from nnunet_calib.integration.trained_weights import TrainedWeights, unwrapped
 from nnunet_calib.integration.trainer import CalibrationMixin
-from nnunet_calib.integration.validation import EXPORT_NAME, replaced, validating_classes
+from nnunet_calib.integration.validation import EXPORT_NAME, replaced, validating_classes, watched_workers
 
 
 def convert_only(
@@ -97,6 +97,7 @@ def predict(
     trainer.measure_validation = False  # here is what measures
     names: dict[str, Any] = {
         EXPORT_NAME: measure, "default_num_processes": min(processes or default_num_processes, len(cases)),
+        **watched_workers(),
     }  # fmt: skip
     if measure.export is convert_only:
         names["compute_metrics_on_folder"] = _no_metrics

@@ -6,7 +6,8 @@ the case, keeps hold of the logits that nnU-Net has resampled to the image's own
 there is no second inference, no second resampling and no .npz, and nnU-Net's own files are written by nnU-Net.
 
 A failure of ours never costs a training: it is logged with its traceback and with the command that repeats the
-measurement, and nnU-Net goes on.
+measurement, and nnU-Net goes on. Where it takes nnU-Net's validation with it, as a worker does that runs out of memory
+while it measures, nnU-Net's validation is run once more, without measuring.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_calib.integration.export import ExportAndMeasure, failure_file
-from nnunet_calib.integration.fold_results import validate_command
+from nnunet_calib.integration.fold_results import some, validate_command
 from nnunet_calib.integration.folds import CALIBRATION_FOLDER, case_file, write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.trained_weights import weights_fingerprint
+from nnunet_calib.integration.watched_pool import Watched
 
 EXPORT_NAME = "export_prediction_from_logits"
 
@@ -74,6 +76,12 @@ def replaced(trainer: Any, **names: Any) -> Iterator[None]:
             space[name] = own[name]
 
 
+def watched_workers() -> dict[str, Watched]:
+    """For `replaced`: lets a validation raise, rather than wait for ever, when one of its workers has died."""
+    name = "multiprocessing"
+    return {name: Watched(nnUNetTrainer.perform_actual_validation.__globals__[name])}
+
+
 def validating_classes(trainer: Any) -> list[type]:
     """The classes of a trainer that define a validation."""
     return [cls for cls in type(trainer).__mro__ if "perform_actual_validation" in vars(cls)]
@@ -105,32 +113,32 @@ def measured_validation(trainer: Any, validate: Callable[[bool], None], save_pro
         save_probabilities: its argument (`--npz`).
     """
     cases: list[str] = []
+    measure: ExportAndMeasure | None = None
+    started = False
     try:
-        folder = Path(trainer.output_folder) / "validation" / CALIBRATION_FOLDER
-        case_file(folder, "").parent.mkdir(parents=True, exist_ok=True)
-        measure = ExportAndMeasure(
-            export=export_prediction_from_logits,
-            calibration_folder=folder,
-            labels_folder=Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
-            heads=Heads.of(trainer.label_manager),
-            model=describe_model(trainer, weights_fingerprint(trainer.network)),
-        )
+        with ExitStack() as stack:
+            measure = _measure_for(trainer)
+            stack.enter_context(_recorded_split(trainer, cases))
+            stack.enter_context(replaced(trainer, **{EXPORT_NAME: measure}, **watched_workers()))
+            started = True
+            validate(save_probabilities)
     except Exception:
-        _log_failure(trainer, traceback.format_exc())
+        if started and trainer.is_ddp:  # the other ranks would wait for this one
+            raise
+        reason = "it stopped while cases were measured" if started else "measuring cannot start"
+        _log_failure(trainer, f"{traceback.format_exc()}nnU-Net's validation is run without measuring, since {reason}.")
         validate(save_probabilities)
+    if trainer.local_rank != 0 or measure is None:
         return
-
-    with _recorded_split(trainer, cases), replaced(trainer, **{EXPORT_NAME: measure}):
-        validate(save_probabilities)
-
-    if trainer.local_rank != 0:
-        return
+    folder = measure.calibration_folder
     try:
-        for case in cases:
+        told = [case for case in cases if failure_file(case_file(folder, case)).is_file()]
+        for case in told:
             failed = failure_file(case_file(folder, case))
-            if failed.is_file():
-                _log_failure(trainer, f"case {case}:\n{failed.read_text(encoding='utf-8')}")
-                failed.unlink()
+            _log_failure(trainer, f"case {case}:\n{failed.read_text(encoding='utf-8')}")
+            failed.unlink()
+        if lost := [case for case in cases if case not in told and not case_file(folder, case).is_file()]:
+            _log_failure(trainer, f"nothing was written of {some(lost)}: see above what the workers have printed")
         summary = write_fold(folder, cases, measure.heads, measure.model)
         _report(trainer, summary, folder)
         if trainer.draw_figures is not None:
@@ -138,6 +146,19 @@ def measured_validation(trainer: Any, validate: Callable[[bool], None], save_pro
             _show_figures(trainer, folder)
     except Exception:
         _log_failure(trainer, traceback.format_exc())
+
+
+def _measure_for(trainer: Any) -> ExportAndMeasure:
+    """What measures the cases of a trainer, with the folder that it writes to."""
+    folder = Path(trainer.output_folder) / "validation" / CALIBRATION_FOLDER
+    case_file(folder, "").parent.mkdir(parents=True, exist_ok=True)
+    return ExportAndMeasure(
+        export=export_prediction_from_logits,
+        calibration_folder=folder,
+        labels_folder=Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
+        heads=Heads.of(trainer.label_manager),
+        model=describe_model(trainer, weights_fingerprint(trainer.network)),
+    )
 
 
 def _report(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
@@ -165,9 +186,11 @@ def _show_figures(trainer: Any, folder: Path) -> None:
 
 def _log_failure(trainer: Any, details: str) -> None:
     """Tell that measuring failed, why, and how to repeat it."""
-    device = "" if trainer.device.type == "cuda" else f" -device {trainer.device.type}"
-    trainer.print_to_log_file(
-        f"Calibration could not be measured; nnU-Net's own results are complete. The reason:\n{details}\n"
-        f"To measure again: {validate_command(Path(trainer.output_folder_base), trainer.fold)}{device}",
-        also_print_to_console=True,
-    )
+    with suppress(Exception):  # not even telling costs a training, as where a console cannot show a file's name
+        device = "" if trainer.device.type == "cuda" else f" -device {trainer.device.type}"
+        trainer.print_to_log_file(
+            f"Calibration could not be measured, which takes nothing from nnU-Net's own results. The reason:\n"
+            f"{details}\n"
+            f"To measure again: {validate_command(Path(trainer.output_folder_base), trainer.fold)}{device}",
+            also_print_to_console=True,
+        )
