@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nnunet_calib.binner import Binner
 from nnunet_calib.histograms import Histograms
-from nnunet_calib.slabs import Probabilities, slab_slices
+from nnunet_calib.slabs import Probabilities, check_range, slab_slices
 from nnunet_calib.sure_voxels import columns
 from nnunet_calib.temperature import log_probabilities
 from nnunet_calib.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, gradient_spread, strata_of
@@ -84,7 +84,7 @@ class Volume:
                     p, y, bits = columns(p, kept), y[kept], bits[kept]
                 if not p.size:
                     continue
-                _check_range(p)
+                check_range(p)
                 binner.add(p, self.target(y), bits)
                 if strata is not None:
                     here[piece][kept] = strata_of(p, y, self.members)
@@ -146,16 +146,3 @@ class Volume:
 def region_members(regions: Sequence[tuple[int, ...]], largest: int) -> NDArray[np.bool_]:
     """(regions, largest + 1) which labels belong to which region."""
     return np.stack([np.isin(np.arange(largest + 1), region) for region in regions])
-
-
-def _check_range(p: NDArray) -> None:
-    # read as unsigned integers, floats from 0 up keep their order, and NaN and all below 0 come above: one pass
-    bits = p.view(f"u{p.itemsize}")
-    if bits.max() <= np.array(1 + 1e-5, p.dtype).view(bits.dtype):
-        return
-    low, high = p.min(), p.max()  # NaN if any is
-    if not (low >= 0 and high <= 1 + 1e-5):
-        raise ValueError(
-            f"expected probabilities in [0, 1], got values from {low} to {high}: pass the outputs of softmax or "
-            f"sigmoid, without NaN"
-        )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 _SLAB_VALUES = 1 << 19
 
@@ -23,3 +24,19 @@ def slab_slices(shape: Sequence[int], channels: int = 1) -> Iterator[slice]:
     """Slices along the first axis, each of about half a million values of so many channels."""
     rows = max(1, _SLAB_VALUES // max(1, channels * int(np.prod(shape[1:]))))
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
+
+
+def check_range(p: NDArray) -> None:
+    """Raise ValueError for values that are no probabilities."""
+    if not p.size:
+        return
+    # read as unsigned integers, floats from 0 up keep their order, and NaN and all below 0 come above: one pass
+    bits = p.view(f"u{p.itemsize}")
+    if bits.max() <= np.array(1 + 1e-5, p.dtype).view(bits.dtype):
+        return
+    low, high = p.min(), p.max()  # NaN if any is
+    if not (low >= 0 and high <= 1 + 1e-5):
+        raise ValueError(
+            f"expected probabilities in [0, 1], got values from {low} to {high}: pass the outputs of softmax or "
+            f"sigmoid, without NaN"
+        )

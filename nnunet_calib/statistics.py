@@ -107,6 +107,12 @@ class CaseStatistics:
         foreground = labels > 0
         if regions is not None:
             foreground = reduce(np.logical_or, (labels == value for region in regions for value in region))
+            outside = labels[~foreground & (labels > 0) & (True if valid is None else valid)]
+            if outside.size:
+                raise ValueError(
+                    f"expected labels of the regions, or 0, got {outside[0]}: check the labels in dataset.json against "
+                    f"the label map"
+                )
         bits = scope_bits(labels, foreground=foreground, valid=valid, spacing_mm=spacing, boundary_mm=boundary_mm)
         volume = Volume(probabilities, labels, valid, bits, crop, members)
         strata = np.empty(labels.shape, np.uint8)

@@ -41,8 +41,7 @@ def measure_case(
     where it cannot read the file is raised too.
     """
     labels, properties = reader.read_seg(str(labels_file))
-    # as float32, which some readers return, they would take as much memory as a class map
-    labels = labels[0].astype(np.int16)
+    labels = _in_two_bytes(labels[0], labels_file)
     return CaseStatistics.from_probabilities(
         probabilities,
         labels,
@@ -53,6 +52,18 @@ def measure_case(
         case=case,
         model=model,
     )
+
+
+def _in_two_bytes(labels: NDArray, file: Path) -> NDArray[np.int16]:
+    """Labels as integers: as float32, which some readers return, they would take as much memory as a class map."""
+    with np.errstate(invalid="ignore"):  # NaN
+        integers = labels.astype(np.int16)
+    if not np.can_cast(labels.dtype, np.int16) and (wrong := integers != labels).any():
+        raise ValueError(
+            f"expected whole numbers up to {np.iinfo(np.int16).max} as labels, found {labels[wrong][0]} in {file}: "
+            f"check the label map"
+        )
+    return integers
 
 
 def npz_shape(path: Path) -> tuple[int, ...]:

@@ -105,7 +105,7 @@ def predict(
                 nnunet.predict_from_files(
                     str(images), str(output), save_probabilities, not continued, *processes, previous, part[1], part[0]
                 )
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:  # ValueError: a map without a meaning
         raise OSError(
             f"nnU-Net stopped ({last_line(error)}): once that is mended, --continue_prediction predicts what is missing"
         ) from error
@@ -131,7 +131,7 @@ def _load(model_folder: Path, folds: Sequence[Fold], checkpoint: str, options: d
     nnunet = MapPredictor(**options)
     try:
         nnunet.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
-    except (RuntimeError, AssertionError, KeyError) as error:
+    except (RuntimeError, AssertionError, KeyError, ValueError) as error:  # ValueError: damaged JSON
         raise ValueError(
             f"expected a model that nnU-Net can load in {model_folder}, found one that it cannot ({last_line(error)})"
         ) from error

@@ -83,10 +83,13 @@ class MapFolder:
         shape: tuple[int, ...] | None = None,
         crop: tuple[slice, ...] | None = None,
     ) -> None:
-        """Write the maps of a case; arguments as `compute_maps`, errors as `write_map`."""
-        maps = compute_maps(
-            probabilities, self.options, regions=self.heads.regions is not None, shape=shape, crop=crop
-        )
+        """Write the maps of a case; arguments and errors as `compute_maps` and `write_map`."""
+        try:
+            maps = compute_maps(
+                probabilities, self.options, regions=self.heads.regions is not None, shape=shape, crop=crop
+            )
+        except ValueError as error:
+            raise ValueError(f"case {case}: {error}; look at its image, or leave the case out") from error
         for kind, paths in self.paths(case).items():
             array = maps.pop(kind)
             images = array if len(array) == len(paths) else [array]

@@ -12,6 +12,7 @@ from nnunet_calib.integration.cases import read_npz
 from nnunet_calib.integration.map_folder import MapFolder
 from nnunet_calib.integration.predictions import Predictions, for_each_case, last_line
 from nnunet_calib.integration.probability_maps import MapOptions
+from nnunet_calib.slabs import check_range
 from nnunet_calib.temperature import apply_temperature
 
 
@@ -27,6 +28,7 @@ class _Calibrated:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         p = self._probabilities[key]
+        check_range(p)  # a temperature would make numbers in [0, 1] of others
         if self._temperature == 1:
             return p
         calibrated = apply_temperature(p, self._temperature, regions=self._regions)

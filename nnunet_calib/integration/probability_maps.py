@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nnunet_calib.slabs import Probabilities, slab_slices
+from nnunet_calib.slabs import Probabilities, check_range, slab_slices
 
 PROBABILITIES, ENTROPY, CONFIDENCE = KINDS = ("probabilities", "entropy", "confidence")
 DTYPES = ("float32", "uint8", "uint16")
@@ -81,6 +81,9 @@ def compute_maps(
 
     Returns:
         Maps of the whole image by their kind, (n, *shape) with n the number of channels; entropy has one.
+
+    Raises:
+        ValueError: if a probability is NaN or outside [0, 1].
     """
     channels, *spatial = probabilities.shape
     shape, crop = shape or tuple(spatial), crop or tuple(slice(0, size) for size in spatial)
@@ -93,7 +96,9 @@ def compute_maps(
             maps[kind][slice(None) if kind == CONFIDENCE else 0] = options.steps or 1
         inside[kind] = maps[kind][(slice(None), *crop)]
     for slab in slab_slices(spatial, channels):
-        p = torch.from_numpy(np.asarray(probabilities[:, slab], np.float32))
+        values_here = np.asarray(probabilities[:, slab], np.float32)
+        check_range(values_here)
+        p = torch.from_numpy(values_here)
         for kind, view in inside.items():
             values = (
                 p if kind == PROBABILITIES
