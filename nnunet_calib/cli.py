@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -54,13 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after an error of the user's, which is told in one sentence on stderr.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of cases and folders may have letters that it cannot show
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (ImportError, OSError, ValueError) as error:
+    except OSError as error:
+        print(f"nnunet_calib: {_told(error)}", file=sys.stderr)
+        return 2
+    except (ImportError, ValueError) as error:
         print(f"nnunet_calib: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _told(error: OSError) -> str:
+    """An error of the system as a sentence; those that this package raises are one."""
+    if error.errno is None:
+        return str(error)
+    return (
+        f"expected to read or write {error.filename or 'a file'}, could not ({error.strerror}): is it there, and is "
+        f"there space and permission?"
+    )
 
 
 if __name__ == "__main__":

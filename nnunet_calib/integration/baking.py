@@ -19,6 +19,7 @@ from nnunet_calib.integration.deployment import Deployed, Fold
 from nnunet_calib.integration.heads import find_heads, largest_deviation, outputs_of
 from nnunet_calib.integration.lookup import find_trainer
 from nnunet_calib.integration.networks import Architecture, put_weights, stock_trainer
+from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.integration.trained_weights import plain_names, weights_fingerprint
 
 CALIBRATED = "checkpoint_calibrated.pth"
@@ -74,7 +75,12 @@ def bake(
             checkpoint = load_checkpoint(file, trust=trust)
             made = _bake(checkpoint, file, fold, model_folder, deployed, portable)
             temporary = stack.enter_context(replaced_when_complete(made.file))
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # PyTorch's, where a disk is full or cannot be written
+                raise OSError(
+                    f"expected to write {made.file}, could not ({last_line(error)}): is there space, and permission?"
+                ) from error
             baked.append(made)
     return baked
 
