@@ -46,7 +46,8 @@ def find_checkpoint(model_folder: Path, fold: int | str, name: str = FINAL) -> P
     if file.is_file():
         return file
     command = train_command(model_folder, fold)
-    others = sorted(path.name for path in file.parent.glob("*.pth"))
+    # hidden ones are what a killed process has left half written
+    others = sorted(path.name for path in file.parent.glob("*.pth") if not path.name.startswith("."))
     if others:
         advice = f"finish the training with {command} --c, or name one of {', '.join(others)} with -chk"
     else:

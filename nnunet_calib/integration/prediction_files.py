@@ -72,7 +72,8 @@ def find_predictions(
 
 
 def _dataset_json_of(folder: Path) -> Path:
-    for candidate in (folder.resolve(), *folder.resolve().parents[:_FOLDERS_ABOVE]):
+    # above where it is named, or, of a link, where it lies
+    for candidate in (f for p in (folder.absolute(), folder.resolve()) for f in (p, *p.parents[:_FOLDERS_ABOVE])):
         if (candidate / "dataset.json").is_file():
             return candidate / "dataset.json"
     raise ValueError(

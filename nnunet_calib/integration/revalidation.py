@@ -9,6 +9,7 @@ the weights: a run that was killed goes on where it stopped, and several runs ca
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.integration.remade_trainer import preprocess_command, remade_trainer
 from nnunet_calib.integration.trained_weights import TrainedWeights, read_weights, state_fingerprint
 from nnunet_calib.integration.validation import describe_model
+
+_CLOCKS_DIFFER = 3600  # seconds, of machines that share a disk
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ def _has_npz(validation_folder: Path, case: str, checkpoint: Path, heads: Heads)
     """Whether nnU-Net has written the probabilities of a case, all of them, after the checkpoint."""
     path = validation_folder / f"{case}.npz"
     try:
-        newer = path.stat().st_mtime >= checkpoint.stat().st_mtime
+        # one from the future tells of a clock that was wrong, and could be older than the checkpoint
+        newer = checkpoint.stat().st_mtime <= path.stat().st_mtime <= time.time() + _CLOCKS_DIFFER
         return newer and npz_shape(path)[0] == len(heads.keys)
     except (FileNotFoundError, ValueError):
         return False

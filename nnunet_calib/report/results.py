@@ -84,7 +84,7 @@ class Results:
             folder = calibration_folder
             if "fold" in row:  # merged folds: the cases stay where they are
                 folder = folder.parents[1] / f"fold_{row['fold']}" / "validation" / "calibration"
-            case = CaseStatistics.load(folder / "cases" / f"{row['case']}.npz")
+            case = _load(folder / "cases" / f"{row['case']}.npz", summary["model"], row.get("fold"))
             temperature = row["temperature"] or fitted  # a fold of one case has none that was fitted without it
             if sample := len(case.sample):
                 weight = float(case.sample.weights.sum(dtype=np.float64))
@@ -98,6 +98,21 @@ class Results:
                 ReportedCase(row, case.without_voxels(), scaled.without_voxels(), temperature, case.shown)
             )
         return cls(summary, tuple(cases), temperatures, nll / max(voxels, 1))
+
+
+def _load(file: Path, model: dict[str, Any], fold: int | None) -> CaseStatistics:
+    """A case that the summary was made of: while a fold is validated again, others take their places."""
+    advice = "measure the fold again with nnunet_calib validate, and merge folds again with nnunet_calib crossval"
+    try:
+        case = CaseStatistics.load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"expected the statistics of a case in {file}, found none: {advice}") from error
+    weights = model.get("weights_sha256")
+    if isinstance(weights, dict):  # merged folds
+        weights = weights[str(fold)]
+    if case.model.get("weights_sha256") != weights:
+        raise ValueError(f"expected the case that summary.json tells of, found {file} of other weights: {advice}")
+    return case
 
 
 def worst_cases(cases: Sequence[ReportedCase], scope: str = "image") -> list[ReportedCase]:
