@@ -108,3 +108,15 @@ def test_readme_names_each_command(command):
     """No command is left out of its table."""
     word = command.__name__.rsplit(".", 1)[-1]
     assert f"`nnunet_calib {word}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_reliability_names_tests_that_exist():
+    """Each row of its tables names a test, and each test that it names is one."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.endswith("| test |")]
+    named = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+    assert len(rows) > 40
+    for row in rows:
+        assert named.search(row), row
+        for file, test in named.findall(row):
+            assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), row

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PLANS = "nnUNetPlans"
 TRAINER = "nnUNetTrainerCalib_short"
 CONFIGURATION = "3d_fullres"
+# in the place of multiprocessing
+THREADS = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=ThreadPool))
 
 
 def snapshot(folder: Path, without: str = "calibration") -> dict[str, tuple[bytes, int]]:
@@ -119,7 +121,7 @@ def train_once(make_world) -> Callable[[str], tuple["World", Path]]:
         if mode not in made:
             world = make_world(mode)
             with pytest.MonkeyPatch.context() as patch:
-                _use_threads(patch)
+                use_threads(patch)
                 for name, value in world.environment().items():
                     patch.setenv(name, value)
                 made[mode] = world, train(world)
@@ -159,16 +161,16 @@ def trained(make_trained) -> Trained:
 @pytest.fixture
 def in_threads(monkeypatch):
     """nnU-Net's workers are threads of this process, which start at once."""
-    _use_threads(monkeypatch)
+    use_threads(monkeypatch)
 
 
-def _use_threads(patch: pytest.MonkeyPatch) -> None:
+def use_threads(patch: pytest.MonkeyPatch) -> None:
+    """What `in_threads` does, for as long as the patch lasts."""
     from nnunetv2.evaluation import evaluate_predictions
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
-    pools = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=ThreadPool))
     for module in (nnUNetTrainer, evaluate_predictions):
-        patch.setattr(module, "multiprocessing", pools)
+        patch.setattr(module, "multiprocessing", THREADS)
 
 
 def change_json(path: Path, **changed) -> None:

@@ -1,0 +1,89 @@
+"""Runs in processes of their own, forked so that they start at once, which are killed or cannot write."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# without forking, each run would take the seconds of importing nnU-Net
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills processes")
+
+
+def forked(run: Callable[[], object], stderr: Path | None = None) -> int:
+    """Start a run in a process of its own; its pid. It ends with what the run returns, or 99 after an exception."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status: object = 99
+    try:
+        import torch
+
+        torch.set_num_threads(1)  # those of this process do not exist in its copy
+        out = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(out, 1)
+        os.dup2(out if stderr is None else os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        status = run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 0)
+
+
+def ended(pid: int) -> int:
+    """Its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed(run: Callable[[], object], write: int) -> bool:
+    """Whether the run was killed, half of its n-th file being written; else it came to its end before."""
+
+    def run_and_kill() -> object:
+        own, left = os.replace, write
+
+        def replace(source: Path, target: Path) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.truncate(source, os.path.getsize(source) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            own(source, target)
+
+        os.replace = replace  # type: ignore[assignment]
+        return run()
+
+    status = ended(forked(run_and_kill))
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def visible(*folders: Path) -> dict[str, bytes]:
+    """The files of folders, but for hidden ones, which no command reads."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."
+    }  # fmt: skip
+
+
+def half_written(folder: Path) -> list[str]:
+    """Hidden files that a killed process has left."""
+    return [path.name for path in folder.rglob(".*.tmp.*")]
+
+
+@contextlib.contextmanager
+def one_figure(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let commands draw a single small figure, since all of them take seconds."""
+    from matplotlib.figure import Figure
+
+    from nnunet_calib.report import figures
+
+    with patch.context() as context:
+        context.setattr(figures, "figures", lambda results: {"nll": lambda: Figure(figsize=(1, 1))})
+        yield
+

@@ -1,0 +1,50 @@
+"""nnU-Net's own training and validation of the fold of `trained_fold`, and what it writes."""
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.nnunet.trained_fold import CONFIGURATION, PLANS, Trained
+
+
+def validate(trained: Trained) -> None:
+    """What nnUNetv2_train --val --npz does."""
+    from nnunetv2.run.run_training import run_training
+
+    run_training(
+        trained.dataset, CONFIGURATION, "all", trained.trainer, PLANS, device=torch.device("cpu"),
+        only_run_validation=True, export_validation_probabilities=True,
+    )  # fmt: skip
+
+
+def train(dataset: str, trainer: str, results: Path) -> Path:
+    """Train and validate fold 0 of 2d, always with the same random numbers; returns the fold's folder."""
+    from nnunetv2.run.run_training import run_training
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # nnU-Net's
+    torch.manual_seed(0)
+    run_training(dataset, "2d", 0, trainer, PLANS, device=torch.device("cpu"))
+    return results / dataset / f"{trainer}__{PLANS}__2d" / "fold_0"
+
+
+def validation_files(fold: Path) -> dict[str, bytes]:
+    """What nnU-Net itself has written of its validation, the folders left out that its summary.json names."""
+    files = {
+        path.name: path.read_bytes() for path in sorted((fold / "validation").iterdir())
+        if path.is_file() and path.name != "calibration"
+    }  # fmt: skip
+    return files | {"summary.json": re.sub(rb'"[^"]*/([^"/]+)"', rb'"\1"', files["summary.json"])}
+
+
+def nnunet_files(trained: Trained) -> dict[str, bytes]:
+    """Those, and the checkpoints."""
+    return validation_files(trained.fold) | {p.name: p.read_bytes() for p in trained.fold.glob("*.pth")}
+
+
+def log_of(trained: Trained) -> str:
+    """nnU-Net's logs of all trainings in the fold's folder."""
+    return "".join(path.read_text() for path in sorted(trained.fold.glob("training_log_*.txt")))
