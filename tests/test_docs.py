@@ -1,5 +1,6 @@
 """The documents: their Python runs, their commands are understood, their links lead somewhere."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_calib import CaseStatistics, cli
+import nnunet_calib
+from nnunet_calib import CaseStatistics, cli, losses
 from nnunet_calib.synthetic import synthetic_case
+from tests import command_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
@@ -120,3 +123,37 @@ def test_reliability_names_tests_that_exist():
         assert named.search(row), row
         for file, test in named.findall(row):
             assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), row
+
+
+def test_options_are_those_of_the_parsers():
+    """docs/commands.md has each command, with each option as --help tells it."""
+    page = command_options.PAGE.read_text(encoding="utf-8")
+    assert page == command_options.with_tables(page), "run python -m tests.command_options"
+    assert [found[1] for found in command_options.TABLE.findall(page)] == [*command_options.parsers()]
+
+
+@pytest.mark.parametrize("module", [nnunet_calib, losses], ids=lambda module: module.__name__)
+def test_public_names_are_documented(module):
+    """docs/python.md names what the package offers for import."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", page))))
+    assert {*module.__all__} - words == set()
+
+
+def test_documented_names_exist():
+    """What docs/python.md lists in its table can be imported."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(nnunet_calib[\w.]+)`", page, re.MULTILINE)
+    assert len(named) >= 10
+    for path in named:
+        module, _, last = path.rpartition(".")
+        owner = importlib.import_module(module)
+        if not hasattr(owner, last):
+            importlib.import_module(path)
+
+
+def test_every_page_is_in_the_index():
+    """docs/README.md lists each page."""
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
