@@ -90,12 +90,13 @@ class Volume:
                     here[piece][kept] = strata_of(p, y, self.members)
             if strata is not None:
                 strata[self.crop][rows] = here.reshape(-1, *shape[1:])
-        return self._histograms_around() + binner.histograms()
+        histograms = binner.histograms()
+        if shape != self.labels.shape:
+            histograms.add(self._histograms_around())
+        return histograms
 
     def _histograms_around(self) -> Histograms:
         """Those of the voxels around the crop, all of which look the same but for label and scope."""
-        if self.labels[self.crop].shape == self.labels.shape:
-            return Histograms.empty(self.probabilities.shape[0], self.members is not None)
         around = np.ones(self.labels.shape, bool) if self.valid is None else self.valid.copy()
         around[self.crop] = False
         values = int(self.labels.max(initial=0)) + 1

@@ -9,15 +9,9 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.binning import bin_index
+from nnunet_calib.fine_bins import FineBins
 from nnunet_calib.scopes import scope_members
 from nnunet_calib.sure_voxels import SureVoxels
-from nnunet_calib.temperature import MIN_PROBABILITY, log_probabilities
-
-# Divided by 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, 80, 100, 120, ...: errors with these are exact.
-FINE_BINS = 1200
-_MARGIN = 0.999  # keeps clear of the edge of a bin, whatever is rounded
-PARTS = 4  # a voxel is in or out of the foreground, in or out of the boundary band
 
 
 @dataclass(frozen=True)
@@ -56,27 +50,9 @@ class Histograms:
             scope_bits: (n,) from `scopes.scope_bits`.
             weights: (n,) how many voxels each one stands for; None and integers count in integers.
         """
-        p = p.astype(np.result_type(p, np.float32), copy=False)
-        if y.ndim == 2:
-            logits = log_probabilities(p, regions=True).astype(np.float64)
-            nll = (np.logaddexp(0, logits) - y * logits).mean(0)
-            brier = np.square(p - y, dtype=np.float64).mean(0)
-            is_true, confidence, is_right = y, np.maximum(p, 1 - p), (p > 0.5) == y
-        else:
-            index = y[None].astype(np.int64)
-            true = np.take_along_axis(p, index, 0)[0].astype(np.float64)
-            nll = -np.log(np.maximum(true, MIN_PROBABILITY))
-            brier = np.einsum("cn,cn->n", p, p, dtype=np.float64) - 2 * true + 1
-            is_true, confidence, is_right = np.zeros(p.shape, bool), p.max(0, initial=0)[None], p.argmax(0) == index
-            np.put_along_axis(is_true, index, True, 0)
-        members = (scope_bits == np.arange(PARTS)[:, None]).astype(np.float64)
-        if weights is not None:
-            members *= weights
-        counts, probability, positives = _binned(p, is_true, confidence, is_right, scope_bits, weights, members)
-        voxels = _sums(scope_bits, weights, PARTS)
-        if weights is not None and weights.dtype.kind in "iu":
-            counts, positives, voxels = (np.rint(x).astype(np.int64) for x in (counts, positives, voxels))
-        return cls(counts, probability, positives, nll=members @ nll, brier=members @ brier, voxels=voxels)
+        bins = FineBins(len(p), counting=weights is None or weights.dtype.kind in "iu")
+        bins.add(p, y, scope_bits, weights)
+        return cls(*bins.arrays())
 
     def with_sure(self, sure: SureVoxels) -> Histograms:
         """The sum of these, whose arrays are changed, and those of sure voxels."""
@@ -120,48 +96,3 @@ class Histograms:
         """
         members = scope_members(name)
         return Histograms(*(getattr(self, f.name)[members].sum(0) for f in fields(self)))
-
-
-def _binned(
-    p: NDArray,
-    y: NDArray[np.bool_],
-    confidence: NDArray,
-    is_right: NDArray[np.bool_],
-    part: NDArray[np.uint8],
-    weights: NDArray | None,
-    members: NDArray[np.float64],
-) -> list[NDArray]:
-    """Weight, weighted probability and weighted positives, each (4, heads + 1, fine bins).
-
-    Most p of a head are small where y is not: they are in the first bin, and no more than added up.
-    """
-    heads, everywhere = len(p), np.arange(p.shape[1])
-    listed = p >= _MARGIN / FINE_BINS
-    listed |= y
-    voxels = [*(np.flatnonzero(row) for row in listed), *(everywhere for _ in confidence)]
-    rows = [*range(heads), *(heads for _ in confidence)]
-    voxel, row = np.concatenate(voxels), np.repeat(rows, list(map(len, voxels)))
-    values, right = (
-        np.concatenate([x[k] for x, k in zip((*of_heads, *of_tops), voxels, strict=True)])
-        for of_heads, of_tops in ((p, confidence), (y, is_right))
-    )
-    values = values.astype(np.float64)  # exact edges, see bin_index
-    group = part[voxel].astype(np.int64) * (heads + 1) + row
-    cell = group * FINE_BINS + bin_index(values, FINE_BINS)
-    w = None if weights is None else weights[voxel]
-    shape = PARTS, heads + 1, FINE_BINS
-    counts, probability, positives = (
-        _sums(where, of_voxels, int(np.prod(shape))).reshape(shape)
-        for where, of_voxels in (
-            (cell, w), (cell, values if w is None else w * values), (cell[right], None if w is None else w[right])
-        )
-    )  # fmt: skip
-    probability[:, :-1, 0] += members @ np.multiply(p, ~listed, dtype=np.float64).T
-    rest = _sums(part, None, PARTS)[:, None] - _sums(group, None, PARTS * (heads + 1)).reshape(PARTS, -1)[:, :-1]
-    counts[:, :-1, 0] += rest if w is None else np.where(rest, members @ ~listed.T, 0)
-    return [counts, probability, positives]
-
-
-def _sums(where: NDArray, weights: NDArray | None, size: int) -> NDArray:
-    """`np.bincount`, which counts in integers without weights, but also where there is nothing to weigh."""
-    return np.bincount(where, weights, size).astype(np.int64 if weights is None else np.float64, copy=False)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.definitions import BRIER_TERMS, CalibrationErrors
-from nnunet_calib.histograms import FINE_BINS, Histograms
+from nnunet_calib.fine_bins import FINE_BINS
+from nnunet_calib.histograms import Histograms
 from nnunet_calib.statistics import CaseStatistics
 
 NUM_BINS = 20

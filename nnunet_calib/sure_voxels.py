@@ -33,6 +33,7 @@ class SureVoxels:
         self.voxels = np.zeros((parts, classes), np.int64)
         self.true, self.other = np.zeros((parts, classes)), np.zeros((parts, classes))
         self.nll, self.brier = np.zeros(parts), np.zeros(parts)
+        self._all_but = 1 - torch.eye(classes)
         self._limit = _MARGIN / num_bins
         self._buffer = torch.empty(0, dtype=torch.float64)
 
@@ -47,32 +48,36 @@ class SureVoxels:
         Returns:
             Rising indices of the voxels that were not added: all that are not sure, and some that are.
         """
-        parts, classes = self.voxels.shape
+        parts = len(self.voxels)
         group = part if not y.any() else y * np.asarray(parts, np.uint16) + part
         most = 0 if 2 * np.count_nonzero(group) < len(y) else int(np.bincount(group).argmax())
         c, b = divmod(most, parts)
         # PyTorch shares the memory of neither
         source = torch.from_numpy(p if p.flags.writeable and min(p.strides) >= 0 else p.copy())
+        source = source if source.dtype == torch.float32 else source.double()
+        weights = self._all_but[c].to(source.dtype)
+        # neither holds where there is a NaN
+        sure = (weights @ source).numpy() < self._limit
+        sure &= source[c].numpy() > 1 - self._limit
+        sure &= group == most
+        others = np.flatnonzero(~sure)
+        if 2 * len(others) > len(y):  # then it is faster to bin them all
+            return np.arange(len(y))
         if len(self._buffer) < source.numel():
             self._buffer = torch.empty(source.numel(), dtype=torch.float64)
         d = self._buffer[: source.numel()].view(source.shape).copy_(source)
-        source = source if source.dtype == torch.float32 else d  # a product with it takes half the time
-        weights = torch.ones(classes, dtype=source.dtype)
-        weights[c] = 0
-        # neither holds where there is a NaN
-        sure = (weights @ source < self._limit).logical_and_(source[c] > 1 - self._limit)
-        others = sure.logical_and_(torch.from_numpy(group == most)).logical_not_().nonzero()[:, 0]
         true = d[c].sub_(1)
-        d.index_fill_(1, others, 0)
+        d.index_fill_(1, torch.from_numpy(others), 0)
         total, number, squares = d.sum(1).numpy(), len(true) - len(others), true.square()
         self.voxels[b, c] += number
         self.true[b, c] += number + total[c]
         # -log(1 + x) = -x + x^2 / 2 - x^3 / 3 + x^4 / 4, short of 4e-13 of it
-        self.nll[b] += -total[c] + float(true.dot(true) / 2 - squares.dot(true) / 3 + squares.dot(squares) / 4)
-        self.brier[b] += float(d.view(-1).dot(d.view(-1)))
+        square, cube, fourth = (a.dot(x).item() for a, x in ((true, true), (squares, true), (squares, squares)))
+        self.nll[b] += -total[c] + square / 2 - cube / 3 + fourth / 4
+        self.brier[b] += d.view(-1).dot(d.view(-1)).item()
         total[c] = 0
         self.other[b] += total
-        return others.numpy()
+        return others
 
 
 def columns(p: NDArray, indices: NDArray[np.int64]) -> NDArray:

@@ -13,8 +13,9 @@ LONGEST_FILE = 250
 LONGER = {"fused.py": 300}  # one algorithm, whose two passes are read together
 
 MEASURING = {
-    "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "sure_voxels", "histograms",
-    "binner", "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
+    "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "sure_voxels", "fine_bins",
+    "histograms", "binner", "voxel_sample", "case_pass", "statistics", "definitions", "metrics",
+    "sampling_error", "significance",
 }
 
 # Module, or folder with a "/" -> the modules of the package that it may import. A new module needs a line here.
@@ -27,13 +28,14 @@ OWN = {
     "slabs": set(),
     "slices": {"scopes"},
     "sure_voxels": set(),
-    "histograms": {"binning", "scopes", "sure_voxels", "temperature"},
+    "fine_bins": {"binning", "temperature"},
+    "histograms": {"fine_bins", "scopes", "sure_voxels"},
     "voxel_sample": {"histograms", "temperature"},
-    "binner": {"histograms", "sure_voxels"},
+    "binner": {"fine_bins", "histograms", "sure_voxels"},
     "case_pass": {"binner", "histograms", "slabs", "sure_voxels", "temperature", "voxel_sample"},
     "statistics": {"case_pass", "files", "histograms", "scopes", "slabs", "slices", "voxel_sample"},
     "definitions": set(),
-    "metrics": {"definitions", "statistics", "histograms"},
+    "metrics": {"definitions", "fine_bins", "histograms", "statistics"},
     "sampling_error": {"histograms", "metrics", "statistics", "voxel_sample"},
     "significance": set(),
     "synthetic": {"temperature"},

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from nnunet_calib import binner
+from nnunet_calib import binner, fine_bins
 from nnunet_calib.binner import Binner
-from nnunet_calib.histograms import FINE_BINS, Histograms
+from nnunet_calib.fine_bins import FINE_BINS
+from nnunet_calib.histograms import Histograms
 from nnunet_calib.sure_voxels import SureVoxels
 from tests.measuring.conftest import assert_same_histograms
 
@@ -36,15 +37,46 @@ def binned(p: np.ndarray, y: np.ndarray, bits: np.ndarray, pieces: int = 1) -> H
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-@pytest.mark.parametrize("waiting", [1, 300, 1 << 14])
+@pytest.mark.parametrize("waiting", [20, 300, 1 << 14])
 @pytest.mark.parametrize("background", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_equals_binning_every_voxel(dtype, background, waiting, pieces, monkeypatch):
     """Counts exactly and sums to 1e-9, whatever comes together."""
-    monkeypatch.setattr(binner, "_BINNED", waiting)
+    for module, name in ((binner, "_BINNED"), (fine_bins, "_PIECE"), (fine_bins, "_WAITING")):
+        monkeypatch.setattr(module, name, waiting)
     logits, y, bits = trained(2_000, background)
     p = softmax(logits, axis=0).astype(dtype)
     assert_same_histograms(binned(p, y, bits, pieces), Histograms.of(p, y, bits))
+
+
+@pytest.mark.parametrize("weights", [None, "whole", "fractions"])
+def test_columns_of_no_softmax(weights, monkeypatch):
+    """Several classes with more than half, or just half, among other voxels: the top label's bins by the definition."""
+    monkeypatch.setattr(fine_bins, "_PIECE", 50)
+    rng = np.random.default_rng(0)
+    p = softmax(3 * rng.standard_normal((3, 1_000)), axis=0).astype(np.float32)
+    p[:, 300:500:7] = rng.choice(np.array([0, 0.5, 601 / 1200, 0.9, 1], np.float32), (3, 29))
+    p[:, 700] = 0.5, 0.5, 0
+    y, bits = rng.integers(0, 3, 1_000), rng.integers(0, 4, 1_000).astype(np.uint8)
+    w = {None: None, "whole": rng.integers(0, 9, 1_000), "fractions": 1 + rng.random(1_000)}[weights]
+    ours = Histograms.of(p, y, bits, w)
+    expected = np.zeros((3, 4, FINE_BINS))
+    for n, q in enumerate(p.T.astype(np.float64)):
+        number = 1 if w is None else w[n]
+        cell = bits[n], min(int(q.max() * FINE_BINS), FINE_BINS - 1)
+        for table, value in zip(expected, (number, number * q.max(), number * (q.argmax() == y[n])), strict=True):
+            table[cell] += value
+    top = [table[:, -1] for table in (ours.counts, ours.probability, ours.positives)]
+    np.testing.assert_allclose(top, expected, rtol=1e-12)
+
+
+def test_few_sure_voxels_are_binned():
+    """Where less than half are sure, none is summed."""
+    logits, y, bits = trained(2_000, 0.3)
+    p = softmax(logits, axis=0).astype(np.float32)
+    sums = SureVoxels(5, parts=4, num_bins=FINE_BINS)
+    assert sums.add(p, y, bits).tolist() == list(range(2_000))
+    assert not sums.voxels.any()
 
 
 @pytest.mark.parametrize("most", [(0, 0), (2, 1)], ids=["background", "a class at its boundary"])
