@@ -52,23 +52,20 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
 }
 
-# On SWEEP_FOLD, beside the defaults above (NACL 0.1, ML1ACE 1, SoftML1ACE 1, SVLS sigma 1).
+# On SWEEP_FOLD, beside the defaults above (NACL 0.1 with a warm-up of 10 epochs, ML1ACE 0.3, SVLS sigma 1).
 SWEEP = {
     "ML1ACE_w01": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1}),
-    "ML1ACE_w03": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3}),
+    "ML1ACE_w1": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 1.0}),
     "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
-    "SoftML1ACE_w03": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 0.3}),
+    "SoftML1ACE_w1": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 1.0}),
+    "DiceML1ACE_w1": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0}),
+    "NACL_constant": Method(("nnUNetTrainerNACL",), {"nacl_warmup_epochs": 0}),
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
-    "NACL_w03": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.3}),
     "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),
 }
 
 
 def queue() -> list[tuple[str, int]]:
-    """Method and fold of every run, in the order of the study."""
-    first = [(name, fold) for name in ("Calib", "ML1ACE", "NACL", "SVLS") for fold in (0, 1)]
-    first += [(name, SWEEP_FOLD) for name in SWEEP if name.startswith("ML1ACE")]
-    first += [(name, SWEEP_FOLD) for name in METHODS]
-    first += [(name, SWEEP_FOLD) for name in SWEEP]
-    first += [(name, fold) for fold in FOLDS for name in METHODS]
-    return list(dict.fromkeys(first))
+    """Method and fold of every run, in the order of the study: the sweep, then fold by fold."""
+    first = [(name, SWEEP_FOLD) for name in METHODS if name != "NACLML1ACE"] + [(name, SWEEP_FOLD) for name in SWEEP]
+    return list(dict.fromkeys([*first, *((name, fold) for fold in FOLDS for name in METHODS)]))

@@ -47,7 +47,7 @@ LEANS = (
         TRAINER, "the attributes are what the mixins and the measuring read",
         "self.label_manager self.configuration_manager self.configuration_name self.plans_manager self.dataset_json "
         "self.dataset_class self.fold self.device self.loss self.network self.logger self.current_epoch "
-        "self.local_rank self.is_ddp self.is_cascaded self.output_folder self.output_folder_base "
+        "self.num_epochs self.local_rank self.is_ddp self.is_cascaded self.output_folder self.output_folder_base "
         "self.preprocessed_dataset_folder self.preprocessed_dataset_folder_base "
         "self.folder_with_segs_from_previous_stage self.inference_allowed_mirroring_axes",
     ),
@@ -83,6 +83,7 @@ LEANS = (
     Lean(f"{LOGGER}.log(key, value, step)", "the pseudo ACE goes there", "self.local_logger"),
     Lean(f"{LOGGER}.log_summary(key, value)", "the calibration of the fold goes there"),
     Lean(f"{LOGGER}.get_value(key, step)", "the figure of the pseudo ACE is drawn from it"),
+    Lean("nnunetv2.training.logging:nnunet_logger", "Weights & Biases gets the figures", "WandbLogger wandb self.run"),
     Lean("nnunetv2.training.logging.nnunet_logger:LocalLogger", "the pseudo ACE adds keys to its lists",
          "self.my_fantastic_logging"),
     *(
