@@ -79,7 +79,8 @@ def replaced(trainer: Any, **names: Any) -> Iterator[None]:
 def watched_workers() -> dict[str, Watched]:
     """For `replaced`: lets a validation raise, rather than wait for ever, when one of its workers has died."""
     name = "multiprocessing"
-    return {name: Watched(nnUNetTrainer.perform_actual_validation.__globals__[name])}
+    own = nnUNetTrainer.perform_actual_validation.__globals__.get(name)
+    return {} if own is None else {name: Watched(own)}
 
 
 def validating_classes(trainer: Any) -> list[type]:
@@ -128,7 +129,7 @@ def measured_validation(trainer: Any, validate: Callable[[bool], None], save_pro
         reason = "it stopped while cases were measured" if started else "measuring cannot start"
         _log_failure(trainer, f"{traceback.format_exc()}nnU-Net's validation is run without measuring, since {reason}.")
         validate(save_probabilities)
-    if trainer.local_rank != 0 or measure is None:
+    if trainer.local_rank != 0 or measure is None or not started:
         return
     folder = measure.calibration_folder
     try:

@@ -73,7 +73,7 @@ LEANS = (
         f"{TRAINER}.perform_actual_validation(save_probabilities)",
         "the hook replaces the functions that it looks up, and reads the cases from `do_split`",
         "export_prediction_from_logits default_num_processes compute_metrics_on_folder self.do_split() "
-        "check_workers_alive_and_busy gt_segmentations 'validation' starmap_async",
+        "check_workers_alive_and_busy gt_segmentations 'validation' multiprocessing starmap_async",
     ),
     Lean(
         f"{TRAINER}.save_checkpoint(filename)", "`bake`, `predict` and `validate` read what it writes",

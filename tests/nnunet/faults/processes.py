@@ -23,6 +23,7 @@ def forked(run: Callable[[], object], stderr: Path | None = None) -> int:
     try:
         import torch
 
+        signal.alarm(300)  # rather than wait for ever
         torch.set_num_threads(1)  # those of this process do not exist in its copy
         out = os.open(os.devnull, os.O_WRONLY)
         os.dup2(out, 1)
