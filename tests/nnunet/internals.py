@@ -47,7 +47,7 @@ LEANS = (
         TRAINER, "the attributes are what the mixins and the measuring read",
         "self.label_manager self.configuration_manager self.configuration_name self.plans_manager self.dataset_json "
         "self.dataset_class self.fold self.device self.loss self.network self.logger self.current_epoch "
-        "self.num_epochs self.local_rank self.is_ddp self.is_cascaded self.output_folder self.output_folder_base "
+        "self.local_rank self.is_ddp self.is_cascaded self.output_folder self.output_folder_base "
         "self.preprocessed_dataset_folder self.preprocessed_dataset_folder_base "
         "self.folder_with_segs_from_previous_stage self.inference_allowed_mirroring_axes",
     ),
@@ -73,19 +73,19 @@ LEANS = (
         f"{TRAINER}.perform_actual_validation(save_probabilities)",
         "the hook replaces the functions that it looks up, and reads the cases from `do_split`",
         "export_prediction_from_logits default_num_processes compute_metrics_on_folder self.do_split() "
-        "check_workers_alive_and_busy gt_segmentations 'validation' multiprocessing starmap_async",
+        "check_workers_alive_and_busy gt_segmentations 'validation' multiprocessing.get_context starmap_async",
     ),
-    Lean(
-        f"{TRAINER}.save_checkpoint(filename)", "`bake`, `predict` and `validate` read what it writes",
-        "'network_weights' 'trainer_name' 'init_args' 'inference_allowed_mirroring_axes'",
-    ),
+    Lean(f"{TRAINER}.save_checkpoint(filename)", "`bake`, `predict` and `validate` read what it writes",
+         "'network_weights' 'trainer_name' 'init_args' 'inference_allowed_mirroring_axes'"),
     Lean(f"{LOGGER}.update_config(config)", "the hyperparameters go there"),
     Lean(f"{LOGGER}.log(key, value, step)", "the pseudo ACE goes there", "self.local_logger"),
     Lean(f"{LOGGER}.log_summary(key, value)", "the calibration of the fold goes there"),
     Lean(f"{LOGGER}.get_value(key, step)", "the figure of the pseudo ACE is drawn from it"),
-    Lean("nnunetv2.training.logging:nnunet_logger", "Weights & Biases gets the figures", "WandbLogger wandb self.run"),
     Lean("nnunetv2.training.logging.nnunet_logger:LocalLogger", "the pseudo ACE adds keys to its lists",
          "self.my_fantastic_logging"),
+    Lean(LOGGER, "the figures of a fold are shown by its loggers", "self.loggers"),
+    Lean("nnunetv2.training.logging:nnunet_logger", "the figures are shown at Weights & Biases",
+         "wandb class WandbLogger self.run"),
     *(
         Lean(f"{EPOCHS}:nnUNetTrainer_{n}epochs", "trainers of this package derive from it", "self.num_epochs")
         for n in (5, 100, 250)
@@ -99,10 +99,8 @@ LEANS = (
         f"{LOSSES}.compound_losses:DC_and_CE_loss", "terms are put into it, and computed together with it",
         "self.ce self.dc self.weight_ce self.weight_dice self.ignore_label",
     ),
-    Lean(
-        f"{LOSSES}.compound_losses:DC_and_BCE_loss", "SVLS takes the place of its cross-entropy",
-        "self.ce self.weight_ce self.use_ignore_label",
-    ),
+    Lean(f"{LOSSES}.compound_losses:DC_and_BCE_loss", "SVLS takes the place of its cross-entropy",
+         "self.ce self.weight_ce self.use_ignore_label"),
     Lean(
         f"{LOSSES}.dice:MemoryEfficientSoftDiceLoss", "the fused loss computes it",
         "self.apply_nonlin self.do_bg self.batch_dice self.smooth self.ddp",
@@ -228,7 +226,7 @@ def _difference(lean: Lean) -> str:
         taken = [parameter for parameter in inspect.signature(thing).parameters if parameter != "self"]
         if taken != wanted:
             return f"expected {name} of {module} to take ({', '.join(wanted)}), found ({', '.join(taken)})"
-    wanted = re.findall(r"'[^']*'|def \w+|\S+", lean.has)
+    wanted = re.findall(r"'[^']*'|(?:def|class) \w+|\S+", lean.has)
     code = _code(thing) if wanted else ""
     missing = [text for text in wanted if not re.search(rf"(?<!\w){re.escape(text)}(?!\w)", code)]
     return f"expected {', '.join(missing)} in the code of {name} in {module}, found none" if missing else ""
