@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-_SLAB_VALUES = 1 << 18
+_SLAB_VALUES = 1 << 19
 
 
 class Probabilities(Protocol):

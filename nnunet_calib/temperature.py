@@ -24,10 +24,11 @@ TEMPERATURE_BOUNDS = (0.05, 20.0)
 _BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
 _WARM_START = 1 << 17  # voxels to begin with, where there are more than twice as many
 
-# Probabilities are clamped before their logarithm is taken: to the smallest normal float32 for a softmax, and to what
-# float32 can tell from 0 and 1 for a sigmoid.
-MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
-MIN_REGION_PROBABILITY = 2.0**-24
+# Probabilities are clamped to about the smallest normal float32 for a softmax, and to about the float32 next to 1 for a
+# sigmoid. float16 holds the logits of both. It would round those of all the voxels at the clamp the same way, so that
+# the temperature of a voxel sample would be off by 1e-4 of it.
+MIN_PROBABILITY = math.exp(-87.3125)
+MAX_REGION_LOGIT = 16.625
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def log_probabilities(probabilities: Array, *, regions: bool = False) -> Array:
     p = _as_tensor(probabilities)
     p = p.float() if p.dtype in (torch.float16, torch.bfloat16) else p  # too coarse for the clamps
     if regions:
-        p = p.clamp(MIN_REGION_PROBABILITY, 1 - MIN_REGION_PROBABILITY)
-        logits = torch.log(p) - torch.log1p(-p)
+        p = p.clamp(0, 1)
+        logits = (torch.log(p) - torch.log1p(-p)).clamp_(-MAX_REGION_LOGIT, MAX_REGION_LOGIT)
     else:
         logits = torch.log(p.clamp_min(MIN_PROBABILITY))
     return logits if isinstance(probabilities, torch.Tensor) else logits.numpy()

@@ -219,6 +219,22 @@ def test_budget_follows_the_spread():
     assert kept[[3, 9]].tolist() == [pytest.approx(725, abs=2), pytest.approx(275, abs=2)]
 
 
+@REGIONS
+def test_temperature_where_all_voxels_are_kept(regions):
+    """To 1e-5 of it, though half of the voxels are as sure as float32 can tell, and values are kept as float16."""
+    case, is_regions = case_of(0, regions), regions is not None
+    logits = 20 * log_probabilities(case.probabilities, regions=is_regions)
+    logits += np.random.default_rng(0).standard_normal(logits.shape)
+    sure = case.with_probabilities((expit(logits) if regions else softmax(logits, axis=0)).astype(np.float32))
+    assert (sure.probabilities > 1 - 1e-7).mean() > 0.1
+    z = log_probabilities(sure.probabilities, regions=is_regions).reshape(len(sure.probabilities), -1)
+    truth = sure.targets().reshape(z.shape) if regions else sure.labels.ravel()
+    sample = sure.measure().sample
+    exact = fit_temperature(z.T, truth.T, regions=is_regions)
+    ours = fit_temperature(sample.logits, sample.labels, regions=is_regions)
+    assert ours.temperature == pytest.approx(exact.temperature, rel=1e-5)
+
+
 @pytest.mark.parametrize("sharpness", [0.8, 3.0])
 @REGIONS
 def test_temperature_of_the_sample(regions, sharpness):
