@@ -18,16 +18,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from nnunet_calib.losses.neighbourhood import KernelSize, check_sigma, sizes_per_axis
-from nnunet_calib.losses.targets import at_least_float32, check_shapes, label_error
-
-MANY = 6  # classes, of which most are missing around any voxel
+from nnunet_calib.losses.targets import at_least_float32, check_shapes, label_error, positions
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,14 @@ class _Row:
         """What `combine` returned, without the padding: one entry for each voxel."""
         return x.as_strided(self.shape, self.strides).reshape(-1)
 
+    def places(self) -> Tensor:
+        """Where `inside` has its entries from, in int32."""
+        along = (torch.arange(n, dtype=torch.int32) * step for n, step in zip(self.shape, self.strides, strict=True))
+        return reduce(lambda outer, inner: outer[..., None] + inner, along).view(-1)
 
-def _weights(sizes: Sequence[int], sigma: float | None) -> dict[int, float]:
+
+@lru_cache(maxsize=16)
+def _weights(sizes: tuple[int, ...], sigma: float | None) -> dict[int, float]:
     """The weight of a neighbour by its squared distance (0 for all where they weigh the same), before any division."""
     if sigma is None:
         return {0: 1.0}
@@ -151,14 +155,15 @@ def _soft_labels(
     row: _Row, where: Tensor, classes: int, sigma: float | None, dtype: torch.dtype, around: dict[int, Tensor]
 ) -> Tensor:
     """Soft labels (C, k), before division by their sum, of the voxels `where`; `around` as for `_mixed`."""
-    bits, weights = math.prod(row.sizes).bit_length(), _weights(row.sizes, sigma)
+    bits, weights = math.prod(row.sizes).bit_length(), _weights(tuple(row.sizes), sigma)
     together, soft = classes if around else max(63 // bits, 1), torch.zeros((classes, len(where)), dtype=dtype)
+    where = row.places().index_select(0, where)
     for first in range(0, classes, together):
         of_words = soft[first : first + together]
         sums = around or row.combine(_words(row, range(first, first + len(of_words))), by_distance=sigma is not None)
         for distance, total in sums.items():
             shifts = torch.arange(0, bits * len(of_words), bits, dtype=total.dtype)
-            count = row.inside(total).index_select(0, where) >> shifts[:, None]
+            count = total.index_select(0, where) >> shifts[:, None]
             of_words.add_(count.bitwise_and_(2**bits - 1), alpha=weights[distance])
     return soft
 
@@ -199,15 +204,15 @@ def find_borders(
     if len(of_all) * math.prod(row.sizes).bit_length() < 64:
         words = _words(row, of_all)
         around = row.combine(words, by_distance=sigma is not None)
-    mixed = _mixed(row, words, around).view(labels.shape)
+    mixed = _mixed(row, words, around).view(labels.shape).bool()
     if valid is not None:
-        mixed.masked_fill_(~valid, 0)
-    where = [of_image.nonzero()[:, 0] for of_image in mixed]
+        mixed &= valid
+    where = [positions(of_image) for of_image in mixed]
     of_batch, at = (torch.cat([x + image * n for image, x in enumerate(where)]) for n in (voxels, classes * voxels))
     soft = _soft_labels(row, of_batch, classes, sigma, at_least_float32(logits).dtype, around)
     soft.div_(soft.sum(0))
     at, soft = at.add(torch.arange(0, classes * voxels, voxels)[:, None]).view(-1), soft.view(-1)
-    if classes > MANY:
-        some = soft.nonzero()[:, 0]
+    if classes > 2:  # around a border voxel there are at least two
+        some = positions(soft > 0)
         at, soft = at.index_select(0, some), soft.index_select(0, some)
     return Borders(labels, valid, where, at, soft)

@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
 from nnunet_calib.losses.borders import Borders
+from nnunet_calib.losses.pieces import own_entries
+from nnunet_calib.losses.targets import as_int32, positions
 
 PIECE = 2**18  # logits worked on at a time: with their distances, 2 MiB
 IMAGES = 2**19  # voxels, of one image or of several, whose own logits are looked at together
@@ -49,23 +51,24 @@ class DistanceToBorders(torch.autograd.Function):
         together = max(IMAGES // voxels, 1)
         for first in range(0, len(z), together):
             of = slice(first, first + together)
-            own = z[of].gather(1, borders.labels[of, None].long()).view(-1)
+            at_own = own_entries(as_int32(borders.labels[of]), z[of].shape)
+            own = z[of].view(-1).index_select(0, at_own)
             # what tau has no 1 for
             without = [where + image * voxels for image, where in enumerate(borders.where[of])]
             if valid is not None:
-                without.append((~valid[of]).view(-1).nonzero()[:, 0])
+                without.append(positions(~valid[of]))
             others = torch.cat(without)
             if squared:
                 more += float((1 - 2 * own).index_fill_(0, others, 0).sum())
-                near, d_own = torch.arange(len(own)), own.fill_(-2).index_fill_(0, others, 0)
+                d_own = own.fill_(-2).index_fill_(0, others, 0)
             else:
                 # |x - 1| - |x| = 1 - 2 clamp(x), and beyond the derivative is that of |x|
                 inside = own.index_fill_(0, others, -1).clamp(0, 1)
                 more += len(own) - len(others) - 2 * float(inside.sum())
-                near = own.eq_(inside).nonzero()[:, 0]
-                inside = inside.index_select(0, near)
+                near = positions(own == inside)
+                at_own, inside = (x.index_select(0, near) for x in (at_own, inside))
                 d_own = (inside - 1).sign_().sub_(inside.sign())
-            at.append(borders.own(near + first * voxels, z.shape[1]))
+            at.append(at_own.long() + first * z.shape[1] * voxels)
             change.append(d_own)
         x, soft = z.view(-1).index_select(0, borders.at), borders.soft
         if squared:

@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.bins import MIN_SOFT_BIN_WEIGHT, AbsentClasses, Reduction, error_of_sums
-from nnunet_calib.losses.fused import VoxelSums
+from nnunet_calib.losses.fused import voxel_sums
 from nnunet_calib.losses.module import FunctionalLoss, check_options
 from nnunet_calib.losses.targets import activate, at_least_float32, check_shapes, for_cpu, prepare
 
@@ -140,7 +140,7 @@ def ml1_ace_loss(
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
     if binning == "hard" and for_cpu(logits, regions=regions):
         z = at_least_float32(logits)
-        *_, probability, weight, positive = VoxelSums.apply(z.flatten(2), target.flatten(1), num_bins, ignore_label)
+        *_, probability, weight, positive = voxel_sums(z.flatten(2), target.flatten(1), num_bins, ignore_label)
         sums = torch.stack([weight, probability, positive])
     else:
         z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)

@@ -60,9 +60,14 @@ class Chunks:
             index.zero_()
         return scaled, index, place
 
-    def look_up(self, table: Tensor, p: Tensor) -> Tensor:
-        """What a table (b, R, M + 1) holds for the bins of a chunk."""
+    def look_up(self, table: Tensor, p: Tensor, row: Tensor | None = None) -> Tensor:
+        """What a table (b, R, M + 1) holds for the bins of a chunk.
+
+        With a further row (b, 1, n) within each row of the table, (b, R, rows (M + 1)).
+        """
         _, index, place = self.bins(p)
+        if row is not None:
+            index.add_(row, alpha=self.num_bins + 1)
         return torch.gather(table, 2, place.copy_(index))
 
 

@@ -21,6 +21,14 @@ def as_int32(labels: Tensor) -> Tensor:
     return (labels.clamp(-(2**31), 2**31 - 1) if labels.dtype == torch.int64 else labels).int()
 
 
+def positions(mask: Tensor) -> Tensor:
+    """Where a mask on a CPU is true, as an index (k,) into the flattened mask.
+
+    NumPy finds them several times faster than `torch.nonzero`.
+    """
+    return torch.from_numpy(mask.numpy().ravel().nonzero()[0])
+
+
 def prepare(
     logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:

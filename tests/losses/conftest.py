@@ -90,7 +90,7 @@ case_3d = case_fixture("case_3d", MODES, (4, 5, 4))
 
 def compute_from_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the losses compute with whole C-channel maps, as on a GPU, rather than pick out borders or unsure voxels."""
-    for module, used in ((nacl, "find_borders"), (svls, "find_borders"), (ml1_ace, "VoxelSums")):
+    for module, used in ((nacl, "find_borders"), (svls, "find_borders"), (ml1_ace, "voxel_sums")):
         monkeypatch.setattr(module, "for_cpu", lambda *_, **__: False)
         monkeypatch.delattr(module, used)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from nnunet_calib.losses.borders import MANY, Borders, find_borders
+from nnunet_calib.losses.borders import Borders, find_borders
 from nnunet_calib.losses.neighbourhood import label_counts, spatially_varying_labels
 
 IGNORE = 999
@@ -81,9 +81,9 @@ def check(
     assert torch.equal(found, (maps * at_border).long())
     voxels = at_border.flatten(1)
     assert all(torch.equal(of_image, x.nonzero()[:, 0]) for of_image, x in zip(borders.where, voxels, strict=True))
-    # the entries with a soft label, each once; with few classes, those of all classes
+    # the entries with a soft label, each once; of two classes, both
     found = torch.bincount(borders.at, minlength=maps.numel()).view(maps.shape)
-    entries = at_border.expand_as(found) if classes <= MANY else (counts[:, :-1] > 0) & at_border
+    entries = at_border.expand_as(found) if classes <= 2 else (counts[:, :-1] > 0) & at_border
     assert torch.equal(found, entries.long())
     return borders
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses import fused
+from nnunet_calib.losses import pieces
 from nnunet_calib.losses.fused import fused_loss
 from tests.losses.plain import IGNORE, SHAPES, Batch, make_batch, plain_loss
 
@@ -40,7 +40,7 @@ def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], 
 @pytest.fixture(autouse=True)
 def several_pieces(monkeypatch):
     """Pieces so small that even these volumes take several, of lengths that differ."""
-    monkeypatch.setattr(fused, "PIECE", 15_000)
+    monkeypatch.setattr(pieces, "PIECE", 15_000)
 
 
 @pytest.mark.parametrize("ignore", [False, True], ids=["labels", "ignore"])
@@ -56,9 +56,11 @@ def test_plain_losses(classes, shape, ignore, options):
         assert_same((value, gradient), batch.of(plain_loss, **options), tolerance)
 
 
-def test_bins_too_narrow_for_sure_voxels():
+@pytest.mark.parametrize("ignore", [False, True], ids=["labels", "ignore"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_bins_too_narrow_for_sure_voxels(classes, ignore):
     """Where the last bin is narrower than the margin, every voxel is binned by itself."""
-    batch = make_batch(3, "one image")
+    batch = make_batch(classes, "one image", ignore=ignore)
     assert_same(batch.of(fused_loss, num_bins=20_000), batch.of(plain_loss, num_bins=20_000))
 
 
@@ -103,9 +105,10 @@ def test_nan_is_not_hidden(bad, classes):
     assert batch.of(fused_loss)[0].isnan()
 
 
-def test_bad_logits_in_ignored_voxels():
+@pytest.mark.parametrize("classes", [2, 3])
+def test_bad_logits_in_ignored_voxels(classes):
     """They change nothing and get no gradient."""
-    batch = make_batch(3, ignore=True)
+    batch = make_batch(classes, ignore=True)
     expected = batch.of(fused_loss)
     ignored = (batch.target == IGNORE).expand_as(batch.logits)
     value, gradient = replace(batch, logits=torch.where(ignored, math.nan, batch.logits)).of(fused_loss)
@@ -115,9 +118,10 @@ def test_bad_logits_in_ignored_voxels():
 
 
 @pytest.mark.parametrize("images", [slice(None), slice(1)], ids=["all", "one image"])
-def test_everything_ignored(images):
+@pytest.mark.parametrize("classes", [2, 3])
+def test_everything_ignored(classes, images):
     """The plain value, that of an empty Dice; zero gradient where nothing counts."""
-    batch = make_batch(3, ignore=True)
+    batch = make_batch(classes, ignore=True)
     batch.target[images] = IGNORE
     value, gradient = batch.of(fused_loss)
     assert_same((value, gradient), batch.of(plain_loss))
@@ -125,9 +129,10 @@ def test_everything_ignored(images):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_under_autocast(dtype):
+@pytest.mark.parametrize("classes", [2, 3])
+def test_half_precision_under_autocast(classes, dtype):
     """Computed in float32; small gradients survive where the incoming one is scaled up."""
-    batch = make_batch(3)
+    batch = make_batch(classes)
     half = replace(batch, logits=batch.logits.to(dtype))
     single = replace(half, logits=half.logits.float())
     scale = 2.0**16
@@ -147,9 +152,10 @@ def test_autocast_changes_nothing():
         assert all(map(torch.equal, batch.of(fused_loss), expected))
 
 
-def test_graph_used_twice():
+@pytest.mark.parametrize("classes", [2, 3])
+def test_graph_used_twice(classes):
     """A retained graph gives the same gradient again, and one loss may be used in two places; inputs stay."""
-    batch = make_batch(3, ignore=True)
+    batch = make_batch(classes, ignore=True)
     logits, target = batch.logits.clone().requires_grad_(), batch.target.clone()
     loss = fused_loss(logits, target, ignore_label=IGNORE)
     loss.backward(retain_graph=True)
@@ -160,9 +166,10 @@ def test_graph_used_twice():
     assert torch.equal(target, batch.target)
 
 
-def test_two_losses_at_once():
+@pytest.mark.parametrize("classes", [2, 3])
+def test_two_losses_at_once(classes):
     """Deep supervision computes several losses before the first backward pass."""
-    batches = [make_batch(3), make_batch(3, "one image"), make_batch(3, "2d")]
+    batches = [make_batch(classes), make_batch(classes, "one image"), make_batch(classes, "2d")]
     leaves = [b.logits.clone().requires_grad_() for b in batches]
     sum(fused_loss(z, b.target) / 2**i for i, (z, b) in enumerate(zip(leaves, batches, strict=True))).backward()
     for i, (z, b) in enumerate(zip(leaves, batches, strict=True)):
@@ -179,18 +186,20 @@ def test_only_one_derivative():
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_gradcheck(options):
+@pytest.mark.parametrize("classes", [2, 3])
+def test_gradcheck(classes, options):
     """The gradient is that of the value, away from bin edges and kinks."""
-    batch = make_batch(3, "few voxels", torch.float64)
+    batch = make_batch(classes, "few voxels", torch.float64)
     assert torch.autograd.gradcheck(
         lambda z: fused_loss(z, batch.target, **options), batch.logits.clone().requires_grad_()
     )
 
 
-@pytest.mark.parametrize("change", [lambda z: z.mT.contiguous().mT, lambda z: torch.cat([z, z], 1)[:, :3]])
-def test_strides_of_the_logits(change):
+@pytest.mark.parametrize("change", [lambda z: z.mT.contiguous().mT, lambda z: torch.cat([z, z], 1)[:, : z.shape[1]]])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_strides_of_the_logits(classes, change):
     """Views and other memory formats."""
-    batch = make_batch(3)
+    batch = make_batch(classes)
     expected = batch.of(fused_loss)
     logits = change(batch.logits).detach().requires_grad_()
     assert not logits.is_contiguous()
