@@ -6,6 +6,8 @@ the folder that `nnunet_calib trainers --path` prints.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepochs import (
     nnUNetTrainer_5epochs,
@@ -13,15 +15,21 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
     nnUNetTrainer_250epochs,
 )
 
+from nnunet_calib.integration.raw_images import raw_images
 from nnunet_calib.integration.trainer import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from nnunet_calib.report.figures import draw_fold
 from nnunet_calib.report.progress import draw_progress
 
 
+def _draw_figures(calibration_folder: Path) -> None:
+    """All figures of a fold, in fold_X/validation/calibration; with the images of nnUNet_raw where that is there."""
+    draw_fold(calibration_folder, raw_images(calibration_folder.parents[2]))
+
+
 class nnUNetTrainerCalib(CalibrationMixin, nnUNetTrainer):
     """nnU-Net's own loss, measured: the baseline of every comparison."""
 
-    draw_figures = staticmethod(draw_fold)
+    draw_figures = staticmethod(_draw_figures)
     draw_pseudo_ace = staticmethod(draw_progress)
 
 

@@ -11,6 +11,7 @@ def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints much
         from nnunet_calib.integration.fold_results import find_model
         from nnunet_calib.integration.folds import calibration_folder
+        from nnunet_calib.integration.raw_images import raw_images
         from nnunet_calib.integration.revalidation import Options, fold_numbers, validate_fold
         from nnunet_calib.report.figures import draw_fold
         from nnunet_calib.report.tables import summary_table
@@ -26,7 +27,7 @@ def _run(args: argparse.Namespace) -> None:
             summary = validate_fold(model_folder, fold, options)
             folder = calibration_folder(model_folder, fold)
             if summary is not None and args.figures:
-                draw_fold(folder)
+                draw_fold(folder, raw_images(model_folder))
         if summary is None:
             print(
                 f"fold {fold}: this part is measured, others are not; the one that ends last writes the results, or "

@@ -1,35 +1,28 @@
-"""One slice of a case: the image, where the segmentation is right and wrong, and its probabilities."""
+"""One slice of a case: the image, where the segmentation is right and wrong, and its probabilities, as pixels."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.report.results import ReportedCase, case_error, worst_cases
 from nnunet_calib.slices import RepresentativeSlice
 from nnunet_calib.temperature import apply_temperature
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
-
 Regions = Sequence[Sequence[int]] | None
-# Takes a case's name, gives its image (channels, *spatial) on the grid of its label map, or None.
-ImageOf = Callable[[str], NDArray | None]
 
 # Right, wrongly found, missed: apart for colour-blind readers by hue, in grey print by brightness and line style.
 OUTLINES: tuple[tuple[str, str, Literal["solid", "dashed", "dotted"]], ...] = (
     ("true positive", "#56B4E9", "solid"), ("false positive", "#D55E00", "dashed"),
     ("false negative", "#F0E442", "dotted"),
 )  # fmt: skip
-COLOUR_MAP = "magma"
+COLOUR_MAP = "cividis"  # made for colour-blind readers, even in grey; unlike magma no outline is lost in it
 _SMALL = 20_000  # bytes of a PNG that need not become less exact
+_LINE = 2  # pixels of an outline in a web page, where pictures are shown smaller than they are
 _TILE = 180  # pixels that the shorter side of a tile has at least in a web page, in whole multiples of its own
 
 
@@ -110,62 +103,6 @@ def _background(shown: RepresentativeSlice, image: NDArray | None) -> NDArray[np
     return grey
 
 
-def draw_case(axes: Sequence[Axes], picture: CasePicture) -> AxesImage:
-    """The image with outlines, the probability at T = 1, and that with temperature, on three axes.
-
-    Returns:
-        The image of a probability, for a colour bar.
-    """
-    panels = ((picture.background, "gray"), (picture.before, COLOUR_MAP), (picture.after, COLOUR_MAP))
-    for ax, (pixels, colours) in zip(axes, panels, strict=True):
-        drawn = ax.imshow(pixels, cmap=colours, vmin=0, vmax=1, aspect=picture.aspect, interpolation="nearest")
-        ax.set(xticks=[], yticks=[])
-        width = 1.2 if ax is axes[0] else 0.7
-        for mask, (_, colour, line) in zip(picture.outcome, OUTLINES, strict=True):
-            if mask.any() and min(mask.shape) > 1:
-                ax.contour(mask, levels=[0.5], colors=colour, linestyles=line, linewidths=width)
-    return drawn
-
-
-def worst_cases_figure(
-    cases: Sequence[ReportedCase], names: Sequence[str], *, regions: Regions, ignore_label: int | None,
-    image_of: ImageOf, number: int = 4,
-) -> Figure:
-    """A row for each of the cases with the largest ACE: image with outlines, probability before and after.
-
-    Args:
-        cases: of a fold or of merged folds.
-        names: of the heads.
-        regions: the label values of each head, None for classes.
-        ignore_label: of voxels without annotation, or None.
-        image_of: gives a case's image.
-        number: of rows; cases without a slice have none.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    chosen = [case for case in worst_cases(cases) if case.shown is not None][:number]
-    figure = Figure(figsize=(7, 2.5 * max(len(chosen), 1) + 0.6), layout="constrained")
-    axes = figure.subplots(max(len(chosen), 1), 3, squeeze=False)
-    drawn = None
-    for line, case in zip(axes, chosen, strict=False):
-        assert case.shown is not None
-        picture = CasePicture.of(
-            case.shown, case.temperature, regions=regions, ignore_label=ignore_label, image=image_of(case.name)
-        )
-        drawn = draw_case(line, picture)
-        name = names[picture.head]
-        line[0].set_title(case.name, fontsize=8)
-        for ax, stage, t in zip(line[1:], ("uncalibrated", "calibrated"), (1, case.temperature), strict=True):
-            ax.set_title(f"p({name}), T = {t:.3g}, ACE {case_error(case.row, stage, 'ace'):.3f}", fontsize=8)
-    if drawn is not None:
-        figure.colorbar(drawn, ax=axes[:, 1:], shrink=0.5, label="probability")
-    handles = [Line2D([], [], color=colour, linestyle=line, label=name) for name, colour, line in OUTLINES]
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
-    legend.get_frame().set_facecolor("0.5")  # yellow is not seen on white
-    return figure
-
-
 def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
     """The three panels side by side as a small image, several hundred times as fast as a figure.
 
@@ -188,10 +125,8 @@ def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
     for pixels, colours in ((picture.background, "gray"), (picture.before, COLOUR_MAP), (picture.after, COLOUR_MAP)):
         tile = colormaps[colours](enlarged(pixels))[..., :3]
         for mask, (_, colour, _) in zip(picture.outcome, OUTLINES, strict=True):
-            inside = np.pad(enlarged(mask), 1)
-            core = inside[1:-1, 1:-1]
-            edge = core & ~(inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:])
-            tile[edge] = to_rgb(colour)
+            core = enlarged(mask)
+            tile[core & ~_eroded(core, _LINE)] = to_rgb(colour)
         tiles += [tile, np.ones((size[0], 4, 3))]
     whole = Image.fromarray(np.rint(255 * np.concatenate(tiles[:-1], 1)).astype(np.uint8))
     png, webp = io.BytesIO(), io.BytesIO()
@@ -200,3 +135,21 @@ def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
         return png.getvalue(), "image/png", whole.size
     whole.save(webp, "WEBP", quality=80)
     return webp.getvalue(), "image/webp", whole.size
+
+
+def _eroded(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
+    """The mask without `times` layers of its border pixels."""
+    for _ in range(times):
+        padded = np.pad(mask, 1)
+        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask
+
+
+def colour_bar() -> bytes:
+    """PNG of the colours of the probabilities from 0 (left) to 1, a row of 256 pixels."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(colormaps[COLOUR_MAP](np.arange(256)[None], bytes=True)[..., :3]).save(file, "PNG")
+    return file.getvalue()

@@ -9,14 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnunet_calib.metrics import NUM_BINS, ReliabilityCurve
+from nnunet_calib.report.style import BARS, FILLED, GAP, LINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
-
-# Hues that stay apart for colour-blind readers and in grey print (Okabe and Ito).
-BARS, GAP, LINE = "#56B4E9", "#D55E00", "#0072B2"
-FILLED = "0.6"
 
 
 def _square(ax: Axes, ylabel: str) -> None:
@@ -32,9 +29,10 @@ def draw_reliability(
     title: str,
     interval: tuple[NDArray, NDArray] | None = None,
 ) -> None:
-    """Reliability diagram of one head, with the share of the voxels in each bin in a strip above it.
+    """Reliability diagram of one head, with the number of voxels in each bin in a strip above it.
 
-    Bars stand at the observed frequency; the hatched part reaches to the mean probability of the bin.
+    Bars stand at the observed frequency; the hatched part reaches to the mean probability of the bin. It is that of a
+    case or of pooled cases, as the curve is.
 
     Args:
         ax: where to draw.
@@ -49,22 +47,24 @@ def draw_reliability(
     filled = counts > 0
     width = edges[1]
     left, observed, expected = edges[:-1][filled], frequency[filled], confidence[filled]
-    ax.bar(left, observed, width, align="edge", color=BARS, edgecolor="white", linewidth=0.4, label="observed")
+    ax.bar(left, observed, width, align="edge", color=BARS, edgecolor="white", linewidth=0.3, label="observed")
     ax.bar(
-        left, expected - observed, width, bottom=observed, align="edge", color="none", edgecolor=GAP, linewidth=0.7,
-        hatch="////", label="gap to mean probability",
+        left, expected - observed, width, bottom=observed, align="edge", color="none", edgecolor=GAP, linewidth=0.6,
+        hatch="//////", label="gap to the mean probability",
     )
     if interval is not None:
         low, high = (limit[row][filled] for limit in interval)
         ax.vlines(left + width / 2, low, high, color="black", linewidth=1, zorder=4, label="95 % interval over cases")
     _square(ax, "observed frequency")
-    strip = ax.inset_axes((0, 1.06, 1, 0.16))
-    strip.bar(left, counts[filled] / max(counts.sum(), 1), width, align="edge", color=FILLED, edgecolor="white")
-    strip.set(xlim=(0, 1), yscale="log", ylim=(1e-6, 1), xticks=[], yticks=[1e-4, 1])
+    strip = ax.inset_axes((0, 1.08, 1, 0.2))
+    strip.bar(left, counts[filled], width, align="edge", color=FILLED, edgecolor="white", linewidth=0.3)
+    power = int(np.ceil(np.log10(max(counts.sum(), 10))))
+    strip.set(xlim=(0, 1), yscale="log", ylim=(0.5, 10.0**power), xticks=[])
+    strip.set_yticks([1, 10.0**power], ["1", f"$10^{{{power}}}$"])
     strip.minorticks_off()
-    strip.tick_params(labelsize=6)
-    strip.set_ylabel("voxels", fontsize=7)
-    ax.set_title(title, fontsize=9, pad=36)
+    strip.tick_params(labelsize="small", width=0.5, length=2, pad=1)
+    strip.set_ylabel("voxels", fontsize="small", labelpad=2)
+    ax.set_title(title, fontsize="medium")
 
 
 def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: int, title: str) -> AxesImage:
@@ -94,7 +94,7 @@ def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: 
     # most shares are small: a square root keeps them apart; from light to dark, empty cells stay white
     image = ax.imshow(share, origin="lower", extent=(0, 1, 0, 1), cmap="YlGnBu", norm=PowerNorm(0.5, 0, 1))
     _square(ax, "observed frequency")
-    ax.set_title(title, fontsize=8)
+    ax.set_title(title, fontsize="medium")
     return image
 
 
@@ -125,7 +125,7 @@ def draw_reliability_boxes(ax: Axes, curves: Sequence[ReliabilityCurve], row: in
             flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": GAP, "markerfacecolor": GAP},
         )
     _square(ax, "observed frequency")
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title, fontsize="medium")
 
 
 def draw_confidence(ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve, row: int, title: str) -> None:
@@ -144,7 +144,7 @@ def draw_confidence(ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve,
         edges = np.linspace(0, 1, len(counts) + 1)
         ax.stairs(share, edges, baseline=1e-9, fill=curve is before, color=colour, linewidth=1.6, label=name)
     ax.set(xlim=(0, 1), yscale="log", ylim=(1e-6, 1), xlabel="predicted probability", ylabel="share of the voxels")
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title, fontsize="medium")
 
 
 def draw_nll(
@@ -167,9 +167,9 @@ def draw_nll(
         ax.axvspan(optimum - 2 * standard_error, optimum + 2 * standard_error, color=BARS, alpha=0.4, linewidth=0)
     said = f"T = {optimum:.3f}" + (f" ± {2 * standard_error:.3f}" if known else "")
     ax.axvline(optimum, color=GAP, linewidth=1.4, label=said)
-    ax.set(xscale="log", xlim=(temperatures[0], temperatures[-1]), xlabel="temperature T")
-    ax.set_ylabel("NLL (nats per voxel)")
+    ax.set(xscale="log", xlim=(temperatures[0], temperatures[-1]), xlabel="temperature T, by which logits are divided")
+    ax.set_ylabel("NLL in nats per voxel")
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if temperatures[0] <= t <= temperatures[-1]]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
-    ax.legend(fontsize=8)
+    ax.legend()

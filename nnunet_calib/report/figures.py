@@ -1,4 +1,4 @@
-"""Whole figures of a fold or of merged folds; matplotlib is imported only when one is drawn."""
+"""Whole figures of a fold or of merged folds, a column wide; matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.metrics import NUM_BINS, ReliabilityCurve, calibration_errors, reliability_curve
+from nnunet_calib.report.case_figures import ImageOf, no_image, reliability_of_cases_figure, worst_cases_figure
 from nnunet_calib.report.diagrams import (
     draw_confidence,
     draw_dataset_reliability,
@@ -19,6 +19,7 @@ from nnunet_calib.report.diagrams import (
     draw_reliability_boxes,
 )
 from nnunet_calib.report.results import Results
+from nnunet_calib.report.style import colour_bar, in_lines, in_style, new_figure, outer_labels, save_figure
 from nnunet_calib.significance import ratio_intervals
 from nnunet_calib.statistics import CaseStatistics
 
@@ -28,26 +29,14 @@ if TYPE_CHECKING:
 Cases = Sequence[CaseStatistics]
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure of its own, which no window system and no global state of pyplot knows."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _panels(columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """Two rows of panels."""
-    figure = _figure(size[0] * columns, 2 * size[1])
-    return figure, figure.subplots(2, columns, squeeze=False)
-
-
 def _when(temperature: float) -> tuple[str, str]:
-    """What the upper and the lower row of panels show."""
+    """What the left and the right column of panels show."""
     return "T = 1", f"T ≈ {temperature:.2f}"
 
 
+@in_style
 def reliability_figure(before: Cases, after: Cases, temperature: float, names: Sequence[str]) -> Figure:
-    """Pooled reliability diagrams of every head and the top label, before (above) and after temperature (below).
+    """Pooled reliability diagrams, a row for every head and the top label: before (left) and after temperature (right).
 
     Args:
         before: the cases of a fold.
@@ -55,18 +44,19 @@ def reliability_figure(before: Cases, after: Cases, temperature: float, names: S
         temperature: the fold's, for the titles.
         names: of the heads, and of the top label.
     """
-    figure, axes = _panels(len(names), (2.4, 3.3))
-    for line, cases, when in zip(axes, (before, after), _when(temperature), strict=True):
+    figure, axes = new_figure(2.12 * len(names) + 0.8, len(names), 2)
+    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
         pooled = CaseStatistics.merge(cases)
         curve, errors = reliability_curve(pooled), calibration_errors(pooled)
         interval = _frequency_interval([reliability_curve(case) for case in cases])
-        for row, (ax, name) in enumerate(zip(line, names, strict=True)):
+        for row, (ax, name) in enumerate(zip(column, names, strict=True)):
             top = row == len(names) - 1
             ece, ace = (float(errors[f"top_label_{m}"] if top else errors[m][row]) for m in ("ece", "ace"))
             said = "in no case" if np.isnan(ace) else f"ACE {ace:.3f}, ECE {ece:.4f}"
-            draw_reliability(ax, curve, row, f"{name}, {when}\n{said}", interval)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(f"Reliability, voxels of {len(before)} cases pooled, {NUM_BINS} bins", fontsize=10)
+            draw_reliability(ax, curve, row, f"{in_lines(f'{name}, {when}')}\n{said}", interval)
+    outer_labels(axes)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Reliability, voxels of {len(before)} cases pooled,\n{NUM_BINS} bins of equal width")
     return figure
 
 
@@ -84,78 +74,84 @@ def _present(before: Cases, cases: Cases) -> list[list[ReliabilityCurve]]:
     return [list(compress(curves, there)) for there in has.T]
 
 
+@in_style
 def dataset_reliability_figure(before: Cases, after: Cases, temperature: float, names: Sequence[str]) -> Figure:
     """Dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
-    figure, axes = _panels(len(names), (2.4, 2.6))
-    for line, cases, when in zip(axes, (before, after), _when(temperature), strict=True):
-        for row, (ax, name, curves) in enumerate(zip(line, names, _present(before, cases), strict=True)):
-            image = draw_dataset_reliability(ax, curves, row, f"{name}, {when}, {len(curves)} cases")
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of cases")
-    figure.suptitle(f"Dataset reliability histogram: one count per case and bin, {NUM_BINS} bins", fontsize=10)
+    figure, axes = new_figure(1.8 * len(names) + 0.9, len(names), 2)
+    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+        for row, (ax, name, curves) in enumerate(zip(column, names, _present(before, cases), strict=True)):
+            image = draw_dataset_reliability(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
+    outer_labels(axes)
+    colour_bar(figure, image, axes, "share of the cases that have the class")
+    figure.suptitle(f"Dataset reliability histogram:\none count per case and bin, {NUM_BINS} bins")
     return figure
 
 
+@in_style
 def boxes_figure(before: Cases, after: Cases, temperature: float, names: Sequence[str]) -> Figure:
     """Box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
-    figure, axes = _panels(len(names), (2.4, 2.6))
-    for line, cases, when in zip(axes, (before, after), _when(temperature), strict=True):
-        for row, (ax, name, curves) in enumerate(zip(line, names, _present(before, cases), strict=True)):
-            draw_reliability_boxes(ax, curves, row, f"{name}, {when}, {len(curves)} cases")
-    figure.suptitle("Spread over cases of the frequency observed in each bin: quartiles, median, outliers", fontsize=10)
+    figure, axes = new_figure(1.8 * len(names) + 0.6, len(names), 2)
+    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+        for row, (ax, name, curves) in enumerate(zip(column, names, _present(before, cases), strict=True)):
+            draw_reliability_boxes(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
+    outer_labels(axes)
+    figure.suptitle("Spread over cases of the frequency observed\nin each bin: quartiles, median, outliers")
     return figure
 
 
+@in_style
 def confidence_figure(before: Cases, after: Cases, names: Sequence[str]) -> Figure:
     """Confidence histograms of every head and the top label; arguments as `reliability_figure`."""
-    figure = _figure(2.4 * len(names), 2.6)
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    rows = -(-len(names) // 2)
+    figure, axes = new_figure(1.5 * rows + 0.6, rows, 2)
     curves = [reliability_curve(CaseStatistics.merge(cases)) for cases in (before, after)]
-    for row, (ax, name) in enumerate(zip(axes, names, strict=True)):
-        draw_confidence(ax, curves[0], curves[1], row, name)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(f"How the model spreads its probabilities: voxels of {len(before)} cases", fontsize=10)
+    for row, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+        draw_confidence(ax, curves[0], curves[1], row, in_lines(name))
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    for ax in axes[:, 1]:
+        ax.set_ylabel("")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Predicted probabilities of the voxels of {len(before)} cases")
     return figure
 
 
+@in_style
 def nll_figure(results: Results) -> Figure:
     """NLL of all cases against temperature."""
     fit = results.summary["temperature"]
     error = fit.get("standard_error")
-    figure = _figure(4.2, 3)
-    ax = figure.subplots()
-    draw_nll(ax, results.temperatures, results.nll, fit["temperature"], np.inf if error is None else error)
-    ax.set_title(f"NLL of {len(results.cases)} cases", fontsize=10)
+    figure, axes = new_figure(2.4)
+    draw_nll(axes[0, 0], results.temperatures, results.nll, fit["temperature"], np.inf if error is None else error)
+    axes[0, 0].set_title(f"NLL of {len(results.cases)} cases, ± two standard errors")
     return figure
 
 
-def figures(results: Results) -> dict[str, Callable[[], Figure]]:
-    """File name without ending -> what draws the figure of that name."""
+def figures(results: Results, image_of: ImageOf = no_image) -> dict[str, Callable[[], Figure]]:
+    """File name without ending -> what draws the figure of that name; `image_of` gives the images behind slices."""
     before, after = [case.before for case in results.cases], [case.after for case in results.cases]
     pair = (before, after, results.temperature, results.names)
+    heads = results.summary["heads"]
     return {
         "reliability": lambda: reliability_figure(*pair),
         "dataset_reliability_histogram": lambda: dataset_reliability_figure(*pair),
         "reliability_boxes": lambda: boxes_figure(*pair),
+        "reliability_of_cases": lambda: reliability_of_cases_figure(results.cases, heads["keys"], results.names),
         "confidence": lambda: confidence_figure(before, after, results.names),
         "nll": lambda: nll_figure(results),
-    }
+        "worst_cases": lambda: worst_cases_figure(
+            results.cases, heads["names"], regions=heads["regions"], ignore_label=heads["ignore_label"],
+            image_of=image_of,
+        ),
+    }  # fmt: skip
 
 
-def save_figure(draw: Callable[[], Figure], *paths: Path) -> None:
-    """Draw a figure, with the settings of a fresh matplotlib, into files whose endings name the formats."""
-    from matplotlib import rc_context, style
+def draw_fold(calibration_folder: Path, image_of: ImageOf = no_image) -> None:
+    """Write all figures, as PNG, SVG and PDF, from the files of a fold or of merged folds.
 
-    # nnU-Net's logger leaves seaborn's settings with fonts 2.5 times as large in the training process
-    with style.context("default"), rc_context({"svg.hashsalt": "nnunet_calib", "hatch.linewidth": 0.6}):
-        figure = draw()
-        for path in paths:
-            # the date would make the same figure another file each time
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            with replaced_when_complete(path) as temporary:
-                figure.savefig(temporary, format=path.suffix[1:], dpi=150, bbox_inches="tight", metadata=metadata)
-
-
-def draw_fold(calibration_folder: Path) -> None:
-    """Write all figures, as PNG and SVG, from the files of a fold or of merged folds."""
-    for name, draw in figures(Results.read(calibration_folder)).items():
-        save_figure(draw, *(calibration_folder / f"{name}.{ending}" for ending in ("png", "svg")))
+    Args:
+        calibration_folder: with summary.json.
+        image_of: gives a case's image for its slice, or None; without images the label map is shown.
+    """
+    for name, draw in figures(Results.read(calibration_folder), image_of).items():
+        save_figure(draw, calibration_folder, name)

@@ -7,11 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from math import isnan
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nnunet_calib.files import replaced_when_complete
-from nnunet_calib.report.figures import save_figure
+from nnunet_calib.report.style import figure_bytes
 from nnunet_calib.report.tables import number
 
 if TYPE_CHECKING:
@@ -35,10 +34,7 @@ def write_page(template: str, output: Path, content: Mapping[str, Any]) -> None:
 
 def inline_figure(draw: Callable[[], Figure], title: str, caption: str) -> dict[str, Any]:
     """A figure for a page, as vectors."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "figure.svg"
-        save_figure(draw, file)
-        content = file.read_bytes()
+    content = figure_bytes(draw, "svg")["svg"]
     size = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', content)
     assert size is not None
     width, height = (round(float(points) * 4 / 3) for points in size.groups())  # a pixel is 3/4 of a point

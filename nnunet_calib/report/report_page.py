@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_calib.report.case_pictures import OUTLINES, CasePicture, ImageOf, picture_bytes
+from nnunet_calib.report.case_figures import ImageOf
+from nnunet_calib.report.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
 from nnunet_calib.report.figures import figures
 from nnunet_calib.report.page_text import case_table, facts, headline, notes
 from nnunet_calib.report.pages import data_uri, definitions, inline_figure, write_page
@@ -20,7 +21,7 @@ _CAPTIONS = {
     "reliability": (
         "Reliability",
         "Of the voxels that get a probability within a bin, how many belong to the class. Blue bars below the dashed "
-        "line: the model is too sure. Above each diagram, the share of the voxels in each bin.",
+        "line: the model is too sure. Above each diagram, the number of voxels in each bin.",
     ),
     "dataset_reliability_histogram": (
         "Dataset reliability histogram",
@@ -31,6 +32,11 @@ _CAPTIONS = {
         "Box-plot reliability",
         "The same spread as quartiles: half of the cases lie within a box, its line is the median case.",
     ),
+    "reliability_of_cases": (
+        "Reliability of single cases",
+        "Bars above the line in one case and below it in another cancel out where voxels are pooled. A "
+        "temperature is the same for all cases, and can help one while it harms another.",
+    ),
     "confidence": (
         "Confidence histogram",
         "Where the probabilities lie. Temperature scaling moves them away from 0 and 1, or towards them, and changes "
@@ -39,6 +45,11 @@ _CAPTIONS = {
     "nll": (
         "NLL against temperature",
         "The fitted temperature is the minimum; the band is two standard errors wide on each side.",
+    ),
+    "worst_cases": (
+        "Worst cases",
+        "The cases whose probabilities are off most: outlines tell where the segmentation is right and wrong, colours "
+        "how sure the model is of it. A sure colour at a wrong place is what a temperature cannot repair.",
     ),
 }
 
@@ -66,7 +77,9 @@ def write_report(
     """
     results = Results.read(calibration_folder)
     content = _content(results, image_of, dice or {})
-    write_page("report.html.j2", output, content | {"outlines": OUTLINES, "commands": commands})
+    write_page("report.html.j2", output, content | {
+        "outlines": OUTLINES, "commands": commands, "colours": data_uri(colour_bar(), "image/png"),
+    })  # fmt: skip
 
 
 def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> dict[str, Any]:
@@ -76,16 +89,16 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
     left_out = len(results.cases) - len(pictures)
     described = [model.get(key) for key in ("trainer", "dataset", "configuration", "plans")]
     trainer, *rest = [str(value) for value in described if value] or [str(model.get("folder", "predictions"))]
-    folds = model.get("folds", model.get("fold"))
-    folds = ", ".join(map(str, folds)) if isinstance(folds, list) else folds
+    of_one, merged = model.get("fold"), summary["temperature"].get("folds") or []
+    folds = f"folds {', '.join(map(str, merged))}" if len(merged) > 1 else None if of_one is None else f"fold {of_one}"
     return {
         "title": f"Calibration of {trainer}",
-        "subtitle": ", ".join([*rest, *([] if folds is None else [f"fold {folds}"]), f"{len(results.cases)} cases"]),
+        "subtitle": ", ".join([*rest, *([folds] if folds else []), f"{len(results.cases)} cases"]),
         "headline": [*headline(summary)],
         "notes": [*notes(summary)],
         "figures": [
             inline_figure(draw, *_CAPTIONS[name])
-            for name, draw in tqdm(figures(results).items(), desc="drawing figures", unit="figure")
+            for name, draw in tqdm(figures(results, image_of).items(), desc="drawing figures", unit="figure")
         ],
         "columns": columns,
         "rows": rows,
@@ -115,8 +128,8 @@ def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]]
         budget -= len(content)
         if budget < 0:
             break
-        caption = f"{heads['names'][picture.head]}, ACE {number(case_error(case.row, 'uncalibrated', 'ace'), 3)}, with "
-        caption += f"T = {case.temperature:.3g} {number(case_error(case.row, 'calibrated', 'ace'), 3)}"
+        before, after = (number(case_error(case.row, stage, "ace"), 3) for stage in ("uncalibrated", "calibrated"))
+        caption = f"{heads['names'][picture.head]}. ACE of the case: {before}; with T = {case.temperature:.3g}: {after}"
         pictures.append({
             "name": case.name, "link": f"case-{case.name}", "caption": caption, "uri": data_uri(content, kind),
             "width": width, "height": height,

@@ -203,7 +203,7 @@ def test_files(models, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == [
         "comparison.csv", "comparison.json", "comparison.md", "dice_against_ace.pdf", "dice_against_ace.png",
-            "report.html",
+        "dice_against_ace.svg", "report.html",
     ]
     assert cli.main([*arguments, "-o", str(folder.parent / "again" / "here")]) == 0
     capsys.readouterr()

@@ -198,6 +198,7 @@ def test_continued_training(world):
     np.testing.assert_allclose(written, np.round(logging[PER_CLASS][1:], 4))
     assert (folder / "progress.png").is_file()
     assert (folder / "progress_calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert b"</svg>" in (folder / "progress_calibration.svg").read_bytes()
 
 
 @pytest.mark.slow

@@ -7,10 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nnunet_calib.report.case_pictures import CasePicture, draw_case, picture_bytes, worst_cases_figure
-from nnunet_calib.report.results import ReportedCase, case_error, worst_cases
+from nnunet_calib.report.case_figures import draw_case
+from nnunet_calib.report.case_pictures import CasePicture, colour_bar, picture_bytes
 from nnunet_calib.slices import RepresentativeSlice
-from tests.report.test_figures import cases
 
 TRUE = np.array([[0, 1, 1, 2], [0, 0, 2, 2], [3, 1, 1, 0]])
 PREDICTED = np.array([[1, 1, 0, 2], [0, 0, 2, 2], [1, 1, 1, 0]])
@@ -85,20 +84,6 @@ def test_without_image():
     assert not CasePicture.of(nothing, 1.0, regions=None, ignore_label=None).background.any()
 
 
-def test_drawn():
-    """Three panels: image, before, after, on the same grid, with the pixels' aspect."""
-    figure = Figure()
-    axes = figure.subplots(1, 3)
-    picture = CasePicture.of(slice_of(spacing=(3, 1)), 2.0, regions=None, ignore_label=None)
-    assert draw_case(axes, picture) is axes[2].images[0]
-    for ax, pixels in zip(axes, (picture.background, picture.before, picture.after), strict=True):
-        np.testing.assert_array_equal(ax.images[0].get_array(), pixels)
-        assert ax.images[0].get_clim() == (0, 1)
-        assert ax.get_aspect() == 3
-        assert len(ax.collections) == 3  # outlines of true positives, false positives and false negatives
-    figure.canvas.draw()
-
-
 @pytest.mark.parametrize("size", [20, 400])
 def test_bytes(size):
     """Readable as what it says it is, enlarged by whole pixels, with outlines; large ones are compressed harder."""
@@ -117,39 +102,26 @@ def test_bytes(size):
         assert {(86, 180, 233), (213, 94, 0), (240, 228, 66)} <= pixels
 
 
-def reported(name, ace, shown=None):
-    """A case with one foreground class."""
-    row = {
-        "case": name,
-        **{
-            stage: {"image": {"per_class": {"0": {"ace": 9.0}, "1": {"ace": ace}, "2": {"ace": None}}, "nll": 0.1}}
-            for stage in ("uncalibrated", "calibrated")
-        },
-    }
-    (statistics,) = cases(1)
-    return ReportedCase(row, statistics, statistics, 2.0, shown)
+def test_outline_is_seen():
+    """Two pixels thick, since one is lost where a page shows the picture smaller than it is."""
+    size = 60
+    labels = np.zeros((size, size), int)
+    labels[20:40, 20:40] = 1
+    shown = slice_of(labels, labels, classes=2)
+    picture = CasePicture.of(shown, 1.0, regions=None, ignore_label=None)
+    content, *_ = picture_bytes(picture)
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    outline = (pixels[:, : 3 * size] == (86, 180, 233)).all(-1)  # of the first tile, enlarged three times
+    assert outline.sum() == 60**2 - 56**2
+    assert outline[60:62, 60:120].all()
+    assert not outline[62:118, 62:118].any()
 
 
-def test_worst():
-    """By falling ACE of the foreground; background and absent classes do not count, no value comes last."""
-    made = [reported("a", 0.1), reported("b", None), reported("c", 0.3), reported("d", float("nan"))]
-    assert [case.name for case in worst_cases(made)] == ["c", "a", "b", "d"]
-    assert case_error(made[0].row, "calibrated", "nll") == 0.1
-    assert np.isnan(case_error(made[1].row, "calibrated", "ace"))
-
-
-@pytest.mark.parametrize("number", [0, 1, 3])
-def test_worst_figure(tmp_path, number):
-    """A row for each of the worst cases that have a slice, with its name, its temperature and its errors."""
-    made = [reported(f"case{i}", i / 10, slice_of()) for i in range(number)] + [reported("no slice", 0.9)]
-    asked = []
-    figure = worst_cases_figure(
-        made, ["background", "bright", "dark"], regions=None, ignore_label=None, image_of=asked.append, number=2
-    )
-    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
-    expected = [f"case{i}" for i in range(number)][::-1][:2]
-    assert asked == expected
-    assert titles[::3] == expected
-    assert titles[1::3] == [f"p(bright), T = 1, ACE {int(name[-1]) / 10:.3f}" for name in expected]
-    assert titles[2::3] == [f"p(bright), T = 2, ACE {int(name[-1]) / 10:.3f}" for name in expected]
-    figure.savefig(tmp_path / "figure.png")
+def test_colour_bar():
+    """The colours of the maps, from 0 to 1."""
+    bar = np.asarray(Image.open(io.BytesIO(colour_bar())))
+    picture = CasePicture.of(slice_of(sure=1.0), 1.0, regions=None, ignore_label=None)
+    assert (picture.before.min(), picture.before.max()) == (0, 1)
+    figure = Figure()
+    drawn = draw_case(figure.subplots(1, 3), picture)
+    np.testing.assert_array_equal(bar[0, [0, -1]], drawn.to_rgba([0.0, 1.0], bytes=True)[:, :3])

@@ -27,11 +27,13 @@ POINTS = [
 
 def comparison(points):
     """What the figure reads of comparison.json."""
-    groups = (("dice", "both", "dice"), ("ace", "uncalibrated", "uncalibrated"), ("ace", "calibrated", "calibrated"))
+    stages = ("uncalibrated", "calibrated")
+    groups = [("dice", "both", "dice"), *((metric, stage, stage) for metric in ("ace", "mce") for stage in stages)]
     of = {"of": "foreground_mean", "scope": "image"}
     results = [{"metric": "ace", "of": "top_label", "scope": "image", "stage": "calibrated", "models": []}]
     for metric, stage, name in groups:
         found = [(point.name, getattr(point, name)) for point in points]
+        found = [(model, Estimate(*(2 * v for v in e))) for model, e in found] if metric == "mce" else found
         rows = [{"model": model, "mean": e.mean, "interval": [e.low, e.high]} for model, e in found]
         results.append({"metric": metric, "stage": stage, "models": rows, **of})
     return {"models": [{"name": point.name} for point in points], "cases": ["x", "y"], "results": results}
@@ -112,17 +114,27 @@ def test_two_models_in_grey():
 def test_files(tmp_path):
     """Complete and readable; the same bytes again; the axes tell what they are and which way is better."""
     assert points_of(comparison(POINTS)) == POINTS
-    ax = dice_against_ace_figure(comparison(POINTS)).axes[0]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Dice, higher is better", "ACE, lower is better")
-    assert "2 cases" in ax.get_title()
+    figure = dice_against_ace_figure(comparison(POINTS))
+    ace, mce = figure.axes
+    assert (ace.get_ylabel(), mce.get_ylabel()) == ("ACE, lower is better", "MCE, lower is better")
+    assert mce.get_xlabel() == "Dice, higher is better"
+    assert [at[:2] for at in markers(mce)] == [(x, 2 * y) for x, y, *_ in markers(ace)]
+    assert "2 cases" in figure.get_suptitle()
     contents = []
     for _ in range(2):
         draw_comparison(comparison(POINTS), tmp_path)
         contents.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
     assert contents[0] == contents[1]
-    assert sorted(contents[0]) == ["dice_against_ace.pdf", "dice_against_ace.png"]
+    assert sorted(contents[0]) == [f"dice_against_ace.{ending}" for ending in ("pdf", "png", "svg")]
     assert contents[0]["dice_against_ace.pdf"].startswith(b"%PDF")
     assert (imread(tmp_path / "dice_against_ace.png")[..., :3] < 0.5).any()
+
+
+def test_no_dice_any_more(tmp_path):
+    """Figures of before do not stay where no model has a Dice now."""
+    draw_comparison(comparison(POINTS), tmp_path)
+    draw_comparison(comparison([point._replace(dice=NONE) for point in POINTS]), tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 LATE = """

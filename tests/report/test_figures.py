@@ -43,10 +43,10 @@ def test_figures(tmp_path, draw, mode, number):
     before = cases(number, mode)
     figure = draw(before, [case.with_temperature(1.5) for case in before], 1.5, NAMES)
     titles = [ax.get_title().split("\n")[0] for ax in figure.axes if ax.get_title()]
-    for name, title in zip([*NAMES, *NAMES], titles, strict=True):
+    for name, title in zip(np.repeat(NAMES, 2), titles, strict=True):
         assert title.startswith(f"{name}, T ")
-    assert ["T = 1," in f"{t}," for t in titles] == [True] * 4 + [False] * 4
-    assert all("T ≈ 1.50" in t for t in titles[4:])
+    assert ["T = 1," in f"{t}," for t in titles] == [True, False] * 4
+    assert all("T ≈ 1.50" in t for t in titles[1::2])
     figure.savefig(tmp_path / "figure.png")  # a layout that does not fit warns, and warnings are errors
 
 
@@ -57,7 +57,7 @@ def test_absent_class(tmp_path, draw):
     figure = draw(before, before, 1.0, NAMES)
     figure.savefig(tmp_path / "figure.png")
     if draw is not reliability_figure:
-        counted = [ax.get_title().split(", ")[-1] for ax in figure.axes[:4]]
+        counted = [ax.get_title().split("\n")[-1] for ax in figure.axes[:8:2]]
         assert counted == ["2 cases", "2 cases", "0 cases", "2 cases"]
 
 
@@ -80,8 +80,8 @@ def test_draw_fold(tmp_path, number):
     for name in FIGURES:
         pixels = imread(tmp_path / f"{name}.png")[..., :3]
         assert min(pixels.shape[:2]) > 350
-        # something is drawn in each quarter
-        for half in np.array_split(pixels, 2):
+        # something is drawn in each quarter, but of cases without a slice
+        for half in np.array_split(pixels, 2) if name != "worst_cases" else ():
             assert all((quarter < 0.5).any() for quarter in np.array_split(half, 2, axis=1))
 
 
@@ -91,7 +91,7 @@ def test_same_bytes(tmp_path):
         folder.mkdir()
         write_cases(folder, cases(2))
         draw_fold(folder)
-    for path in first.glob("*.*g"):
+    for path in map(first.joinpath, PICTURES):
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 

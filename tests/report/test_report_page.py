@@ -1,5 +1,6 @@
 """The report: one file that says what the summary says, and needs nothing else."""
 
+import base64
 import html.parser
 import json
 import re
@@ -11,7 +12,11 @@ import numpy as np
 import pytest
 
 from nnunet_calib.report import report_page
+from nnunet_calib.report.case_pictures import colour_bar
+from nnunet_calib.report.pages import data_uri
 from nnunet_calib.report.report_page import write_report
+from nnunet_calib.report.style import new_figure
+from tests.report import FIGURES
 from tests.report.test_figures import NAMES, cases, write_cases
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -65,6 +70,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def one_figure(monkeypatch):
+    """For tests of the rest of the page, since figures take seconds."""
+    monkeypatch.setattr(report_page, "figures", lambda *_: {"nll": lambda: new_figure(1)[0]})
+
+
 def report(folder, tmp_path, **options):
     """The page."""
     options = {"image_of": lambda case: None} | options
@@ -72,6 +83,7 @@ def report(folder, tmp_path, **options):
     return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_numbers(folder, tmp_path):
     """Headline and rows are the numbers of summary.json; each case is there, and links to its slice."""
     dice = {"case0": 0.87654, "case2": float("nan")}
@@ -95,6 +107,30 @@ def test_numbers(folder, tmp_path):
     assert f"T = {summary['temperature']['temperature']:.3f}" in page.text
     assert "nnunet_calib report <x>" in page.text  # escaped, or the parser would have met an element
     assert all(word in page.text for word in ("expected calibration error", *NAMES[1:3]))
+    assert "fold 0, 4 cases" in page.text
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_merged_folds(folder, tmp_path):
+    """The page of a cross-validation says which folds it is of."""
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["temperature"]["folds"] = [0, 3]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert "folds 0, 3, 4 cases" in report(copy, tmp_path).text
+
+
+def test_figures(folder, tmp_path):
+    """Each with a caption, as vectors that lie within a column; the worst cases show the image; maps have colours."""
+    asked = []
+    page = report(folder, tmp_path, image_of=asked.append)
+    svg = [source for source in page.sources if source.startswith("data:image/svg+xml;base64,")]
+    assert len(svg) == len(FIGURES) == len(report_page._CAPTIONS)
+    assert all(title in page.text for title, _ in report_page._CAPTIONS.values())
+    for source in svg:
+        assert re.search(rb'width="249\.\d*pt"', base64.b64decode(source.split(",")[1]))  # 88 mm
+    assert asked.count("case0") == 2  # for its own slice and as one of the worst four
+    assert data_uri(colour_bar(), "image/png") in page.sources
 
 
 def test_complete_in_itself(folder, tmp_path):
@@ -109,6 +145,7 @@ def test_complete_in_itself(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_same_bytes(folder, tmp_path):
     """The same files give the same page."""
     for name in "ab":
@@ -116,6 +153,7 @@ def test_same_bytes(folder, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_size(folder, tmp_path, monkeypatch):
     """Slices fill a page up to a limit, the worst cases first; the page says how many there are without."""
     monkeypatch.setattr(report_page, "PICTURES_MIB", 0.002)
@@ -125,6 +163,7 @@ def test_size(folder, tmp_path, monkeypatch):
     assert f"{4 - len(linked)} cases with smaller ACE have no picture here" in page.text
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_image(folder, tmp_path):
     """Images are shown where there are some, and the page says what it shows."""
     assert "the label map (no image was found)" in report(folder, tmp_path).text
@@ -133,6 +172,7 @@ def test_image(folder, tmp_path):
     assert "the image with the segmentation" in seen.text
 
 
+@pytest.mark.usefixtures("one_figure")
 @pytest.mark.parametrize("change", ["in_sample", "at_bound", "missing"])
 def test_warnings(folder, tmp_path, change):
     """What makes numbers less worth is said."""
@@ -148,6 +188,7 @@ def test_warnings(folder, tmp_path, change):
     assert said in report(copy, tmp_path).text
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_damaged(folder, tmp_path):
     """A lost case file ends it before anything is written."""
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -158,33 +199,46 @@ def test_damaged(folder, tmp_path):
 
 
 CLICK = """<script>
-const column = [...document.querySelectorAll("#cases th")].findIndex(th => th.textContent.trim() === "ACE, T = 1");
+const column = [...document.querySelectorAll("#cases th")].findIndex(
+  th => th.textContent.trim().replaceAll("\\u00a0", " ") === "ACE, T = 1");
 const button = document.querySelectorAll("#cases th button")[column];
 const names = () => [...document.querySelectorAll("#cases tbody tr")].map(row => row.cells[0].textContent.trim());
 button.click(); const falling = names(); button.click();
 const wide = document.documentElement.scrollWidth > window.innerWidth;
 const small = [...document.querySelectorAll("p, td, th, figcaption, dd, dt")].filter(
   e => parseFloat(getComputedStyle(e).fontSize) < 14).length;
-document.body.dataset.outcome = JSON.stringify([falling, names(), wide, small, innerWidth]);
+// text of 7 points in a figure of 88 mm is 9.3 pixels high where the figure has its own size
+const shrunk = [...document.querySelectorAll(".figures img")].filter(
+  e => e.getBoundingClientRect().width < e.getAttribute("width")).length;
+document.querySelector("#cases a").click();
+const found = document.querySelector(".cases figure:target");
+const outcome = JSON.stringify([falling, names(), wide, small, shrunk, found !== null, innerWidth]);
+(window === parent ? document : parent.document).body.dataset.outcome = outcome;
 </script></body>"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [1280, 500])  # Chromium's window is at least 500 wide
+@pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser(folder, tmp_path, width):
-    """Without a console error; a click sorts by falling, a second by rising ACE; no text is small or cut off."""
+    """Without a console error; a click sorts by falling, a second by rising ACE, a case leads to its slice.
+
+    No text is small or cut off, and no figure smaller than it was drawn.
+    """
     report(folder, tmp_path)
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    (tmp_path / "clicked.html").write_text(text.replace("</body>", CLICK), encoding="utf-8")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8").replace("</body>", CLICK)
+    if width < 500:  # a window of Chromium is not narrower, but a frame in it is
+        frame = html.escape(text, quote=True)
+        text = f'<body><iframe style="width: {width}px; height: 800px; border: 0" srcdoc="{frame}"></iframe></body>'
+    (tmp_path / "clicked.html").write_text(text, encoding="utf-8")
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900",
          f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
          (tmp_path / "clicked.html").as_uri()],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
-    falling, rising, wide, small, inner = json.loads(
+    falling, rising, wide, small, shrunk, found, inner = json.loads(
         html.unescape(re.search(r'data-outcome="([^"]*)"', done.stdout)[1])
     )
     rows = json.loads((folder / "summary.json").read_text())["metric_per_case"]
@@ -192,4 +246,4 @@ def test_in_a_browser(folder, tmp_path, width):
     expected = sorted(ace, key=lambda case: np.mean(ace[case]))
     assert (rising, falling) == (expected, expected[::-1])
     assert inner == width
-    assert (wide, small) == (False, 0)
+    assert (wide, small, shrunk, found) == (False, 0, 0, True)

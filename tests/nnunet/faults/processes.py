@@ -85,6 +85,6 @@ def one_figure(patch: pytest.MonkeyPatch) -> Iterator[None]:
     from nnunet_calib.report import figures
 
     with patch.context() as context:
-        context.setattr(figures, "figures", lambda results: {"nll": lambda: Figure(figsize=(1, 1))})
+        context.setattr(figures, "figures", lambda *_: {"nll": lambda: Figure(figsize=(1, 1))})
         yield
 

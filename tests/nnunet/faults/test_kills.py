@@ -18,7 +18,7 @@ pytestmark = [needs_fork, pytest.mark.filterwarnings("ignore::UserWarning")]  # 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """One small figure for all of them."""
-    monkeypatch.setattr(report_page, "figures", lambda results: {})
+    monkeypatch.setattr(report_page, "figures", lambda *_: {})
     with one_figure(monkeypatch):
         yield
 
@@ -47,7 +47,7 @@ def check_every_kill(command, folder, writes):
 def test_evaluate(tmp_path):
     """Cases, temperature, summary, figure."""
     write_world(tmp_path, seeds=range(2))
-    check_every_kill(arguments(tmp_path), tmp_path / "pred" / "calibration", 2 + 2 + 2)
+    check_every_kill(arguments(tmp_path), tmp_path / "pred" / "calibration", 2 + 2 + 3)
 
 
 def test_fit(tmp_path):
@@ -66,7 +66,7 @@ def test_export(tmp_path):
 def test_crossval(model):
     """Temperature, summary, figure; the folds are only read."""
     folds = visible(*(model.folder / f"fold_{fold}" for fold in range(3)))
-    check_every_kill([*CROSSVAL, "-f", "0", "1", "2"], model.folder / "crossval_results_folds_0_1_2", 2 + 2)
+    check_every_kill([*CROSSVAL, "-f", "0", "1", "2"], model.folder / "crossval_results_folds_0_1_2", 2 + 3)
     assert visible(*(model.folder / f"fold_{fold}" for fold in range(3))) == folds
 
 
@@ -81,7 +81,7 @@ def test_report_and_compare(model, tmp_path):
     other.write(0, {name: made(9 + i) for i, name in enumerate(model.cases[0])})
     check_every_kill(
         ["compare", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER, other.named["trainer"], "-f", "0", "-o",
-         str(tmp_path / "compared")], tmp_path / "compared", 6,
+         str(tmp_path / "compared")], tmp_path / "compared", 7,
     )  # fmt: skip
 
 
