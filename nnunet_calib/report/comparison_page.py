@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.report.comparison_tables import comparison_about, comparison_notes, comparison_sections
+from nnunet_calib.report.comparison_words import comparison_sentences
 from nnunet_calib.report.dice_against_ace import dice_against_ace_figure, points_of
 from nnunet_calib.report.page_text import facts
 from nnunet_calib.report.pages import cell, column, definitions, inline_figure, text_cell, write_page
@@ -27,7 +28,7 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
     figures = []
     if not all(missing(point.dice.mean) for point in points_of(comparison)):
         figures.append(inline_figure(
-            lambda: dice_against_ace_figure(comparison), "Dice against ACE",
+            lambda: dice_against_ace_figure(comparison), "Dice against ACE and MCE",
             "Right is a better segmentation, below are better probabilities. A temperature changes only the latter.",
         ))  # fmt: skip
     columns = [column("case", "name", is_number=False), column("fold", "whose network predicted the case")]
@@ -37,6 +38,8 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
     write_page("comparison.html.j2", output, {
         "title": f"Calibration on {comparison['dataset']}",
         "subtitle": comparison_about(comparison),
+        "first_model": comparison["first_model"],
+        "sentences": [*comparison_sentences(comparison)],
         "sections": [*comparison_sections(comparison)],
         "notes": comparison_notes(comparison),
         "figures": figures,

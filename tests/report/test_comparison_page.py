@@ -6,6 +6,7 @@ import pytest
 
 from nnunet_calib import cli
 from nnunet_calib.report.comparison_page import write_comparison_page
+from nnunet_calib.report.comparison_words import comparison_sentences
 from tests.nnunet.compared_folds import COMPARE, OTHER, TRAINER, two_models
 from tests.report.test_report_page import Page
 
@@ -49,6 +50,36 @@ def test_numbers(compared):
     assert [source[:19] for source in page.sources] == ["data:image/svg+xml;"]
     assert "nnunet_calib compare -d 4 -c 3d_fullres -tr" in page.text
     assert all(note in page.text for note in comparison["notes"])
+    for _, sentences in comparison_sentences(comparison):
+        assert all(sentence in page.text for sentence in sentences)
+
+
+def test_sentences(compared):
+    """Each model but the first: better, worse, or that nothing can be told, as the corrected p says."""
+    comparison = json.loads((compared / "comparison.json").read_text())
+    groups = {
+        (group["metric"], group["stage"]): (group, group["models"][1]) for group in comparison["results"]
+        if group["scope"] == "image" and group["of"] in ("foreground_mean", None)
+    }  # fmt: skip
+
+    def said(metric, stage, difference, limits, p):
+        group, row = groups[metric, stage]
+        row |= {"difference": difference, "difference_interval": limits, "p_holm": p}
+        ((model, sentences),) = comparison_sentences(comparison)
+        assert model == OTHER
+        assert len(sentences) == 5
+        order = [key for m in ("dice", "ace", "nll") for key in groups if key[0] == m]
+        return sentences[order.index((metric, group["stage"]))]
+
+    assert said("dice", "both", 0.02, [0.01, 0.03], 0.01).endswith(
+        "better; the Dice is 0.0200 larger (0.0100 to 0.0300, p = 0.010)."
+    )
+    assert said("ace", "uncalibrated", -0.02, [-0.03, -0.01], 1e-5).endswith(
+        "as trained: better; the ACE is 0.0200 smaller (0.0100 to 0.0300, p < 0.001)."
+    )
+    assert "temperature: worse; the NLL is 0.0200 larger" in said("nll", "calibrated", 0.02, [0.01, 0.03], 0.049)
+    assert "no difference in ACE can be told (-0.0100 to +0.0300" in said("ace", "calibrated", 0.01, [-0.01, 0.03], 0.3)
+    assert "too few cases" in said("nll", "uncalibrated", 0.01, [None, None], None)
 
 
 def test_without_dice(compared, tmp_path):
