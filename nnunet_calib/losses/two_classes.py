@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
+from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
 from nnunet_calib.losses.piece_bins import BinSums, Chunks
 from nnunet_calib.losses.pieces import MARGIN, Piece, few, pieces, sum_of
 
