@@ -56,9 +56,13 @@ METHODS = {
 SWEEP = {
     "ML1ACE_w01": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1}),
     "ML1ACE_w1": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 1.0}),
+    "ML1ACE_warm": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_warmup_epochs": 10}),
+    "ML1ACE_w1_warm": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 10}),
     "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
     "SoftML1ACE_w1": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 1.0}),
     "DiceML1ACE_w1": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0}),
+    "DiceML1ACE_warm": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_warmup_epochs": 10}),
+    "DiceML1ACE_w1_warm": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 10}),
     "NACL_constant": Method(("nnUNetTrainerNACL",), {"nacl_warmup_epochs": 0}),
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
     "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),

@@ -102,8 +102,8 @@ def _set_here(hyperparameters: dict[str, Any]) -> str:
     """The hyperparameters that the sweep varies."""
     names = {"nacl_weight": "NACL", "ml1_ace_weight": "mL1-ACE", "svls_sigma": "sigma"}
     parts = [f"{label} {hyperparameters[key]:g}" for key, label in names.items() if key in hyperparameters]
-    if hyperparameters.get("nacl_warmup_epochs"):
-        parts.append(f"after {hyperparameters['nacl_warmup_epochs']} epochs")
+    if epochs := hyperparameters.get("nacl_warmup_epochs") or hyperparameters.get("ml1_ace_warmup_epochs"):
+        parts.append(f"whole after {epochs} epochs")
     if hyperparameters.get("ml1_ace_binning") == "soft":
         parts.append("soft bins")
     if hyperparameters.get("ml1_ace_every_resolution") is False:
