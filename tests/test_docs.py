@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 import nnunet_calib
@@ -29,6 +30,21 @@ def name(page):
     return page.relative_to(ROOT).as_posix()
 
 
+def write_predictions(case):
+    """What the tutorial has before it opens a map: an image, its label map, probabilities as .npz and as an image."""
+    files = {
+        "images/hippocampus_023_0000": case.image,
+        "nnUNet_raw/Dataset004_Hippocampus/labelsTr/hippocampus_023": case.labels,
+        "calibrated/maps/probabilities/Anterior/hippocampus_023": case.probabilities[1],
+    }
+    for file, array in files.items():
+        Path(file).parent.mkdir(parents=True)
+        sitk.WriteImage(sitk.GetImageFromArray(array), f"{file}.nii.gz")
+    for folder in ("plain", "baked"):
+        Path(folder).mkdir()
+        np.savez_compressed(f"{folder}/hippocampus_023.npz", probabilities=case.probabilities)
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """What the snippets take for granted: a case, a batch, and the case's file."""
@@ -39,6 +55,7 @@ def world(tmp_path, monkeypatch):
     for folder in ("cases", "calibration/cases"):
         Path(folder).mkdir(parents=True)
         statistics.save(f"{folder}/hippocampus_023.npz")
+    write_predictions(case)
     return {
         "probabilities": case.probabilities, "labels": case.labels, "image": image, "case": statistics,
         "logits": torch.randn(2, 3, 8, 8, 8, requires_grad=True), "target": torch.randint(3, (2, 1, 8, 8, 8)),
