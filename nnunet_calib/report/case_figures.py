@@ -12,7 +12,7 @@ from nnunet_calib.metrics import NUM_BINS, calibration_errors, reliability_curve
 from nnunet_calib.report.case_pictures import COLOUR_MAP, OUTLINES, CasePicture, Regions
 from nnunet_calib.report.diagrams import draw_reliability
 from nnunet_calib.report.results import ReportedCase, case_error, worst_cases
-from nnunet_calib.report.style import COLUMN, colour_bar, in_lines, in_style, new_figure, outer_labels
+from nnunet_calib.report.style import COLUMN, colour_bar, in_lines, in_style, make_room, new_figure, outer_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +80,7 @@ def worst_cases_figure(
         for ax, stage, t in zip(line[1:], ("uncalibrated", "calibrated"), (1, case.temperature), strict=True):
             said = f"{names[picture.head]}\nT = {t:.3g}\nACE {case_error(case.row, stage, 'ace'):.3f}"
             ax.set_title(in_lines(said, _WIDTH))
+    make_room(figure, axes, 3)
     if drawn is None:
         axes[0, 0].set_title("no case has a slice")
         for ax in axes.flat:
@@ -125,6 +126,7 @@ def reliability_of_cases_figure(
             said = f"{case.name}\n{names[head]}\nT = {t:.3g}, ACE {ace:.3f}"
             draw_reliability(ax, reliability_curve(statistics), head, in_lines(said))
     outer_labels(axes)
+    make_room(figure, axes, 3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     words = ", ".join(word for _, word in sorted(chosen.items()))
     figure.suptitle(

@@ -19,7 +19,7 @@ from nnunet_calib.report.diagrams import (
     draw_reliability_boxes,
 )
 from nnunet_calib.report.results import Results
-from nnunet_calib.report.style import colour_bar, in_lines, in_style, new_figure, outer_labels, save_figure
+from nnunet_calib.report.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
 from nnunet_calib.significance import ratio_intervals
 from nnunet_calib.statistics import CaseStatistics
 
@@ -55,6 +55,7 @@ def reliability_figure(before: Cases, after: Cases, temperature: float, names: S
             said = "in no case" if np.isnan(ace) else f"ACE {ace:.3f}, ECE {ece:.4f}"
             draw_reliability(ax, curve, row, f"{in_lines(f'{name}, {when}')}\n{said}", interval)
     outer_labels(axes)
+    make_room(figure, axes, 2)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(f"Reliability, voxels of {len(before)} cases pooled,\n{NUM_BINS} bins of equal width")
     return figure
@@ -82,6 +83,7 @@ def dataset_reliability_figure(before: Cases, after: Cases, temperature: float, 
         for row, (ax, name, curves) in enumerate(zip(column, names, _present(before, cases), strict=True)):
             image = draw_dataset_reliability(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
     outer_labels(axes)
+    make_room(figure, axes, 2)
     colour_bar(figure, image, axes, "share of the cases that have the class")
     figure.suptitle(f"Dataset reliability histogram:\none count per case and bin, {NUM_BINS} bins")
     return figure
@@ -95,6 +97,7 @@ def boxes_figure(before: Cases, after: Cases, temperature: float, names: Sequenc
         for row, (ax, name, curves) in enumerate(zip(column, names, _present(before, cases), strict=True)):
             draw_reliability_boxes(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
     outer_labels(axes)
+    make_room(figure, axes, 2)
     figure.suptitle("Spread over cases of the frequency observed\nin each bin: quartiles, median, outliers")
     return figure
 
@@ -111,6 +114,7 @@ def confidence_figure(before: Cases, after: Cases, names: Sequence[str]) -> Figu
         ax.remove()
     for ax in axes[:, 1]:
         ax.set_ylabel("")
+    make_room(figure, axes, 1)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(f"Predicted probabilities of the voxels of {len(before)} cases")
     return figure

@@ -95,6 +95,12 @@ def outer_labels(axes: np.ndarray) -> None:
         ax.set_xlabel("")
 
 
+def make_room(figure: Figure, axes: np.ndarray, lines: int) -> None:
+    """Make a figure higher, whose height is right for titles of so many lines, where rows have titles of more."""
+    more = (max(ax.get_title().count("\n") + 1 for ax in row) - lines for row in axes)
+    figure.set_figheight(figure.get_figheight() + sum(max(n, 0) for n in more) * _SIZE * 1.3 / 72)
+
+
 def in_lines(text: str, width: int = 20) -> str:
     """The text in lines that are no wider than half a column."""
     return "\n".join(line for part in text.split("\n") for line in wrap(part, width))

@@ -17,7 +17,7 @@ from nnunet_calib.report.figures import (
     reliability_figure,
 )
 from nnunet_calib.report.progress import progress_figure
-from nnunet_calib.report.style import figure_bytes, in_lines, new_figure
+from nnunet_calib.report.style import figure_bytes, in_lines, new_figure, styled
 from tests.report.test_case_figures import reported
 from tests.report.test_case_pictures import slice_of
 from tests.report.test_dice_against_ace import POINTS, comparison
@@ -42,8 +42,9 @@ FIGURES = {
 
 def drawn(name):
     """The figure with everything at its place, and its texts."""
-    figure = FIGURES[name]()
-    figure.canvas.draw()
+    with styled():  # as figures are saved
+        figure = FIGURES[name]()
+        figure.draw_without_rendering()
     return figure, [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
 
 
