@@ -27,7 +27,8 @@ def own_entries(y: Tensor, shape: torch.Size, where: slice = slice(None)) -> Ten
     """
     images, classes, voxels = shape
     image = torch.arange(0, images * classes * voxels, classes * voxels, dtype=torch.int32)
-    return (y * voxels).add_(torch.arange(voxels, dtype=torch.int32)[where]).add_(image[:, None]).view(-1)
+    voxel = torch.arange(*where.indices(voxels), dtype=torch.int32)
+    return (y * voxels).add_(voxel).add_(image[:, None]).view(-1)
 
 
 @dataclass
