@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,13 +62,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 0
         print(f"nnunet_calib: {_told(error)}", file=sys.stderr)
         return 2
     except (ImportError, ValueError) as error:
         print(f"nnunet_calib: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads our output has enough, as `| head`; then what is left of it is dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return True
+    return False  # it was a pipe to a process of ours
 
 
 def _told(error: OSError) -> str:

@@ -156,3 +156,12 @@ def test_misuse(capsys, arguments):
         cli.main(arguments)
     assert end.value.code == 2
     assert "usage: nnunet_calib" in capsys.readouterr().err
+
+
+def test_reader_that_has_enough():
+    """`nnunet_calib ... | head` ends in silence."""
+    command = [sys.executable, "-m", "nnunet_calib.cli", "trainers"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
