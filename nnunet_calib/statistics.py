@@ -25,7 +25,7 @@ from nnunet_calib.slices import RepresentativeSlice, representative_slice
 from nnunet_calib.voxel_sample import VoxelSample
 
 FORMAT_VERSION = 2
-MAX_VOXELS = 100_000
+MAX_VOXELS = 150_000
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def test_thinned_tenfold(true, flipped, borders):
     labels[some] = rng.integers(0, 4, some.sum())
     probabilities = softmax(logits, axis=1)
     expected = fit_temperature(np.log(np.maximum(probabilities, 1e-37)), labels)
-    case = CaseStatistics.from_probabilities(probabilities.T.reshape(4, *shape), labels.reshape(shape))
+    p = probabilities.T.reshape(4, *shape)
+    case = CaseStatistics.from_probabilities(p, labels.reshape(shape), max_voxels=100_000)
     fit = fit_temperature(case.sample.logits, case.sample.labels, weights=case.sample.weights)
     assert len(case.sample) == 100_000
     assert abs(fit.temperature - expected.temperature) < min(2e-3, 3 * fit.standard_error)
