@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _nobody_reads() -> bool:
     """Whether what reads our output has enough, as `| head`; then what is left of it is dropped."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return True
