@@ -9,8 +9,35 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
+
+_LONGEST_NAME = 255  # bytes that file systems take
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name that stands in a file is that of something in the folder it is meant for, and nowhere else.
+
+    Absolute names, `..`, separators and drives lead elsewhere, also on another system; control characters, and names
+    that no file system takes, are none.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or any(c < " " or c == "\x7f" for c in name):
+        return False
+    try:
+        return len(os.fsencode(name)) <= _LONGEST_NAME and PureWindowsPath(name).name == name
+    except UnicodeEncodeError:  # half of a character
+        return False
+
+
+def one_line(text: str) -> str:
+    """A text of others, so that it fits into a sentence."""
+    line = " ".join(text.split())
+    return line if len(line) < 300 else f"{line[:300]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line that fits into a sentence."""
+    return one_line(str(error)) or type(error).__name__
 
 
 @contextmanager

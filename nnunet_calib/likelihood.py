@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -165,15 +165,37 @@ def _root(point: Point, other: Point | None) -> tuple[float, float]:
     return cubic, abs(cubic - newton)
 
 
-def minimise(voxels: Voxels, thetas: list[float], bounds: tuple[float, float]) -> tuple[float, list[Point], int]:
-    """The theta of the smallest NLL within the bounds, the points tried, the last one near it, and the passes made.
+class Found(NamedTuple):
+    """The theta of the smallest NLL within the bounds, the points tried, the last one near it, and the passes made."""
 
-    The first pass tries all `thetas`, of which the last is the best guess.
+    theta: float
+    points: list[Point]
+    passes: int
+
+
+def minimise(voxels: Voxels, thetas: list[float], bounds: tuple[float, float]) -> Found:
+    """The smallest NLL of voxels; see `search`."""
+    asking = search(thetas, bounds)
+    betas = next(asking)
+    try:
+        while True:
+            betas = asking.send(voxels.sums(betas))
+    except StopIteration as stop:
+        found: Found = stop.value
+        return found
+
+
+def search(thetas: list[float], bounds: tuple[float, float]) -> Generator[list[float], list[Sums], Found]:
+    """Looks for the smallest NLL within the bounds: yields betas, and is sent the sums at them, until it returns.
+
+    The first pass tries all `thetas`, of which the last is the best guess. Who asks may so look for several minima in
+    the same passes over voxels.
     """
     low, high = bounds
     points: list[Point] = []
     for passes in itertools.count(1):
-        for theta, sums in zip(thetas, voxels.sums([math.exp(theta) for theta in thetas]), strict=True):
+        sums_at = yield [math.exp(theta) for theta in thetas]
+        for theta, sums in zip(thetas, sums_at, strict=True):
             if not all(map(math.isfinite, sums)):
                 raise ValueError(
                     "expected finite logits, got NaN or Inf: look for a diverged model or damaged predictions"
@@ -183,11 +205,11 @@ def minimise(voxels: Voxels, thetas: list[float], bounds: tuple[float, float]) -
         last = points[-1]
         end = high if last.gradient < 0 else low
         if last.gradient == 0 or end == last.theta:  # at a bound, and better beyond
-            return last.theta, points, passes
+            return Found(last.theta, points, passes)
         target, error = _root(last, points[-2] if len(points) > 1 else None)
         step = abs(target - last.theta)
         if step < _TOLERANCE or (step < _NEAR and error < _TOLERANCE) or high - low < _TOLERANCE:
-            return min(max(target, low), high), points, passes
+            return Found(min(max(target, low), high), points, passes)
         if not low < target < high or passes > _MAX_NEWTON:
             untried = end in bounds and all(point.theta != end for point in points)
             target = end if untried else (low + high) / 2

@@ -51,6 +51,20 @@ def reliability_curve(statistics: CaseStatistics, num_bins: int = NUM_BINS, scop
         return ReliabilityCurve(counts, probability / counts, positives / counts)
 
 
+def gap_errors(curve: ReliabilityCurve, min_count: float = 1) -> dict[str, NDArray[np.float64]]:
+    """ECE, ACE and MCE of every row of a curve, as `calibration_errors` defines them; NaN where no bin counts."""
+    filled = curve.counts > 0
+    gap = np.where(filled, np.abs(curve.frequency - curve.confidence), 0)
+    counted = curve.counts >= min_count
+    bins = counted.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "ece": (gap * curve.counts).sum(1) / curve.counts.sum(1),
+            "ace": (gap * counted).sum(1) / bins,
+            "mce": np.where(bins > 0, (gap * counted).max(1), np.nan),
+        }
+
+
 def calibration_errors(
     statistics: CaseStatistics, num_bins: int = NUM_BINS, scope: str = "image", *, min_count: float = 1
 ) -> CalibrationErrors:
@@ -107,15 +121,9 @@ def calibration_errors(
         raise ValueError(f"expected min_count to be at least 1, got {min_count}")
     curve = reliability_curve(statistics, num_bins, scope)
     h = statistics.histograms.scope(scope)
-    filled, total = curve.counts > 0, curve.counts.sum(1)
-    gap = np.where(filled, np.abs(curve.frequency - curve.confidence), 0)
-    counted = curve.counts >= min_count
-    bins = counted.sum(1)
+    total = curve.counts.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        errors = {
-            "ece": (gap * curve.counts).sum(1) / total,
-            "ace": (gap * counted).sum(1) / bins,
-            "mce": np.where(bins > 0, (gap * counted).max(1), np.nan),
+        errors = gap_errors(curve, min_count) | {
             "adaptive_ece": _equal_mass_gaps(h, num_bins) / total,
             "ks": np.abs(np.cumsum(h.positives - h.probability, axis=1)).max(1) / total,
         } | _brier_terms(h, curve)

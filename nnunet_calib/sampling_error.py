@@ -54,11 +54,12 @@ def replicates(sample: VoxelSample, temperature: float = 1.0) -> Iterator[Histog
         part = VoxelSample(*(getattr(sample, f.name)[some] for f in fields(VoxelSample)))
         part = replace(part, weights=sample.weights[some] * share[some] * sign[here])
         deviations.append(part.histograms(temperature))
-    for signs in hadamard(REPLICATES)[:, 1:]:
-        yield Histograms(*(
-            getattr(whole, f.name) + np.tensordot(signs, [getattr(d, f.name) for d in deviations], 1)
-            for f in fields(Histograms)
-        ))
+    changes = [
+        np.tensordot(hadamard(REPLICATES)[:, 1:].astype(float), [getattr(d, f.name) for d in deviations], 1)
+        for f in fields(Histograms)
+    ]
+    for change in zip(*changes, strict=True):
+        yield Histograms(*(getattr(whole, f.name) + x for f, x in zip(fields(Histograms), change, strict=True)))
 
 
 def rms_deviation(value: NDArray | float, replicated: NDArray) -> NDArray[np.float64]:

@@ -6,9 +6,8 @@ cases add up to statistics of a fold, and every calibration error is computed fr
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import Any
@@ -17,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.case_pass import Volume, region_members
-from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.scopes import BOUNDARY_MM, scope_bits
 from nnunet_calib.slabs import Probabilities
 from nnunet_calib.slices import RepresentativeSlice, representative_slice
+from nnunet_calib.statistics_file import MAX_BYTES, Content, read, write
 from nnunet_calib.voxel_sample import VoxelSample
 
-FORMAT_VERSION = 2
 MAX_VOXELS = 150_000
 
 
@@ -125,30 +123,35 @@ class CaseStatistics:
         return cls(histograms, sample, regions is not None, boundary_mm, (case,), model or {}, shown)
 
     @classmethod
-    def merge(cls, parts: Sequence[CaseStatistics]) -> CaseStatistics:
+    def merge(cls, parts: Iterable[CaseStatistics]) -> CaseStatistics:
         """Statistics of the cases of all parts, as if measured together; `a + b` is the same for two.
+
+        Parts are taken one after the other: of those that a generator makes, only the voxel samples stay in memory.
 
         Raises:
             ValueError: if there is none, or if they describe different heads or scopes.
         """
-        if not parts:
+        first: CaseStatistics | None = None
+        samples: list[VoxelSample] = []
+        cases: list[str] = []
+        for number, part in enumerate(parts):
+            if first is None:
+                first, histograms, model = part, part.histograms, part.model
+            else:
+                _check_alike(first, part)
+                if number == 1 or part.histograms.counts.dtype != histograms.counts.dtype:
+                    histograms = histograms + part.histograms  # arrays of their own, of the type of both
+                else:
+                    histograms.add(part.histograms)
+                model = model if part.model == model else {}
+            samples.append(part.sample)
+            cases += part.cases
+        if first is None:
             raise ValueError("expected at least one case's statistics to merge, got none")
-        first = parts[0]
-        for part in parts[1:]:
-            ours, theirs = ((s.num_heads, s.regions, s.boundary_mm) for s in (first, part))
-            if ours != theirs:
-                raise ValueError(
-                    f"expected statistics of the same heads and boundary width, got (heads, regions, boundary_mm) = "
-                    f"{ours} for {', '.join(first.cases)} and {theirs} for {', '.join(part.cases)}"
-                )
         return replace(
-            first,
-            histograms=Histograms.merge([part.histograms for part in parts]),
-            sample=VoxelSample.merge([part.sample for part in parts]),
-            cases=tuple(case for part in parts for case in part.cases),
-            model=first.model if all(part.model == first.model for part in parts) else {},
-            shown=first.shown if len(parts) == 1 else None,
-        )
+            first, histograms=histograms, sample=VoxelSample.merge(samples), cases=tuple(cases), model=model,
+            shown=first.shown if len(samples) == 1 else None,
+        )  # fmt: skip
 
     def __add__(self, other: CaseStatistics) -> CaseStatistics:
         """See `merge`."""
@@ -168,44 +171,30 @@ class CaseStatistics:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz without pickles. It appears under its name only when it is complete."""
-        header = {
-            "format_version": FORMAT_VERSION, "regions": self.regions, "boundary_mm": self.boundary_mm,
-            "cases": self.cases, "model": self.model,
-        }
-        parts: dict[str, Any] = {"histograms": self.histograms, "sample": self.sample}
-        parts |= {} if self.shown is None else {"shown": self.shown}
-        arrays = {f"{name}.{f.name}": getattr(part, f.name) for name, part in parts.items() for f in fields(part)}
-        with replaced_when_complete(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+        write(Content(**{f.name: getattr(self, f.name) for f in fields(self)}), path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CaseStatistics:
+    def load(cls, path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> CaseStatistics:
         """Read what `save` wrote.
 
+        Args:
+            path: of the file.
+            max_bytes: of memory that its arrays may take; more only for statistics of hundreds of large cases.
+
         Raises:
-            ValueError: if the file is none of ours, damaged, or of another format.
+            ValueError: if the file is none of ours, damaged, or of another format, if its sums contradict each other,
+                or if it takes more memory.
             FileNotFoundError: if there is none.
         """
-        try:
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                version = header["format_version"]
-                if version == FORMAT_VERSION:
-                    histograms = Histograms(*(file[f"histograms.{f.name}"] for f in fields(Histograms)))
-                    sample = VoxelSample(*(file[f"sample.{f.name}"] for f in fields(VoxelSample)))
-                    columns = [f"shown.{f.name}" for f in fields(RepresentativeSlice)]
-                    shown = RepresentativeSlice(*(file[c] for c in columns)) if columns[0] in file else None
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # zipfile, zlib, json and NumPy each have their own way to say "damaged"
-            raise ValueError(f"expected calibration statistics of a case, found {path} unreadable ({error})") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"expected calibration statistics of format {FORMAT_VERSION}, found {version} in {path}: use the "
-                f"nnunet-calib that wrote it, or measure the case again"
-            )
-        return cls(
-            histograms, sample, header["regions"], header["boundary_mm"], tuple(header["cases"]), header["model"], shown
+        return cls(**read(path, max_bytes=max_bytes)._asdict())
+
+
+def _check_alike(first: CaseStatistics, part: CaseStatistics) -> None:
+    ours, theirs = ((s.num_heads, s.regions, s.boundary_mm) for s in (first, part))
+    if ours != theirs:
+        raise ValueError(
+            f"expected statistics of the same heads and boundary width, got (heads, regions, boundary_mm) = "
+            f"{ours} for {', '.join(first.cases)} and {theirs} for {', '.join(part.cases)}"
         )
 
 

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from nnunet_calib.likelihood import Voxels, minimise
+from nnunet_calib.likelihood import Found, Voxels, minimise
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
-_BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
+THETA_BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
 _WARM_START = 1 << 17  # voxels to begin with, where there are more than twice as many
 
 # Probabilities are clamped to about the smallest normal float32 for a softmax, and to about the float32 next to 1 for a
@@ -144,23 +144,28 @@ def fit_temperature(
     voxels, total = _checked(logits, labels, weights, regions, groups)
     thetas = [0.0]
     if len(voxels.logits) > 2 * _WARM_START:
-        guess, *_ = minimise(voxels.sample(_WARM_START), thetas, _BOUNDS)
+        guess, *_ = minimise(voxels.sample(_WARM_START), thetas, THETA_BOUNDS)
         thetas = [0.0] if guess == 0 else [0.0, guess]
-    theta, points, passes = minimise(voxels, thetas, _BOUNDS)
+    return fit_of(minimise(voxels, thetas, THETA_BOUNDS), total)
 
+
+def fit_of(found: Found, total: float) -> TemperatureFit:
+    """The fit that a search has found, which began at T = 1, among voxels of some total weight."""
+    theta, points, passes = found
     last = points[-1]
     beta = math.exp(theta)
     change = beta - math.exp(last.theta)  # so small that two terms of the Taylor series give the NLL to 1e-12
     nll_after = last.sums.nll + change * last.gradient + change**2 / 2 * last.sums.curvature
     # exactly the bound, where it is one
-    temperature = {_BOUNDS[0]: TEMPERATURE_BOUNDS[1], _BOUNDS[1]: TEMPERATURE_BOUNDS[0]}.get(theta, 1 / beta)
+    ends = dict(zip(THETA_BOUNDS, TEMPERATURE_BOUNDS[::-1], strict=True))
+    temperature = ends.get(theta, 1 / beta)
     known = last.sums.curvature > 0
     return TemperatureFit(
         temperature=temperature,
         standard_error=temperature**2 * math.sqrt(last.sums.squares) / last.sums.curvature if known else math.inf,
         nll_before=points[0].sums.nll / total,
         nll_after=nll_after / total,
-        at_bound=theta in _BOUNDS,
+        at_bound=theta in THETA_BOUNDS,
         iterations=passes,
     )
 

@@ -13,8 +13,8 @@ LONGEST_FILE = 250
 
 MEASURING = {
     "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "sure_voxels", "fine_bins",
-    "histograms", "binner", "voxel_sample", "case_pass", "statistics", "definitions", "metrics",
-    "sampling_error", "significance",
+    "histograms", "archives", "json_files", "summary_forms", "statistics_file", "joint_fit", "binner", "voxel_sample",
+    "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
 }
 
 # Module, or folder with a "/" -> the modules of the package that it may import. A new module needs a line here.
@@ -24,6 +24,9 @@ OWN = {
     "likelihood": set(),
     "temperature": {"likelihood"},
     "files": set(),
+    "archives": {"files"},
+    "json_files": {"files"},
+    "summary_forms": {"json_files"},
     "slabs": set(),
     "slices": {"scopes"},
     "sure_voxels": set(),
@@ -32,7 +35,9 @@ OWN = {
     "voxel_sample": {"histograms", "temperature"},
     "binner": {"fine_bins", "histograms", "sure_voxels"},
     "case_pass": {"binner", "histograms", "slabs", "sure_voxels", "temperature", "voxel_sample"},
-    "statistics": {"case_pass", "files", "histograms", "scopes", "slabs", "slices", "voxel_sample"},
+    "joint_fit": {"likelihood", "temperature", "voxel_sample"},
+    "statistics_file": {"archives", "files", "fine_bins", "histograms", "slices", "voxel_sample"},
+    "statistics": {"case_pass", "histograms", "scopes", "slabs", "slices", "statistics_file", "voxel_sample"},
     "definitions": set(),
     "metrics": {"definitions", "fine_bins", "histograms", "statistics"},
     "sampling_error": {"histograms", "metrics", "statistics", "voxel_sample"},
@@ -40,7 +45,10 @@ OWN = {
     "synthetic": {"temperature"},
     "losses/": {"losses/", "binning"},
     "integration/": {"integration/", "losses/", *MEASURING},
-    "report/": {"report/", "metrics", "statistics", "files", "significance", "slices", "temperature"},
+    "report/": {
+        "report/", "metrics", "statistics", "files", "json_files", "summary_forms", "significance", "slices",
+        "temperature",
+    },
     "trainers": {"integration/", "report/"},
     "demo_truth": {"integration/", "synthetic", *MEASURING},
     "demo": {"demo_truth", "integration/", "synthetic", *MEASURING},

@@ -6,21 +6,27 @@ the grid on which nnU-Net's reader returns the label map.
 
 from __future__ import annotations
 
+import math
 import pickle
-import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from nnunet_calib.archives import Described, open_arrays
+from nnunet_calib.files import reason
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.slabs import Probabilities
 from nnunet_calib.statistics import CaseStatistics
 
 _KEY = "probabilities"
+_OF_ARRAYS = {  # what rebuilds NumPy's arrays and numbers, of NumPy 1 too
+    ("numpy", "dtype"), ("numpy", "ndarray"), ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"),
+}  # fmt: skip
 SAVE_THEM = "predict with --save_probabilities, or validate with --npz"
 
 
@@ -72,39 +78,33 @@ def npz_shape(path: Path) -> tuple[int, ...]:
     Raises:
         ValueError: if the file is no archive, or holds no floating-point array of that name.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if _KEY in names:
-                with archive.open(f"{_KEY}.npy") as file:
-                    version = npy.read_magic(file)
-                    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                    shape, _, dtype = read(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from error
-    if _KEY not in names:
-        raise ValueError(
-            f"expected an .npz with an array {_KEY!r}, as nnU-Net writes it, found {', '.join(names) or 'nothing'} in "
-            f"{path}: {SAVE_THEM}"
-        )
-    if dtype.kind != "f":
-        raise ValueError(f"expected floating-point probabilities, found {dtype} in {path}: {SAVE_THEM}")
-    return shape
+    return _described(path).shape
 
 
-def read_npz(path: Path) -> NDArray:
-    """The probabilities (C, *spatial) of an .npz of nnU-Net's, whole in memory.
+class SavedProbabilities:
+    """The probabilities (C, *spatial) of an .npz of nnU-Net's, which are unpacked, whole, when they are first indexed.
 
-    Raises:
-        ValueError: if the file is damaged.
+    Until then only their shape is known: a file of another case, or one that was made to unpack to more than a case can
+    have, takes no memory. Errors as `npz_shape`; indexing raises ValueError if the file is damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file[_KEY]
-    except MemoryError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy each have their own way to say "damaged"
-        raise _damaged(path, error) from error
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.shape = npz_shape(path)
+
+    def __getitem__(self, key: Any) -> NDArray:
+        return self._unpacked[key]
+
+    @cached_property
+    def _unpacked(self) -> NDArray:
+        try:
+            with open_arrays(self._path) as arrays:
+                values = arrays.read(_KEY)
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile and zlib each have their own way to say "damaged"
+            raise _damaged(self._path, error) from error
+        return values.astype(values.dtype.newbyteorder("="), copy=False)  # which PyTorch needs
 
 
 def image_spacing(path: Path) -> Sequence[float] | None:
@@ -113,17 +113,53 @@ def image_spacing(path: Path) -> Sequence[float] | None:
     It is that of the image, which the validation hook uses; the label map's own is the same where its format keeps one.
 
     Raises:
-        ValueError: if the file is damaged.
+        ValueError: if the file is damaged, brings other objects than numbers, or has no such sizes.
     """
     path = path.with_name(f"{path.name.removesuffix('.npz')}.pkl")
     try:
         with open(path, "rb") as file:
-            return pickle.load(file)["spacing"]
+            spacing = [float(mm) for mm in _Numbers(file).load()["spacing"]]
+        if not (spacing and all(0 < mm < math.inf for mm in spacing)):
+            raise ValueError(f"spacing {spacing}")
     except FileNotFoundError:
         return None
     except Exception as error:  # unpickling raises nearly everything
-        raise ValueError(f"expected nnU-Net's properties of the image, found {path} unreadable ({error})") from error
+        raise ValueError(
+            f"expected nnU-Net's properties of the image, found {path} unreadable ({reason(error)}): {SAVE_THEM} again"
+        ) from error
+    return spacing
+
+
+class _Numbers(pickle.Unpickler):
+    """Reads a pickle of plain values and NumPy's arrays; others can name any function to be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy.core", "numpy._core"), name) in _OF_ARRAYS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it brings {module}.{name}, whose code would run")
+
+
+def _described(path: Path) -> Described:
+    """The header of the probabilities; errors as `npz_shape`."""
+    try:
+        with open_arrays(path) as arrays:
+            names = [*arrays]
+            found = arrays.describe(_KEY) if _KEY in names else None
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile and NumPy each have their own way to say "damaged"
+        raise _damaged(path, error) from error
+    if found is None:
+        raise ValueError(
+            f"expected an .npz with an array {_KEY!r}, as nnU-Net writes it, found {', '.join(names)!r:.99} in {path}: "
+            f"{SAVE_THEM}"
+        )
+    if found.dtype.kind != "f" or found.dtype.itemsize > 8:
+        raise ValueError(f"expected floating-point probabilities, found {found.dtype} in {path}: {SAVE_THEM}")
+    return found
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"expected an .npz that nnU-Net has written, found {path} damaged ({error}): {SAVE_THEM} again")
+    return ValueError(
+        f"expected an .npz that nnU-Net has written, found {path} damaged ({reason(error)}): {SAVE_THEM} again"
+    )

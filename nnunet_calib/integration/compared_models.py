@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_calib.integration.fold_results import IDENTITY, find_folds, read_json, some
-from nnunet_calib.integration.folds import cross_fitted_temperatures
-from nnunet_calib.integration.judged_cases import errors_after, fits_without_fold, read_measured
+from nnunet_calib.integration.judged_cases import cross_fitted, errors_after, fits_without_fold, read_measured
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.summary import Tree, brief
+from nnunet_calib.json_files import NAME, SHARE
 
 STAGES = ("uncalibrated", "calibrated")
 
@@ -61,7 +61,7 @@ class ComparedModel:
 def read_models(
     model_folders: Sequence[Path], folds: Sequence[int | str], *, allow_missing: bool = False
 ) -> list[ComparedModel]:
-    """Read the models, each with only its voxel samples in memory, and name them by what differs between them.
+    """Read the models, each with only its errors in memory, and name them by what differs between them.
 
     Raises:
         ValueError: in one sentence, if there are fewer than two, one is named twice, a fold was not measured, or they
@@ -99,22 +99,22 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
         without = fits_without_fold(cases)
         temperatures = [without[case.fold].temperature for case in cases]
     else:
-        temperatures = cross_fitted_temperatures([case.statistics for case in cases])
+        temperatures = cross_fitted(cases)
     after = errors_after(cases, temperatures, heads)
     dice: dict[str, float] = {}
     without_dice = []
     for result in found:
         file = result.folder.parent / "summary.json"
         if file.is_file():
-            dice |= dice_per_case(file, read_json(folder / "dataset.json")["file_ending"], heads)
+            dice |= dice_per_case(file, _file_ending(folder / "dataset.json"), heads)
         else:
             without_dice.append(result.fold)
     model = {name: found[0].model[name] for name in IDENTITY}
     model["hyperparameters"] = found[0].model.get("hyperparameters")
     model["weights_sha256"] = {str(result.fold): result.model["weights_sha256"] for result in found}
     judged = {
-        (name := case.statistics.cases[0]): JudgedCase(
-            case.fold, case.voxels, temperature, dice.get(name, float("nan")),
+        case.name: JudgedCase(
+            case.fold, case.voxels, temperature, dice.get(case.name, float("nan")),
             dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
         )
         for case, temperature, calibrated in zip(cases, temperatures, after, strict=True)
@@ -126,19 +126,23 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
     """From nnU-Net's summary.json, where a class has no Dice (NaN) if neither labels nor prediction hold it."""
     found = {}
-    content = read_json(file)
-    try:
-        for row in content["metric_per_case"]:
-            name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
-            values = [row["metrics"][key]["Dice"] for key in heads.foreground]
-            known = [value for value in values if not np.isnan(value)]
-            found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"expected nnU-Net's Dice of the classes {', '.join(heads.foreground)} in {file}, found no {error}: "
-            f"validate again with nnUNetv2_train ... --val"
-        ) from error
+    form = {
+        "metric_per_case": [
+            {"prediction_file": str, "metrics": {key: {"Dice": SHARE} for key in heads.foreground}},
+        ]
+    }  # fmt: skip
+    content = read_json(file, form, "validate again with nnUNetv2_train ... --val")
+    for row in content["metric_per_case"]:
+        name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
+        values = [row["metrics"][key]["Dice"] for key in heads.foreground]
+        known = [value for value in values if not np.isnan(value)]
+        found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
     return found
+
+
+def _file_ending(dataset_json: Path) -> str:
+    ending: str = read_json(dataset_json, {"file_ending": NAME}, "restore nnU-Net's")["file_ending"]
+    return ending
 
 
 def _check_comparable(models: Sequence[ComparedModel]) -> None:

@@ -1,7 +1,7 @@
 """The folds of a cross-validation as one result: a temperature to deploy, and errors it may be judged by.
 
 A case is judged by a temperature that was fitted on the other folds: one fitted with its own fold would know the
-network that predicted it, and maybe the case itself. Only the voxel samples of all cases are in memory together.
+network that predicted it, and maybe the case itself. Only the errors of all cases are in memory together.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import nnunet_calib
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.fold_results import IDENTITY, find_folds
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION, fit_cases, sampling_error
+from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION
 from nnunet_calib.integration.intervals import means_with_intervals
-from nnunet_calib.integration.judged_cases import MeasuredCase, errors_after, fits_without_fold, read_measured
+from nnunet_calib.integration.judged_cases import MeasuredCase, errors_after, fit_folds, read_measured
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.sampled_errors import SampledErrors
 from nnunet_calib.integration.summary import brief, definitions, described
 from nnunet_calib.temperature import TemperatureFit
 
@@ -37,7 +36,7 @@ def crossval_folder(model_folder: Path, folds: Sequence[int]) -> Path:
 def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing: bool = False) -> Path:
     """Merge the calibration files of folds into temperature.json and summary.json.
 
-    Memory: the voxel samples twice; 150,000 voxels of 14 classes are 5 MB, so that 300 such cases take 3.6 GB.
+    Memory: that of one case, and 0.1 MB for the errors of each. Each case is read about six times.
 
     Args:
         model_folder: of nnU-Net, with the folders `fold_X`.
@@ -53,27 +52,27 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
     found = find_folds(model_folder, folds, allow_missing=allow_missing)
     cases, missing = read_measured(found, allow_missing=allow_missing)
     numbers = [result.fold for result in found]
-    pooled = fit_cases([case.statistics for case in cases])
-    own = {fold: fit_cases([case.statistics for case in cases if case.fold == fold]) for fold in numbers}
-    without = fits_without_fold(cases)
+    pool = frozenset(numbers)
+    own, others = {fold: frozenset({fold}) for fold in numbers}, {fold: pool - {fold} for fold in numbers}
+    fits = fit_folds(cases, {folds: folds for folds in (pool, *own.values(), *others.values())})
 
     first = found[0]
     model = {name: first.model.get(name) for name in (*IDENTITY, "hyperparameters")}
     model["weights_sha256"] = {str(result.fold): result.model["weights_sha256"] for result in found}
     about = {"format_version": FORMAT_VERSION, "nnunet_calib": nnunet_calib.__version__, "model": model}
-    temperature = _fitted(pooled) | {"in_sample": False, "folds": numbers, "note": ENSEMBLE_NOTE}
+    temperature = _fitted(fits[pool]) | {"in_sample": False, "folds": numbers, "note": ENSEMBLE_NOTE}
     per_fold = [
         {
-            "fold": fold, "cases": sum(case.fold == fold for case in cases), **_fitted(own[fold]),
-            "without_fold": _fitted(without[fold]),
+            "fold": fold, "cases": sum(case.fold == fold for case in cases), **_fitted(fits[own[fold]]),
+            "without_fold": _fitted(fits[others[fold]]),
         }
         for fold in numbers
     ]
-    temperatures = [without[case.fold].temperature for case in cases]
+    temperatures = [fits[others[case.fold]].temperature for case in cases]
     summary = {
         **about,
         "heads": asdict(first.heads),
-        "definitions": _definitions(cases[0].statistics.boundary_mm, len(numbers)),
+        "definitions": _definitions(cases[0].boundary_mm, len(numbers)),
         "temperature": temperature | {"cross_fitted": True},
         "temperature_per_fold": per_fold,
         "missing_cases": missing,
@@ -81,7 +80,7 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
     }
     target = crossval_folder(model_folder, numbers)
     target.mkdir(parents=True, exist_ok=True)
-    names = [name for case in cases for name in case.statistics.cases]
+    names = [case.name for case in cases]
     write_json(about | temperature | {"per_fold": per_fold, "cases": names}, target / "temperature.json")
     write_json(summary, target / "summary.json")
     return target
@@ -89,19 +88,16 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
 
 def _metrics(cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads) -> dict[str, Any]:
     """Means over all cases with their intervals and sampling errors, and the rows of the cases."""
-    scaled = [(case.statistics, temperature) for case, temperature in zip(cases, temperatures, strict=True)]
-    before = [case.uncalibrated for case in cases]
-    after = errors_after(cases, temperatures, heads)
-    width = cases[0].statistics.boundary_mm
-    again = (s.with_temperature(t) for s, t in tqdm(scaled, desc="sampling error"))
+    before, sampled = [case.uncalibrated for case in cases], SampledErrors(heads)
+    after = errors_after(cases, temperatures, heads, sampled)
+    width = cases[0].boundary_mm
     return {
         **means_with_intervals(before, after, heads, width),
-        "sampling_error": described(sampling_error(again, temperatures, after, heads), width),
+        "sampling_error": described(sampled.spread(), width),
         "metric_per_case": [
             {
-                "case": case.statistics.cases[0], "fold": case.fold, "voxels": case.voxels,
-                "kept_voxels": len(case.statistics.sample), "temperature": t,
-                "uncalibrated": brief(b), "calibrated": brief(a),
+                "case": case.name, "fold": case.fold, "voxels": case.voxels, "kept_voxels": case.kept,
+                "temperature": t, "uncalibrated": brief(b), "calibrated": brief(a),
             }
             for case, t, b, a in zip(cases, temperatures, before, after, strict=True)
         ],

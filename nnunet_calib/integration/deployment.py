@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_calib.files import one_line
 from nnunet_calib.integration.evaluation import given_temperature
 from nnunet_calib.integration.fold_results import command_of, identity_of, validate_command
 from nnunet_calib.integration.folds import CALIBRATION_FOLDER, calibration_folder
@@ -61,14 +62,14 @@ class Deployed:
         for name, value in identity_of(model_folder).items():
             if recorded.get(name) not in (None, value):
                 raise ValueError(
-                    f"expected a temperature of {name} {value}, found one of {recorded[name]} in {self.source}: "
-                    f"name another with --temperature, or give a number to use it all the same"
+                    f"expected a temperature of {name} {value}, found one of {one_line(str(recorded[name]))} in "
+                    f"{self.source}: name another with --temperature, or give a number to use it all the same"
                 )
         weights = recorded.get("weights_sha256")
         if isinstance(weights, dict) and str(fold) not in weights:
             raise ValueError(
-                f"expected a temperature of fold {fold}, found one of folds {' '.join(weights)} in {self.source}: name "
-                f"another with --temperature, or give a number to use it all the same"
+                f"expected a temperature of fold {fold}, found one of folds {one_line(' '.join(weights))} in "
+                f"{self.source}: name another with --temperature, or give a number to use it all the same"
             )
         if isinstance(weights, dict):
             weights = weights[str(fold)]

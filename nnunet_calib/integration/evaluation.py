@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.files import write_json
+from nnunet_calib.files import reason, write_json
 from nnunet_calib.integration.folds import (
     FORMAT_VERSION,
     case_file,
@@ -19,6 +18,8 @@ from nnunet_calib.integration.folds import (
     summarise,
 )
 from nnunet_calib.integration.predictions import Predictions
+from nnunet_calib.json_files import read_json
+from nnunet_calib.summary_forms import TEMPERATURE
 
 
 def evaluate(
@@ -84,10 +85,10 @@ def given_temperature(value: str) -> dict[str, Any]:
         number = float(value)
     except ValueError:
         try:
-            content = json.loads(Path(value).read_text(encoding="utf-8"))
+            content = read_json(Path(value), TEMPERATURE, "fit it again")
             number = float(content["temperature"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{wanted}, got {value} ({type(error).__name__}: {error})") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{wanted}, got {value} ({type(error).__name__}: {reason(error)})") from error
         if content.get("at_bound"):
             raise ValueError(
                 f"expected a temperature that the data determine, found {number} on the bound of the search in "
@@ -114,7 +115,7 @@ def check_output(calibration_folder: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OSError(f"expected a folder that can be written, got {existing}: name another with -o")
     try:
-        content = json.loads((calibration_folder / "summary.json").read_text(encoding="utf-8"))
+        content = read_json(calibration_folder / "summary.json")
         of_training = content["model"]["weights_sha256"] is not None
     except FileNotFoundError:
         return

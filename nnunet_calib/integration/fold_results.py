@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_calib.files import one_line
 from nnunet_calib.integration.checkpoint_files import train_command
 from nnunet_calib.integration.folds import FORMAT_VERSION, calibration_folder
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.json_files import NAME, check_form, read_json
+from nnunet_calib.summary_forms import FOLD
 
 IDENTITY = ("dataset", "trainer", "plans", "configuration")
 _SHOWN = 10
@@ -144,7 +146,9 @@ def _read_fold(model_folder: Path, fold: int) -> FoldResult:
             f"or name those there are with -f"
         )
     folder = calibration_folder(model_folder, fold)
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else None
+    file = folder / "summary.json"
+    again = f"measure it again with {validate_command(model_folder, fold)}"
+    summary = read_json(file, dict, again) if file.is_file() else None
     if summary is None or not (folder / "cases").is_dir():
         raise ValueError(
             f"expected the calibration statistics of fold {fold} in {folder}, found none: run "
@@ -152,14 +156,15 @@ def _read_fold(model_folder: Path, fold: int) -> FoldResult:
         )
     if summary.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"expected format {FORMAT_VERSION}, found {summary.get('format_version')} in {folder / 'summary.json'}: "
-            f"use the nnunet-calib that wrote it, or measure again with {validate_command(model_folder, fold)}"
+            f"expected format {FORMAT_VERSION}, found {summary.get('format_version')!r:.99} in {file}: use the "
+            f"nnunet-calib that wrote it, or {again}"
         )
+    check_form(summary, FOLD, file, again)
     model = summary["model"]
     if str(model["fold"]) != str(fold):
         raise ValueError(
-            f"expected the model of fold {fold} in {folder}, found that of fold {model['fold']}: a fold's folder must "
-            f"keep its name, since it says which cases were held out"
+            f"expected the model of fold {fold} in {folder}, found that of fold {model['fold']!r:.99}: a fold's folder "
+            f"must keep its name, since it says which cases were held out"
         )
     return FoldResult(
         fold, folder, model,
@@ -173,11 +178,11 @@ def _check_same_model(first: FoldResult, other: FoldResult) -> None:
     pairs += [(f"heads ({name})", getattr(first.heads, name), getattr(other.heads, name)) for name in vars(first.heads)]
     # a name that only one has is of another version of the trainer
     ours, theirs = (result.model.get("hyperparameters", {}) for result in (first, other))
-    pairs += [(f"hyperparameter {name}", ours[name], theirs[name]) for name in ours if name in theirs]
+    pairs += [(f"hyperparameter {one_line(name)}", ours[name], theirs[name]) for name in ours if name in theirs]
     for name, a, b in pairs:
         if a != b:
             raise ValueError(
-                f"expected folds of one model, found {name} {a!r} in fold {first.fold} and {b!r} in fold "
+                f"expected folds of one model, found {name} {a!r:.99} in fold {first.fold} and {b!r:.99} in fold "
                 f"{other.fold}: name folds that were trained alike with -f"
             )
 
@@ -186,7 +191,8 @@ def _with_split(result: FoldResult, allow_missing: bool) -> FoldResult:
     """With the cases that splits_final.json adds; folds beyond it have a random split, which only the fold knows."""
     root = os.environ.get("nnUNet_preprocessed")
     file = Path(root, result.model["dataset"], "splits_final.json") if root else None
-    splits = read_json(file) if file is not None and file.is_file() else []
+    again = "restore the splits that the folds were trained with"
+    splits = read_json(file, [{"train": [NAME], "val": [NAME]}], again) if file is not None and file.is_file() else []
     if result.fold >= len(splits):
         return result
     split = splits[result.fold]
@@ -209,11 +215,3 @@ def some(names: Sequence[str]) -> str:
     """The names, or the first of very many."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file; ValueError, which names it, if it is damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected JSON, found {file} damaged ({error}): write it again") from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import nnunet_calib
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.intervals import means_with_intervals
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.integration.summary import Tree, average, brief, definitions, described, measure, spread
-from nnunet_calib.sampling_error import REPLICATES, replicates
+from nnunet_calib.integration.sampled_errors import sampling_error
+from nnunet_calib.integration.summary import brief, definitions, described, measure
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.temperature import TemperatureFit, fit_temperature
 from nnunet_calib.voxel_sample import VoxelSample
@@ -35,6 +35,23 @@ def case_file(calibration_folder: Path, case: str) -> Path:
     return calibration_folder / "cases" / f"{case}.npz"
 
 
+def load_case(calibration_folder: Path, case: str) -> CaseStatistics:
+    """The statistics of a case.
+
+    Raises:
+        ValueError: if its file is damaged, or is that of another case.
+        FileNotFoundError: if there is none.
+    """
+    path = case_file(calibration_folder, case)
+    statistics = CaseStatistics.load(path)
+    if statistics.cases != (case,):
+        raise ValueError(
+            f"expected the statistics of case {case}, found those of {', '.join(statistics.cases)!r:.99} in {path}: "
+            f"measure the case again with nnunet_calib validate"
+        )
+    return statistics
+
+
 def read_cases(
     calibration_folder: Path, cases: Sequence[str], model: dict[str, Any]
 ) -> tuple[list[CaseStatistics], list[str]]:
@@ -42,7 +59,7 @@ def read_cases(
     found, missing = [], []
     for case in sorted(cases):
         path = case_file(calibration_folder, case)
-        statistics = CaseStatistics.load(path) if path.is_file() else None
+        statistics = load_case(calibration_folder, case) if path.is_file() else None
         if statistics is not None and _is_of(statistics, model):
             found.append(statistics)
         else:
@@ -53,7 +70,7 @@ def read_cases(
 def is_measured(calibration_folder: Path, case: str, model: dict[str, Any]) -> bool:
     """Whether there are statistics of a case that were measured with this model, in a file that can be read."""
     try:
-        return _is_of(CaseStatistics.load(case_file(calibration_folder, case)), model)
+        return _is_of(load_case(calibration_folder, case), model)
     except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
         return False
 
@@ -88,31 +105,23 @@ def cross_fitted_temperatures(cases: Sequence[CaseStatistics]) -> list[float]:
     The cases are dealt into five groups (fewer if there are fewer cases); a case gets the temperature of the other
     groups. A case without a voxel that counts gets NaN, and so does a single one, which leaves nothing to fit on.
     """
-    temperatures = [float("nan")] * len(cases)
-    measured = [i for i, case in enumerate(cases) if len(case.sample)]
-    if len(measured) < 2:
-        return temperatures
-    groups = min(_CROSS_FITS, len(measured))
-    for group in range(groups):
-        fit = fit_cases([cases[i] for k, i in enumerate(measured) if k % groups != group])
-        for i in measured[group::groups]:
-            temperatures[i] = fit.temperature
-    return temperatures
+    groups = cross_fitting_groups([len(case.sample) for case in cases])
+    others = {
+        group: [case for case, other in zip(cases, groups, strict=True) if other not in (None, group)]
+        for group in sorted({group for group in groups if group is not None})
+    }
+    fitted = {group: fit_cases(of_others).temperature for group, of_others in others.items()}
+    return [float("nan") if group is None else fitted[group] for group in groups]
 
 
-def sampling_error(
-    cases: Iterable[CaseStatistics], temperatures: Sequence[float], calibrated: Sequence[Tree], heads: Heads
-) -> Tree:
-    """Standard errors of the averages after temperature that come from keeping a sample of the voxels only."""
-    replicated: list[list[Tree]] = [[] for _ in range(REPLICATES)]
-    for case, temperature, tree in zip(cases, temperatures, calibrated, strict=True):
-        if len(case.sample) == case.histograms.voxels.sum():
-            others: Iterable[Tree] = [tree] * REPLICATES
-        else:
-            others = (measure(replace(case, histograms=h), heads) for h in replicates(case.sample, temperature))
-        for trees, other in zip(replicated, others, strict=True):
-            trees.append(other)
-    return spread(average(calibrated, heads), [average(trees, heads) for trees in replicated])
+def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
+    """Which of the groups of `cross_fitted_temperatures` each case is in, from the numbers of voxels kept of them."""
+    groups: list[int | None] = [None] * len(kept)
+    measured = [i for i, voxels in enumerate(kept) if voxels]
+    if len(measured) > 1:
+        for k, i in enumerate(measured):
+            groups[i] = k % min(_CROSS_FITS, len(measured))
+    return groups
 
 
 def fitted_temperature(cases: Sequence[CaseStatistics], model: dict[str, Any]) -> dict[str, Any]:

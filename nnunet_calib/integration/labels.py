@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 Region = tuple[int, ...]
+LABEL = (int, [int])  # of dataset.json, see `json_files`
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,19 @@ class Heads:
 
     @classmethod
     def of_summary(cls, content: dict[str, Any]) -> Heads:
-        """The entry `heads` of a summary.json."""
+        """The entry `heads` of a summary.json.
+
+        Raises:
+            ValueError: if there are not as many names and regions as keys.
+        """
         regions = content["regions"]
+        numbers = [len(content["names"]), len(content["keys"]) if regions is None else len(regions)]
+        if not content["keys"] or numbers != [len({*content["keys"]})] * 2:
+            raise ValueError(
+                f"expected a name (and region) for each of some keys, each of them once, found keys "
+                f"{content['keys']!r:.99} and names {content['names']!r:.99} of heads: measure again with nnunet_calib "
+                f"validate"
+            )
         return cls(
             tuple(content["keys"]), tuple(content["names"]), None if regions is None else tuple(map(tuple, regions)),
             content["ignore_label"],

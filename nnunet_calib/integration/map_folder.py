@@ -29,6 +29,7 @@ from nnunet_calib.integration.probability_maps import (
     compute_maps,
     describe_maps,
 )
+from nnunet_calib.json_files import read_json
 from nnunet_calib.slabs import Probabilities
 
 FORMAT_VERSION = 1
@@ -112,9 +113,9 @@ class MapFolder:
         content = json.loads(json.dumps(self._content(about)))
         if file.is_file():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
+                found = read_json(file, dict)
                 differing = [key for key in content if key != "nnunet_calib" and found.get(key) != content[key]]
-            except (ValueError, AttributeError):
+            except ValueError:
                 differing = ["no JSON of this command"]
             if differing:
                 raise ValueError(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnunet_calib.integration.fold_results import read_json
 from nnunet_calib.integration.lookup import find_trainer
 from nnunet_calib.integration.trained_weights import plain_names
+from nnunet_calib.json_files import NAME, read_json
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Architecture:
                     f"expected nnU-Net's {name} in {self.model_folder}, found none: copy it from where the model was "
                     f"trained"
                 )
-        plans = PlansManager(read_json(self.model_folder / "plans.json"))
+        form = {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}
+        plans = PlansManager(read_json(self.model_folder / "plans.json", form, "restore that of the trained model"))
         configuration = self.model_folder.name.split("__")[2]
         return plans, plans.get_configuration(configuration), read_json(self.model_folder / "dataset.json")
 

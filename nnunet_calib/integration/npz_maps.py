@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_calib.integration.cases import read_npz
+from nnunet_calib.integration.cases import SavedProbabilities
 from nnunet_calib.integration.map_folder import MapFolder
 from nnunet_calib.integration.predictions import Predictions, for_each_case, last_line
 from nnunet_calib.integration.probability_maps import MapOptions
-from nnunet_calib.slabs import check_range
+from nnunet_calib.slabs import Probabilities, check_range
 from nnunet_calib.temperature import apply_temperature
 
 
@@ -22,7 +22,7 @@ class _Calibrated:
     Zeros stay zeros. Nearly all lie outside nnU-Net's crop, where no logits were divided by the temperature either.
     """
 
-    def __init__(self, probabilities: np.ndarray, temperature: float, *, regions: bool) -> None:
+    def __init__(self, probabilities: Probabilities, temperature: float, *, regions: bool) -> None:
         self._probabilities, self._temperature, self._regions = probabilities, temperature, regions
         self.shape = probabilities.shape
 
@@ -51,7 +51,7 @@ class _Export:
         predictions = self.predictions
         npz = predictions.folder / f"{case}.npz"
         segmentation = predictions.labels_folder / f"{case}{predictions.file_ending}"
-        probabilities = read_npz(npz)
+        probabilities = SavedProbabilities(npz)
         try:
             size = predictions.reader.read_seg(str(segmentation))[0].shape[1:]
         except Exception as error:  # each reader has its own

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nnunet_calib.files import reason
 from nnunet_calib.integration.cases import SAVE_THEM, npz_shape
-from nnunet_calib.integration.labels import Heads, check_dataset
+from nnunet_calib.integration.labels import LABEL, Heads, check_dataset
 from nnunet_calib.integration.predictions import Predictions
+from nnunet_calib.json_files import NAME, read_json
 
 # fold_X/validation lies two folders below the dataset.json of its model
 _FOLDERS_ABOVE = 2
 _NAMED = 20
+_DATASET = {"labels": {str: LABEL}, "file_ending": NAME, "regions_class_order?": ([int], None), "name?": (str, None)}
+_PLANS = {"image_reader_writer": str, "dataset_name?": NAME, "plans_name?": NAME}
 
 
 def find_predictions(
@@ -46,10 +49,10 @@ def find_predictions(
         if not path.is_dir():
             raise ValueError(f"expected a folder with {kind}, found none at {path}")
     dataset_json = dataset_json or _dataset_json_of(folder)
-    dataset = _read_json(dataset_json, "labels", "file_ending")
+    dataset = _read_json(dataset_json, _DATASET)
     if plans_json is None and (beside := dataset_json.parent / "plans.json").is_file():
         plans_json = beside
-    plans = {} if plans_json is None else _read_json(plans_json, "image_reader_writer")
+    plans = {} if plans_json is None else _read_json(plans_json, _PLANS)
     ending = dataset["file_ending"]
     probabilities, labels = _cases(folder, ".npz"), _cases(labels_folder, ending)
     if not probabilities:
@@ -82,14 +85,13 @@ def _dataset_json_of(folder: Path) -> Path:
     )
 
 
-def _read_json(path: Path, *keys: str) -> dict[str, Any]:
+def _read_json(path: Path, form: dict[str, Any]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a JSON file of nnU-Net's, found {path} unreadable ({error})") from error
-    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if lacking:
-        raise ValueError(f"expected a JSON file of nnU-Net's with {' and '.join(lacking)}, found none in {path}")
+        content: dict[str, Any] = read_json(path, form, "name another, or restore it")
+    except OSError as error:
+        raise ValueError(
+            f"expected a JSON file of nnU-Net's, found {path} unreadable ({error}): name another, or restore it"
+        ) from error
     return content
 
 
@@ -138,7 +140,9 @@ def _heads(dataset: dict[str, Any], plans: dict[str, Any], dataset_json: Path) -
             return Heads.of(PlansManager(plans).get_label_manager(dataset))
         return Heads.of(LabelManager(dataset["labels"], dataset.get("regions_class_order")))
     except Exception as error:  # nnU-Net's checks are assertions
-        raise ValueError(f"expected labels that nnU-Net accepts, found others in {dataset_json} ({error})") from error
+        raise ValueError(
+            f"expected labels that nnU-Net accepts, found others in {dataset_json} ({reason(error)})"
+        ) from error
 
 
 def _reader(dataset: dict[str, Any], plans: dict[str, Any], example: Path) -> Any:
@@ -151,10 +155,10 @@ def _reader(dataset: dict[str, Any], plans: dict[str, Any], example: Path) -> An
         # nnU-Net tells of every reader that does not fit
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
-    except RuntimeError as error:
+    except Exception as error:  # a reader of this name may be anything
         raise ValueError(
-            f"expected label maps for which nnU-Net has a reader, found none for {example} ({error}): name the plans "
-            f"that nnU-Net predicted with, with -pfile"
+            f"expected label maps for which nnU-Net has a reader, found none for {example} ({reason(error)}): name the "
+            f"plans that nnU-Net predicted with, with -pfile"
         ) from error
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from nnunet_calib.integration.cases import image_spacing, measure_case, read_npz
+from nnunet_calib.integration.cases import SavedProbabilities, image_spacing, measure_case
 from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
@@ -55,7 +55,7 @@ class Predictions:
             ValueError: in one sentence that names the case, if its files are damaged or do not belong together.
         """
         npz, labels_file = self.folder / f"{case}.npz", self.labels_folder / f"{case}{self.file_ending}"
-        probabilities, spacing = read_npz(npz), image_spacing(npz)
+        probabilities, spacing = SavedProbabilities(npz), image_spacing(npz)
         # ITK tells in many lines why it cannot read a file, NumPy in one what is wrong with an array
         try:
             return measure_case(
@@ -107,11 +107,11 @@ def for_each_case(
 
     try:
         if processes == 1:
-            return collect(map(work, cases))
+            with _one_thread():
+                return collect(map(work, cases))
         # with fork, PyTorch's threads can lock up
         context = multiprocessing.get_context("spawn")
-        threads = max(1, (os.cpu_count() or 1) // processes)
-        with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads,)) as pool:
+        with ProcessPoolExecutor(processes, context, initializer=_start_worker) as pool:
             return collect(pool.map(work, cases))
     except (BrokenProcessPool, MemoryError) as error:
         raise OSError(
@@ -120,10 +120,21 @@ def for_each_case(
         ) from error
 
 
-def _start_worker(threads: int) -> None:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The order in which PyTorch adds up depends on its threads; so the digits are the same with any -np."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start_worker() -> None:
     """Keep what nnU-Net's readers print apart from results, and the processes out of each other's way."""
     sys.stdout = sys.stderr
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 def last_line(error: Exception) -> str:

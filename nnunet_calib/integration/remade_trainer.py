@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from nnunet_calib.integration.fold_results import read_json
-from nnunet_calib.integration.labels import check_dataset
+from nnunet_calib.integration.labels import LABEL, check_dataset
 from nnunet_calib.integration.lookup import find_trainer
+from nnunet_calib.json_files import NAME, read_json
 
 
 @contextmanager
@@ -31,7 +31,10 @@ def remade_trainer(model_folder: Path, fold: int | str, device: torch.device) ->
         ValueError: in one sentence, if nnU-Net does not find the trainer, or plans and labels are unfit.
     """
     name, _, configuration = model_folder.name.split("__")
-    plans, dataset = (_described(model_folder / file) for file in ("plans.json", "dataset.json"))
+    plans, dataset = (_described(model_folder / file, form) for file, form in (
+        ("plans.json", {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}),
+        ("dataset.json", {"labels": {str: LABEL}, "file_ending": NAME}),
+    ))  # fmt: skip
     check_dataset(dataset)
     if configuration not in plans["configurations"]:
         raise ValueError(
@@ -77,7 +80,8 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _described(file: Path) -> dict[str, Any]:
+def _described(file: Path, form: dict[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"expected {file.name} of the trained model in {file.parent}, found none: restore it")
-    return read_json(file)
+    content: dict[str, Any] = read_json(file, form, "restore that of the trained model")
+    return content

@@ -10,6 +10,8 @@ from nnunet_calib.integration.crossval import crossval_folder
 from nnunet_calib.integration.fold_results import read_json
 from nnunet_calib.integration.folds import CALIBRATION_FOLDER, calibration_folder
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.json_files import NAME
+from nnunet_calib.summary_forms import HEADS
 
 
 def find_results(model_folder: Path, folds: Sequence[str]) -> Path:
@@ -44,10 +46,11 @@ def dice_of_cases(model_folder: Path, folds: Sequence[str]) -> dict[str, float]:
     """Case -> nnU-Net's Dice, mean over the foreground classes; without those of folds that lack its summary.json."""
     dice: dict[str, float] = {}
     description = model_folder / "dataset.json"
-    ending = read_json(description)["file_ending"] if description.is_file() else ""
+    restore = "restore nnU-Net's"
+    ending = read_json(description, {"file_ending": NAME}, restore)["file_ending"] if description.is_file() else ""
     for fold in folds:
         ours = calibration_folder(model_folder, fold) / "summary.json"
         theirs = ours.parents[1] / "summary.json"
         if ending and ours.is_file() and theirs.is_file():
-            dice |= dice_per_case(theirs, ending, Heads.of_summary(read_json(ours)["heads"]))
+            dice |= dice_per_case(theirs, ending, Heads.of_summary(read_json(ours, {"heads": HEADS})["heads"]))
     return dice

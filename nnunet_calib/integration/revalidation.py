@@ -186,7 +186,7 @@ def _has_npz(validation_folder: Path, case: str, checkpoint: Path, heads: Heads)
     try:
         # one from the future tells of a clock that was wrong, and could be older than the checkpoint
         newer = checkpoint.stat().st_mtime <= path.stat().st_mtime <= time.time() + _CLOCKS_DIFFER
-        return newer and npz_shape(path)[0] == len(heads.keys)
+        return newer and npz_shape(path)[:1] == (len(heads.keys),)
     except (FileNotFoundError, ValueError):
         return False
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_calib.definitions import DEFINITIONS
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.metrics import NUM_BINS, calibration_errors
-from nnunet_calib.sampling_error import rms_deviation
+from nnunet_calib.metrics import NUM_BINS, calibration_errors, gap_errors, reliability_curve
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.significance import LEVEL, RESAMPLES
 from nnunet_calib.statistics import CaseStatistics
@@ -30,9 +30,9 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
     result: Tree = {}
     for scope in SCOPES:
         errors = dict(calibration_errors(statistics, NUM_BINS, scope))
-        counted = calibration_errors(statistics, NUM_BINS, scope, min_count=MIN_COUNT)
-        for prefix in ("", "top_label_"):
-            errors[f"{prefix}ace_min_count"] = counted[f"{prefix}ace"]
+        ace = gap_errors(reliability_curve(statistics, NUM_BINS, scope), MIN_COUNT)["ace"]
+        errors["ace_min_count"] = np.where(np.isnan(errors["ece"]), np.nan, ace[:-1])  # absent classes have none
+        errors["top_label_ace_min_count"] = ace[-1]
         result[scope] = {
             "per_class": {
                 key: {name: float(errors[name][i]) for name in PER_HEAD} for i, key in enumerate(heads.keys)
@@ -41,8 +41,8 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
             **{name: float(errors[name]) for name in SCORES},
         }
         for bins in OTHER_BINS:
-            errors = calibration_errors(statistics, bins, scope)
-            result[scope][f"top_label_{bins}_bins"] = {name: float(errors[f"top_label_{name}"]) for name in BINNED}
+            gaps = gap_errors(reliability_curve(statistics, bins, scope))
+            result[scope][f"top_label_{bins}_bins"] = {name: float(gaps[name][-1]) for name in BINNED}
     return result
 
 
@@ -61,19 +61,42 @@ def brief(tree: Tree) -> Tree:
 def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
     """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
     result = combine(_nanmean, *per_case)
+    _add_class_means(result, heads, _nanmean)
     for scope, means in result.items():
-        per_class = means["per_class"]
-        for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
-            means[name] = combine(_nanmean, *(per_class[key] for key in keys))
         for key in heads.keys:
             found = [case[scope]["per_class"][key]["ece"] for case in per_case]
-            per_class[key]["cases"] = int(np.sum(~np.isnan(found)))
+            means["per_class"][key]["cases"] = int(np.sum(~np.isnan(found)))
     return result
 
 
-def spread(tree: Tree, replicated: Sequence[Tree]) -> Tree:
-    """The sampling errors of all numbers of a tree, from the same tree of each replicate."""
-    return combine(lambda values: float(rms_deviation(values[0], np.array(values[1:]))), tree, *replicated)
+def _add_class_means(result: Tree, heads: Heads, mean: Callable[[list[Any]], Any]) -> None:
+    for means in result.values():
+        for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
+            means[name] = combine(mean, *(means["per_class"][key] for key in keys))
+
+
+class RunningMeans:
+    """Means over cases of trees with an array at each place, from sums and counts: no case is kept."""
+
+    def __init__(self) -> None:
+        self._sums: Tree | None = None
+
+    def add(self, tree: Tree) -> None:
+        """Add a case, in which NaN does not count."""
+        sums = combine(lambda values: np.stack([np.nan_to_num(values[0]), ~np.isnan(values[0])]), tree)
+        self._sums = sums if self._sums is None else combine(sum, self._sums, sums)
+
+    def means(self, heads: Heads) -> Tree:
+        """As `average`, at each place of the arrays; NaN where no case has a value."""
+        result = combine(lambda values: values[0][0] / np.where(values[0][1], values[0][1], np.nan), self._sums or {})
+        _add_class_means(result, heads, _nanmean_of_arrays)
+        return result
+
+
+def _nanmean_of_arrays(values: list[NDArray]) -> NDArray:
+    counts = sum(~np.isnan(v) for v in values)
+    total: NDArray = sum(np.nan_to_num(v) for v in values) / np.where(counts, counts, np.nan)
+    return total
 
 
 def combine(function: Callable[[list[Any]], Any], *trees: Tree) -> Tree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,8 @@ def worst_cases_figure(
     """
     from matplotlib.lines import Line2D
 
-    shown = [(case, case.shown) for case in worst_cases(cases) if case.shown is not None][:number]
+    read = ((case, part) for case in worst_cases(cases) if (part := case.shown) is not None)
+    shown = [*islice(read, number)]
     images = [image_of(case.name) for case, _ in shown]
     pictures = [
         CasePicture.of(part, case.temperature, regions=regions, ignore_label=ignore_label, image=image)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +17,12 @@ from nnunet_calib.report.diagrams import (
     draw_reliability,
     draw_reliability_boxes,
 )
-from nnunet_calib.report.results import Results
+from nnunet_calib.report.results import DrawnCases, Results
 from nnunet_calib.report.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
 from nnunet_calib.significance import ratio_intervals
-from nnunet_calib.statistics import CaseStatistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Cases = Sequence[CaseStatistics]
-
 
 def _when(temperature: float) -> tuple[str, str]:
     """What the left and the right column of panels show."""
@@ -35,7 +30,7 @@ def _when(temperature: float) -> tuple[str, str]:
 
 
 @in_style
-def reliability_figure(before: Cases, after: Cases, temperature: float, names: Sequence[str]) -> Figure:
+def reliability_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
     """Pooled reliability diagrams, a row for every head and the top label: before (left) and after temperature (right).
 
     Args:
@@ -46,9 +41,8 @@ def reliability_figure(before: Cases, after: Cases, temperature: float, names: S
     """
     figure, axes = new_figure(2.12 * len(names) + 0.8, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
-        pooled = CaseStatistics.merge(cases)
-        curve, errors = reliability_curve(pooled), calibration_errors(pooled)
-        interval = _frequency_interval([reliability_curve(case) for case in cases])
+        curve, errors = reliability_curve(cases.pooled), calibration_errors(cases.pooled)
+        interval = _frequency_interval(cases.curves)
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
             top = row == len(names) - 1
             ece, ace = (float(errors[f"top_label_{m}"] if top else errors[m][row]) for m in ("ece", "ace"))
@@ -68,19 +62,15 @@ def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray,
     return ratio_intervals(positives, counts)
 
 
-def _present(before: Cases, cases: Cases) -> list[list[ReliabilityCurve]]:
-    """For each head and the top label, curves of the cases that have the class."""
-    has = np.array([case.histograms.positives.sum((0, 2)) > 0 for case in before])
-    curves = [reliability_curve(case) for case in cases]
-    return [list(compress(curves, there)) for there in has.T]
-
-
 @in_style
-def dataset_reliability_figure(before: Cases, after: Cases, temperature: float, names: Sequence[str]) -> Figure:
+def dataset_reliability_figure(
+    before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]
+) -> Figure:
     """Dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.9, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
-        for row, (ax, name, curves) in enumerate(zip(column, names, _present(before, cases), strict=True)):
+        for row, (ax, name) in enumerate(zip(column, names, strict=True)):
+            curves = cases.having(row, before.present)
             image = draw_dataset_reliability(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
     outer_labels(axes)
     make_room(figure, axes, 2)
@@ -90,11 +80,12 @@ def dataset_reliability_figure(before: Cases, after: Cases, temperature: float, 
 
 
 @in_style
-def boxes_figure(before: Cases, after: Cases, temperature: float, names: Sequence[str]) -> Figure:
+def boxes_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
     """Box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.6, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
-        for row, (ax, name, curves) in enumerate(zip(column, names, _present(before, cases), strict=True)):
+        for row, (ax, name) in enumerate(zip(column, names, strict=True)):
+            curves = cases.having(row, before.present)
             draw_reliability_boxes(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
     outer_labels(axes)
     make_room(figure, axes, 2)
@@ -103,11 +94,11 @@ def boxes_figure(before: Cases, after: Cases, temperature: float, names: Sequenc
 
 
 @in_style
-def confidence_figure(before: Cases, after: Cases, names: Sequence[str]) -> Figure:
+def confidence_figure(before: DrawnCases, after: DrawnCases, names: Sequence[str]) -> Figure:
     """Confidence histograms of every head and the top label; arguments as `reliability_figure`."""
     rows = -(-len(names) // 2)
     figure, axes = new_figure(1.5 * rows + 0.6, rows, 2)
-    curves = [reliability_curve(CaseStatistics.merge(cases)) for cases in (before, after)]
+    curves = [reliability_curve(cases.pooled) for cases in (before, after)]
     for row, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
         draw_confidence(ax, curves[0], curves[1], row, in_lines(name))
     for ax in axes.flat[len(names) :]:
@@ -133,7 +124,7 @@ def nll_figure(results: Results) -> Figure:
 
 def figures(results: Results, image_of: ImageOf = no_image) -> dict[str, Callable[[], Figure]]:
     """File name without ending -> what draws the figure of that name; `image_of` gives the images behind slices."""
-    before, after = [case.before for case in results.cases], [case.after for case in results.cases]
+    before, after = results.before, results.after
     pair = (before, after, results.temperature, results.names)
     heads = results.summary["heads"]
     return {

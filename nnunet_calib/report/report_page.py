@@ -117,12 +117,13 @@ def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]]
     heads, budget = results.summary["heads"], PICTURES_MIB * 2**20
     pictures, with_image = [], False
     for case in tqdm(worst_cases(results.cases), desc="drawing slices", unit="case"):
-        if case.shown is None:
+        shown = case.shown
+        if shown is None:
             continue
         image = image_of(case.name)
         with_image |= image is not None
         picture = CasePicture.of(
-            case.shown, case.temperature, regions=heads["regions"], ignore_label=heads["ignore_label"], image=image
+            shown, case.temperature, regions=heads["regions"], ignore_label=heads["ignore_label"], image=image
         )
         content, kind, (width, height) = picture_bytes(picture)
         budget -= len(content)

@@ -41,7 +41,7 @@ def reported(name, ace, shown=None):
         },
     }
     (statistics,) = cases(1)
-    return ReportedCase(row, statistics, statistics, 2.0, shown)
+    return ReportedCase(row, 2.0, lambda: replace(statistics, shown=shown))
 
 
 def test_worst():
@@ -93,7 +93,7 @@ def test_images_behind_slices():
 )
 def test_single_cases(tmp_path, errors, expected):
     """Largest, median and smallest ACE, before and after; each case once; without a class the top label."""
-    made = [replace(reported(f"case{i}", error), after=AFTER) for i, error in enumerate(errors)]
+    made = [reported(f"case{i}", error) for i, error in enumerate(errors)]
     names = ["background", "bright", "dark", "top label"]
     figure = reliability_of_cases_figure(made, ["0", "1", "2"], names)
     panels = [ax for ax in figure.axes if ax.get_title()]

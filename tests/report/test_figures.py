@@ -19,7 +19,7 @@ from nnunet_calib.report.figures import (
     nll_figure,
     reliability_figure,
 )
-from nnunet_calib.report.results import Results
+from nnunet_calib.report.results import DrawnCases, Results
 from tests.measuring.conftest import make_case
 from tests.report import FIGURES, PICTURES
 
@@ -41,11 +41,11 @@ def cases(number, mode="labels", without=None):
 def test_figures(tmp_path, draw, mode, number):
     """A panel for each head and the top label, before and after; titles tell which, and the temperature."""
     before = cases(number, mode)
-    figure = draw(before, [case.with_temperature(1.5) for case in before], 1.5, NAMES)
-    titles = [ax.get_title().split("\n")[0] for ax in figure.axes if ax.get_title()]
+    figure = draw(DrawnCases(before), DrawnCases(case.with_temperature(1.5) for case in before), 1.5, NAMES)
+    titles = [" ".join(ax.get_title().split()) for ax in figure.axes if ax.get_title()]  # a long name takes two lines
     for name, title in zip(np.repeat(NAMES, 2), titles, strict=True):
         assert title.startswith(f"{name}, T ")
-    assert ["T = 1," in f"{t}," for t in titles] == [True, False] * 4
+    assert ["T = 1" in t for t in titles] == [True, False] * 4
     assert all("T ≈ 1.50" in t for t in titles[1::2])
     figure.savefig(tmp_path / "figure.png")  # a layout that does not fit warns, and warnings are errors
 
@@ -53,7 +53,7 @@ def test_figures(tmp_path, draw, mode, number):
 @pytest.mark.parametrize("draw", DRAWN)
 def test_absent_class(tmp_path, draw):
     """A class that no case has is drawn without a warning, and its cases are counted as none."""
-    before = cases(2, without=2)
+    before = DrawnCases(cases(2, without=2))
     figure = draw(before, before, 1.0, NAMES)
     figure.savefig(tmp_path / "figure.png")
     if draw is not reliability_figure:
@@ -114,7 +114,8 @@ def test_nll(tmp_path):
 def test_confidence():
     """A panel for each head and the top label, with both histograms."""
     before = cases(2)
-    figure = confidence_figure(before, [case.with_temperature(3) for case in before], NAMES)
+    after = DrawnCases(case.with_temperature(3) for case in before)
+    figure = confidence_figure(DrawnCases(before), after, NAMES)
     assert [ax.get_title() for ax in figure.axes] == NAMES
     assert [len(ax.patches) for ax in figure.axes] == [2] * 4
 
@@ -124,10 +125,11 @@ import sys
 import numpy as np
 from nnunet_calib import CaseStatistics
 from nnunet_calib.report.figures import boxes_figure, dataset_reliability_figure, reliability_figure
+from nnunet_calib.report.results import DrawnCases
 assert not [name for name in sys.modules if name.split(".")[0] == "matplotlib"], "imported early"
 case = CaseStatistics.from_probabilities(np.full((2, 4, 4), 0.5), np.eye(4, dtype=int))
 for draw in (reliability_figure, dataset_reliability_figure, boxes_figure):
-    draw([case], [case], 1.0, ["a", "b", "top label"]).canvas.draw()
+    draw(DrawnCases([case]), DrawnCases([case]), 1.0, ["a", "b", "top label"]).canvas.draw()
 assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules, "pyplot was used"
 """

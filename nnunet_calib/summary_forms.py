@@ -1,0 +1,68 @@
+"""The forms of the JSON files of this package, as far as they are read; see `json_files`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunet_calib.json_files import NAME
+
+_NUMBER = (float, None)  # null where a value is undefined
+_WORD = (str, int, None)
+_ERRORS = {"ece": _NUMBER, "ace": _NUMBER, "mce": _NUMBER}
+_LIMITS = [_NUMBER]
+_IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, "nll": _NUMBER, "brier": _NUMBER}
+_MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
+_INTERVALS = {
+    "image": {"foreground_mean": dict.fromkeys(_ERRORS, _LIMITS), "nll": _LIMITS, "brier": _LIMITS},
+}  # fmt: skip
+
+HEADS: dict[str, Any] = {"keys": [str], "names": [str], "regions": (None, [[int]]), "ignore_label": (int, None)}
+
+# What folds are merged by.
+FOLD: dict[str, Any] = {
+    "model": {
+        "dataset": NAME, "trainer": NAME, "plans": NAME, "configuration": NAME, "fold": (int, str),
+        "weights_sha256": str, "hyperparameters?": dict,
+    },
+    "heads": HEADS,
+    "metric_per_case": [{"case": NAME}],
+    "missing_cases": [NAME],
+}  # fmt: skip
+
+# A deployed temperature.
+TEMPERATURE: dict[str, Any] = {
+    "temperature": float,
+    "standard_error?": _NUMBER,
+    "at_bound?": (bool, None),
+    "in_sample?": (bool, None),
+    "folds?": ([(int, str)], None),
+    "cases?": ([str], None),
+    "model?": (
+        {
+            "dataset?": _WORD, "trainer?": _WORD, "plans?": _WORD, "configuration?": _WORD,
+            "weights_sha256?": (str, None, {str: str}),
+        },
+        None,
+    ),
+}  # fmt: skip
+
+# What a report says and draws.
+SUMMARY: dict[str, Any] = {
+    "nnunet_calib": str,
+    "model": dict,
+    "heads": HEADS,
+    "definitions": {str: (str, int, {str: str})},
+    "temperature": {
+        "temperature": float, "standard_error?": _NUMBER, "at_bound?": (bool, None), "in_sample?": (bool, None),
+        "note?": str,
+    },
+    "missing_cases": [str],
+    "metrics": {"uncalibrated": _MEANS, "calibrated": _MEANS},
+    "intervals?": {"uncalibrated": _INTERVALS, "calibrated": _INTERVALS},
+    "metric_per_case": [
+        {
+            "case": NAME, "fold?": int, "voxels": int, "temperature": _NUMBER,
+            "uncalibrated": {"image": _IMAGE}, "calibrated": {"image": _IMAGE},
+        }
+    ],
+}  # fmt: skip
