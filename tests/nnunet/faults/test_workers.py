@@ -12,7 +12,7 @@ from nnunet_calib.integration import predicting, validation
 from nnunet_calib.integration.watched_pool import Watched
 from tests.nnunet.faults.dying import LAST, convert_and_die, die, export_and_die
 from tests.nnunet.faults.processes import needs_fork, one_figure
-from tests.nnunet.faults.training import log_of, nnunet_files, validate
+from tests.nnunet.faults.training import check_same_files, log_of, nnunet_files, validate
 from tests.nnunet.trained_fold import THREADS, snapshot, use_threads
 
 pytestmark = [
@@ -55,7 +55,7 @@ def test_training(trained, monkeypatch):
         (trained.fold / "validation" / name).unlink(missing_ok=True)
     with one_figure(monkeypatch):
         validate(trained)
-    assert nnunet_files(trained) == expected
+    check_same_files(nnunet_files(trained), expected)
     text = log_of(trained)
     assert "Some background workers are no longer alive" in text
     assert "nnU-Net's validation is run without measuring, since it stopped while cases were measured" in text

@@ -1,5 +1,6 @@
 """nnU-Net's own training and validation of the fold of `trained_fold`, and what it writes."""
 
+import io
 import random
 import re
 from pathlib import Path
@@ -48,3 +49,14 @@ def nnunet_files(trained: Trained) -> dict[str, bytes]:
 def log_of(trained: Trained) -> str:
     """nnU-Net's logs of all trainings in the fold's folder."""
     return "".join(path.read_text() for path in sorted(trained.fold.glob("training_log_*.txt")))
+
+
+def check_same_files(ours: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """The same bytes; probabilities may differ by rounding, which depends on PyTorch's number of threads."""
+    assert ours.keys() == expected.keys()
+    for name, content in expected.items():
+        if name.endswith(".npz"):
+            a, b = (np.load(io.BytesIO(x))["probabilities"] for x in (ours[name], content))
+            np.testing.assert_allclose(a, b, atol=1e-6)
+        else:
+            assert ours[name] == content, name
