@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -54,7 +54,8 @@ def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that only reads refuses this too, where there is nothing to remove
+            temporary.unlink()
 
 
 def forget(path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from nnunet_calib.likelihood import Found, Sums, Voxels, search
 from nnunet_calib.temperature import THETA_BOUNDS, TemperatureFit, fit_of
+from nnunet_calib.threads import one_thread
 from nnunet_calib.voxel_sample import VoxelSample
 
 Key = TypeVar("Key")
@@ -77,12 +78,8 @@ def _sums(sample: VoxelSample, betas: list[float]) -> dict[float, Sums]:
     labels = sample.labels if regions else sample.labels.astype(np.int32)  # PyTorch before 2.3 has no uint16
     logits, weights = torch.from_numpy(sample.logits), torch.from_numpy(sample.weights)
     voxels = Voxels(logits, torch.from_numpy(labels), weights, None, regions)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         found = voxels.sums(betas)
-    finally:
-        torch.set_num_threads(threads)
     return {
         beta: one._replace(squares=(one.observed - one.expected) ** 2) for beta, one in zip(betas, found, strict=True)
     }

@@ -21,6 +21,7 @@ from nnunet_calib.scopes import BOUNDARY_MM, scope_bits
 from nnunet_calib.slabs import Probabilities
 from nnunet_calib.slices import RepresentativeSlice, representative_slice
 from nnunet_calib.statistics_file import MAX_BYTES, Content, read, write
+from nnunet_calib.threads import one_thread
 from nnunet_calib.voxel_sample import VoxelSample
 
 MAX_VOXELS = 150_000
@@ -157,6 +158,7 @@ class CaseStatistics:
         """See `merge`."""
         return CaseStatistics.merge([self, other])
 
+    @one_thread()
     def with_temperature(self, temperature: float) -> CaseStatistics:
         """The histograms after temperature scaling, from the voxel sample: exact where it holds all voxels.
 

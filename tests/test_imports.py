@@ -12,9 +12,9 @@ PACKAGE = "nnunet_calib"
 LONGEST_FILE = 250
 
 MEASURING = {
-    "binning", "likelihood", "temperature", "scopes", "files", "slabs", "slices", "sure_voxels", "fine_bins",
-    "histograms", "archives", "json_files", "summary_forms", "statistics_file", "joint_fit", "binner", "voxel_sample",
-    "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
+    "binning", "likelihood", "temperature", "threads", "scopes", "files", "slabs", "slices", "sure_voxels",
+    "fine_bins", "histograms", "archives", "json_files", "summary_forms", "statistics_file", "joint_fit",
+    "binner", "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
 }
 
 # Module, or folder with a "/" -> the modules of the package that it may import. A new module needs a line here.
@@ -24,6 +24,7 @@ OWN = {
     "likelihood": set(),
     "temperature": {"likelihood"},
     "files": set(),
+    "threads": set(),
     "archives": {"files"},
     "json_files": {"files"},
     "summary_forms": {"json_files"},
@@ -35,9 +36,11 @@ OWN = {
     "voxel_sample": {"histograms", "temperature"},
     "binner": {"fine_bins", "histograms", "sure_voxels"},
     "case_pass": {"binner", "histograms", "slabs", "sure_voxels", "temperature", "voxel_sample"},
-    "joint_fit": {"likelihood", "temperature", "voxel_sample"},
+    "joint_fit": {"likelihood", "temperature", "threads", "voxel_sample"},
     "statistics_file": {"archives", "files", "fine_bins", "histograms", "slices", "voxel_sample"},
-    "statistics": {"case_pass", "histograms", "scopes", "slabs", "slices", "statistics_file", "voxel_sample"},
+    "statistics": {
+        "case_pass", "histograms", "scopes", "slabs", "slices", "statistics_file", "threads", "voxel_sample",
+    },
     "definitions": set(),
     "metrics": {"definitions", "fine_bins", "histograms", "statistics"},
     "sampling_error": {"histograms", "metrics", "statistics", "voxel_sample"},

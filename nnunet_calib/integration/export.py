@@ -17,6 +17,7 @@ from nnunet_calib.integration.cases import measure_case
 from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
+from nnunet_calib.threads import one_thread
 
 
 class TappedConfiguration:
@@ -93,6 +94,7 @@ class ExportAndMeasure:
             except OSError:  # the folder itself cannot be written: the missing case file says enough
                 traceback.print_exc()
 
+    @one_thread()
     def measure(self, case: str, logits: Any, arguments: dict[str, Any]) -> CaseStatistics:
         """Statistics of one case from the logits on the grid of the cropped image."""
         plans, dataset = arguments["plans_manager"], arguments["dataset_json_dict_or_file"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import nnunet_calib
 from nnunet_calib.files import write_json
@@ -18,6 +17,7 @@ from nnunet_calib.integration.sampled_errors import sampling_error
 from nnunet_calib.integration.summary import brief, definitions, described, measure
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.temperature import TemperatureFit, fit_temperature
+from nnunet_calib.threads import one_thread
 from nnunet_calib.voxel_sample import VoxelSample
 
 FORMAT_VERSION = 1
@@ -82,21 +82,14 @@ def _is_of(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
     return found.get("weights_sha256") == model["weights_sha256"] and same_plans
 
 
+@one_thread()
 def fit_cases(cases: Sequence[CaseStatistics]) -> TemperatureFit:
-    """One temperature for the voxel samples of cases; the standard error takes only cases as independent.
-
-    The same to the last digit on any machine: the order in which PyTorch adds up depends on its number of threads.
-    """
+    """One temperature for the voxel samples of cases; the standard error takes only cases as independent."""
     sample = VoxelSample.merge([case.sample for case in cases])
     groups = np.repeat(np.arange(len(cases)), [len(case.sample) for case in cases])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return fit_temperature(
-            sample.logits, sample.labels, weights=sample.weights, regions=cases[0].regions, groups=groups
-        )
-    finally:
-        torch.set_num_threads(threads)
+    return fit_temperature(
+        sample.logits, sample.labels, weights=sample.weights, regions=cases[0].regions, groups=groups
+    )
 
 
 def cross_fitted_temperatures(cases: Sequence[CaseStatistics]) -> list[float]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from nnunet_calib.integration.cases import SavedProbabilities, image_spacing, me
 from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
+from nnunet_calib.threads import one_thread
 
 Result = TypeVar("Result")
 
@@ -107,7 +107,7 @@ def for_each_case(
 
     try:
         if processes == 1:
-            with _one_thread():
+            with one_thread():  # as the workers, so that -np changes no digit
                 return collect(map(work, cases))
         # with fork, PyTorch's threads can lock up
         context = multiprocessing.get_context("spawn")
@@ -118,17 +118,6 @@ def for_each_case(
             f"expected memory for the probabilities of {processes} cases at once, ran out of it or lost a process: "
             f"use fewer processes with -np"
         ) from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The order in which PyTorch adds up depends on its threads; so the digits are the same with any -np."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _start_worker() -> None:

@@ -17,6 +17,7 @@ from nnunet_calib.report.figures import (
     reliability_figure,
 )
 from nnunet_calib.report.progress import progress_figure
+from nnunet_calib.report.results import DrawnCases
 from nnunet_calib.report.style import figure_bytes, in_lines, new_figure, styled
 from tests.report.test_case_figures import reported
 from tests.report.test_case_pictures import slice_of
@@ -24,7 +25,7 @@ from tests.report.test_dice_against_ace import POINTS, comparison
 from tests.report.test_figures import cases
 
 LONG = ["background", "left inferior frontal gyrus, pars opercularis", "enhancing_tumour_and_necrosis", "top label"]
-CASES = cases(2)
+CASES = DrawnCases(cases(2))
 REPORTED = [reported(f"{'very_' * 6}long_case_{i}", i / 10 + 0.1, slice_of()) for i in range(5)]
 FIGURES = {
     "reliability": lambda: reliability_figure(CASES, CASES, 1.5, LONG),

@@ -145,7 +145,6 @@ def test_no_probabilities(tmp_path, capsys, value):
         (65536, np.int32, "expected whole numbers up to 32767 as labels, found 65536.0 in {f}/labels/case.1.nii.gz"),
         (65537, np.uint32, "expected whole numbers up to 32767 as labels, found 65537.0 in"),
         (0.5, np.float32, "expected whole numbers up to 32767 as labels, found 0.5 in"),
-        (np.nan, np.float32, "expected whole numbers up to 32767 as labels, found nan in"),
         (1e10, np.float64, "expected whole numbers up to 32767 as labels, found 10000000000.0 in"),
     ],
 )
