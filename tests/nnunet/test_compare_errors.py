@@ -157,14 +157,14 @@ def test_dice_of_other_classes(models):
     file = models[1].calibration(1).parent / "summary.json"
     file.write_text(file.read_text().replace('"2"', '"4"'))
     text = refusal(models)
-    assert f"expected nnU-Net's Dice of the classes 1, 2 in {file}, found no '2': validate again with" in text
+    assert f"expected metric_per_case[0].metrics.2, found none in {file}: validate again with" in text
 
 
 def test_no_dice_at_all(models, capsys):
     """Null in the file, a dash in the tables, and no figure: not even that of a run before."""
     arguments = [*COMPARE, "-f", "0", "1", "-o", str(models[0].results / "out")]
     assert cli.main(arguments) == 0
-    assert len([*(models[0].results / "out").glob("dice_against_ace.*")]) == 2
+    assert len([*(models[0].results / "out").glob("dice_against_ace.*")]) == 3
     for model in models:
         for fold in range(2):
             (model.calibration(fold).parent / "summary.json").unlink()

@@ -31,7 +31,7 @@ def test_fold_all(model):
     assert "name the others with -f" in text
     model.write(1, model.cases[1], fold="all", weights_sha256="weights of 1")
     text = refusal(model)
-    assert f"expected the model of fold 1 in {model.calibration(1)}, found that of fold all" in text
+    assert f"expected the model of fold 1 in {model.calibration(1)}, found that of fold 'all'" in text
 
 
 @pytest.mark.parametrize(

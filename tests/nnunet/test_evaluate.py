@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnunet_calib import CaseStatistics, cli
+from nnunet_calib import CaseStatistics, archives, cli
 from nnunet_calib.integration.prediction_files import find_predictions
 from tests.nnunet.conftest import LABEL_MODES
 from tests.nnunet.predicted import TEMPERATURE, arguments, assert_same, run, write_world
@@ -178,7 +178,7 @@ def test_lost_process(tmp_path, monkeypatch):
     def out_of_memory(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(np, "load", out_of_memory)
+    monkeypatch.setattr(archives.Arrays, "read", out_of_memory)
     with pytest.raises(OSError, match="use fewer processes with -np"):
         predictions.measure_all(1)
 
