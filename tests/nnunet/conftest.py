@@ -13,6 +13,8 @@ import torch
 
 from nnunet_calib.integration import loss as integration
 from nnunet_calib.integration.lookup import trainers_folder
+from nnunet_calib.report import figures
+from nnunet_calib.report.style import ENDINGS
 from nnunet_calib.synthetic import synthetic_case
 from tests.nnunet.measured_folds import three_folds
 from tests.nnunet.trained_fold import in_threads, make_trained, train_once, trained  # noqa: F401
@@ -234,3 +236,19 @@ def model(tmp_path, monkeypatch):
     for name, value in model.environment().items():
         monkeypatch.setenv(name, value)
     return model
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Files in the place of a fold's figures, which take seconds: what trains and validates does not look at them.
+
+    Those of a fold of real data are drawn, and tests/report looks at each.
+    """
+    if request.path.name == "test_real_data.py" or request.path.parent.name == "faults":
+        return
+
+    def save_nothing(draw, folder, name, endings=ENDINGS):
+        for ending in endings:
+            (folder / f"{name}.{ending}").write_bytes(b"figure")
+
+    monkeypatch.setattr(figures, "save_figure", save_nothing)
