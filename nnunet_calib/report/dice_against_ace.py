@@ -66,6 +66,7 @@ def draw_dice_against_ace(ax: Axes, points: Sequence[Point], error: str = "ACE")
     for label, face in (("T = 1", "white"), ("with temperature", "0.4")):
         ax.plot([], [], color="0.4", marker="o", markerfacecolor=face, linestyle="none", label=label)
     ax.margins(0.08)
+    ax.locator_params(axis="x", nbins=6)  # more labels would touch at a column's width
     ax.set(xlabel="Dice, higher is better", ylabel=f"{error}, lower is better")
 
 
