@@ -258,6 +258,7 @@ def test_pictures(model, monkeypatch):
     """They are drawn from the cases of all folds, before and after the temperature of the other folds."""
     drawn = []
     monkeypatch.setattr(figures, "reliability_figure", lambda *arguments: drawn.append(arguments) or Figure())
+    monkeypatch.setattr(figures, "save_figure", lambda draw, *_: draw())
     folder = merge_folds(model.folder, (0, 1, 2))
     figures.draw_fold(folder)
     summary = json.loads((folder / "summary.json").read_text())
