@@ -18,12 +18,12 @@ import numpy as np
 
 from benchmarks.study import settings
 from benchmarks.study.run import Study, run_name
+from benchmarks.study.tables import STAGES
 from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.integration.comparison import compare_models
 from nnunet_calib.metrics import reliability_curve
 from nnunet_calib.statistics import CaseStatistics
 
-STAGES = ("uncalibrated", "calibrated")
 BASELINE = next(iter(settings.METHODS))
 _DIGITS = 6
 

@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from benchmarks.study.tables import markdown
+from benchmarks.study.tables import STAGES, markdown
 from nnunet_calib.significance import mean_interval
 
 FILE = "truth.json"
-STAGES = ("uncalibrated", "calibrated")
 ERRORS = {"ece": "ECE", "ace": "ACE", "mce": "MCE", "nll": "NLL"}
 DISTANCES = {"kl_to_truth": "KL to truth", "distance_to_truth": "distance to truth"}
 

@@ -240,15 +240,11 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_figures(request, monkeypatch):
-    """Files in the place of a fold's figures, which take seconds: what trains and validates does not look at them.
-
-    Those of a fold of real data are drawn, and tests/report looks at each.
-    """
+    """Files in the place of a fold's figures, which take seconds; on real data they are drawn, as in tests/report."""
     if request.path.name == "test_real_data.py" or request.path.parent.name == "faults":
         return
 
     def save_nothing(draw, folder, name, endings=ENDINGS):
         for ending in endings:
             (folder / f"{name}.{ending}").write_bytes(b"figure")
-
     monkeypatch.setattr(figures, "save_figure", save_nothing)

@@ -16,20 +16,10 @@ from nnunet_calib.integration.fold_results import find_folds
 from nnunet_calib.integration.folds import case_file, load_case
 from nnunet_calib.integration.prediction_files import find_predictions
 from nnunet_calib.report.results import Results
-from tests.nnunet.measured_folds import three_folds
 from tests.nnunet.trained_fold import change_json
 
 ELSEWHERE = ["../../other", "/etc/passwd", "..", "a\\b", "C:x", "a\0b"]
 PLAIN = "to be a plain name without folders, found"
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    """Three measured folds."""
-    made = three_folds(tmp_path)
-    for name, value in made.environment().items():
-        monkeypatch.setenv(name, value)
-    return made
 
 
 def refused(work, *parts):
