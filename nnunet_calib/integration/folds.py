@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from nnunet_calib.integration.intervals import means_with_intervals
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.sampled_errors import sampling_error
 from nnunet_calib.integration.summary import brief, definitions, described, measure
+from nnunet_calib.joint_fit import fit_jointly
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.temperature import TemperatureFit, fit_temperature
 from nnunet_calib.threads import one_thread
@@ -98,13 +99,18 @@ def cross_fitted_temperatures(cases: Sequence[CaseStatistics]) -> list[float]:
     The cases are dealt into five groups (fewer if there are fewer cases); a case gets the temperature of the other
     groups. A case without a voxel that counts gets NaN, and so does a single one, which leaves nothing to fit on.
     """
-    groups = cross_fitting_groups([len(case.sample) for case in cases])
-    others = {
-        group: [case for case, other in zip(cases, groups, strict=True) if other not in (None, group)]
+    return fitted_without([len(case.sample) for case in cases], lambda: (case.sample for case in cases))
+
+
+def fitted_without(kept: Sequence[int], samples: Callable[[], Iterable[VoxelSample]]) -> list[float]:
+    """The same from the numbers of voxels kept of the cases, and what gives their samples at each call."""
+    groups = cross_fitting_groups(kept)
+    sets = {
+        group: {number for number, other in enumerate(groups) if other not in (None, group)}
         for group in sorted({group for group in groups if group is not None})
     }
-    fitted = {group: fit_cases(of_others).temperature for group, of_others in others.items()}
-    return [float("nan") if group is None else fitted[group] for group in groups]
+    fits = fit_jointly(samples, sets) if sets else {}
+    return [float("nan") if group is None else fits[group].temperature for group in groups]
 
 
 def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:

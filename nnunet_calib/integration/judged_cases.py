@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_calib.integration.fold_results import FoldResult, some
-from nnunet_calib.integration.folds import cross_fitting_groups, load_case
+from nnunet_calib.integration.folds import fitted_without, load_case
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.sampled_errors import SampledErrors
 from nnunet_calib.integration.summary import Tree, combine, measure
@@ -128,13 +128,7 @@ def fits_without_fold(cases: Sequence[MeasuredCase]) -> dict[int, TemperatureFit
 
 def cross_fitted(cases: Sequence[MeasuredCase]) -> list[float]:
     """As `folds.cross_fitted_temperatures`: for each case of one fold a temperature that was fitted without it."""
-    groups = cross_fitting_groups([case.kept for case in cases])
-    sets = {
-        group: {number for number, other in enumerate(groups) if other not in (None, group)}
-        for group in sorted({group for group in groups if group is not None})
-    }
-    fits = fit_jointly(_samples(cases), sets) if sets else {}
-    return [float("nan") if group is None else fits[group].temperature for group in groups]
+    return fitted_without([case.kept for case in cases], _samples(cases))
 
 
 def _samples(cases: Sequence[MeasuredCase]) -> Callable[[], Iterator[VoxelSample]]:

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -98,15 +97,6 @@ def test_rows_of_cases(models):
     assert about["weights_sha256"] == {"0": f"{TRAINER} of 0", "1": f"{TRAINER} of 1"}
 
 
-def numbers(content, path=""):
-    """Path and value of each number in nested dictionaries."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from numbers(value, f"{path}/{key}")
-        else:
-            yield f"{path}/{key}", math.nan if value is None else value
-
-
 def test_one_fold(models):
     """Each case with the temperature of the fold's own cross-fitting, as its summary.json has it; the notes say so."""
     comparison = compared(models, (1,))
@@ -115,13 +105,8 @@ def test_one_fold(models):
         rows = [row for row in comparison["metric_per_case"] if row["model"] == model.named["trainer"]]
         assert [row["case"] for row in rows] == [f"case.{i}" for i in range(4, 8)]
         for row, expected in zip(rows, summary["metric_per_case"], strict=True):
-            for name in ("voxels", "uncalibrated"):
+            for name in ("voxels", "temperature", "uncalibrated", "calibrated"):
                 assert row[name] == expected[name]
-            # fitted case by case here, at once by the fold's own validation
-            assert row["temperature"] == pytest.approx(expected["temperature"], rel=1e-6)
-            after = [dict(numbers(of["calibrated"])) for of in (row, expected)]
-            assert len(after[0]) > 10
-            assert after[0] == pytest.approx(after[1], rel=1e-5, nan_ok=True)
     assert "same fold (cross-fitting)" in comparison["notes"][0]
     assert "other cases of the same fold" in comparison["definitions"]["calibrated"]
     both = compared(models)
