@@ -13,6 +13,9 @@ AbsentClasses = Literal["skip", "zero", "keep"]
 # A soft bin that holds less than this many voxels' weight counts as empty (Barfoot et al. 2025).
 MIN_SOFT_BIN_WEIGHT = 0.01
 
+# A gap below this is the rounding of its sums, whose sign would change with the order in which they are summed.
+ROUNDING = 1e-12
+
 
 def error_of_sums(
     weight: Tensor,
@@ -25,7 +28,9 @@ def error_of_sums(
     """The calibration error of bins (B, C, M) given by their sums; a bin that weighs less than `least` is empty."""
     # in the negative: a NaN, which is in no order, must count, or the loss would hide it
     filled = ~(weight < least)
-    gap = torch.where(filled, (positive - probability).abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
+    difference = positive - probability
+    difference = difference.masked_fill(difference.abs() <= ROUNDING * weight, 0)
+    gap = torch.where(filled, difference.abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
     if reduction == "ace":
         error = gap.sum(2) / filled.sum(2).clamp_min(1)
     elif reduction == "ece":

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nnunet_calib.losses import ML1ACELoss, ml1_ace_loss
+from nnunet_calib.losses.bins import error_of_sums
 from tests.losses import reference
 from tests.losses.conftest import assert_same, value_and_gradient
 from tests.losses.properties import LossProperties
@@ -195,3 +196,11 @@ def test_many_voxels_in_one_bin():
     logits = torch.full((1, 1, 1024, 1024), 9.0)
     loss = ml1_ace_loss(logits, torch.ones(1, 1, 1024, 1024), regions=True)
     assert loss.item() == pytest.approx(1 - torch.sigmoid(torch.tensor(9.0)).item(), rel=1e-6)
+
+
+def test_rounding_has_no_sign():
+    """A bin whose sums differ by their rounding alone pulls nowhere, so that no order of summation matters."""
+    weight, positive = torch.full((1, 2, 1), 10.0).double(), torch.tensor([[[2.0], [8.0]]]).double()
+    probability = torch.tensor([[[2.0 * (1 + 2e-15)], [8.1]]]).double().requires_grad_()
+    error_of_sums(weight, probability, positive, 1, "ace", "skip").backward()
+    assert probability.grad.flatten().tolist() == [0, pytest.approx(0.05)]
