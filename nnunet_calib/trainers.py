@@ -42,23 +42,23 @@ class nnUNetTrainerSVLS(SVLSMixin, nnUNetTrainerCalib):
 
 
 class nnUNetTrainerML1ACE(ML1ACEMixin, nnUNetTrainerCalib):
-    """nnU-Net's loss + 0.3 hard-binned marginal L1 average calibration error (mL1-ACE)."""
+    """nnU-Net's loss + hard-binned marginal L1 average calibration error (mL1-ACE), after a warm-up."""
 
 
 class nnUNetTrainerSoftML1ACE(nnUNetTrainerML1ACE):
-    """nnU-Net's loss + 0.3 mL1-ACE with soft bins."""
+    """nnU-Net's loss + mL1-ACE with soft bins."""
 
     ml1_ace_binning = "soft"
 
 
 class nnUNetTrainerML1ECE(nnUNetTrainerML1ACE):
-    """nnU-Net's loss + 0.3 of the expected calibration error: bins weigh by their voxels."""
+    """nnU-Net's loss + the expected calibration error: bins weigh by their voxels."""
 
     ml1_ace_reduction = "ece"
 
 
 class nnUNetTrainerML1MCE(nnUNetTrainerML1ACE):
-    """nnU-Net's loss + 0.3 of the maximum calibration error: the worst bin alone."""
+    """nnU-Net's loss + the maximum calibration error: the worst bin alone."""
 
     ml1_ace_reduction = "mce"
 
@@ -68,7 +68,7 @@ class nnUNetTrainerDiceML1ACE(ML1ACEMixin, DiceOnlyMixin, nnUNetTrainerCalib):
 
 
 class nnUNetTrainerNACLML1ACE(nnUNetTrainerNACL, nnUNetTrainerML1ACE):
-    """nnU-Net's loss + 0.1 NACL + 0.3 mL1-ACE."""
+    """nnU-Net's loss + 0.1 NACL + mL1-ACE."""
 
 
 class nnUNetTrainerNACL_published(nnUNetTrainerNACL):
@@ -78,16 +78,16 @@ class nnUNetTrainerNACL_published(nnUNetTrainerNACL):
 
 
 class nnUNetTrainerML1ACE_published(nnUNetTrainerML1ACE):
-    """mL1-ACE as published in 2024: weight 1, and classes that an image lacks count."""
+    """mL1-ACE as published in 2024: whole from the start, and classes that an image lacks count."""
 
-    ml1_ace_weight = 1.0
+    ml1_ace_warmup_epochs = 0
     ml1_ace_absent_classes = "keep"
 
 
 class nnUNetTrainerSoftML1ACE_published(nnUNetTrainerSoftML1ACE):
-    """mL1-ACE with soft bins as published in 2025: weight 1, and classes that an image lacks count as 0."""
+    """mL1-ACE with soft bins as published in 2025: whole from the start; a class that an image lacks counts as 0."""
 
-    ml1_ace_weight = 1.0
+    ml1_ace_warmup_epochs = 0
     ml1_ace_absent_classes = "zero"
 
 

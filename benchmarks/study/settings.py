@@ -52,20 +52,22 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
 }
 
-# On SWEEP_FOLD, beside the defaults above (NACL 0.1 with a warm-up of 10 epochs, ML1ACE 0.3, SVLS sigma 1).
+# On SWEEP_FOLD, beside the defaults above (NACL 0.1 and ML1ACE 1, both with a warm-up of 10 epochs, SVLS sigma 1).
 SWEEP = {
-    "ML1ACE_w01": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1}),
-    "ML1ACE_w1": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 1.0}),
-    "ML1ACE_warm": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_warmup_epochs": 10}),
-    "ML1ACE_w1_warm": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 10}),
-    "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
-    "SoftML1ACE_w1": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 1.0}),
-    "DiceML1ACE_w1": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0}),
-    "DiceML1ACE_warm": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_warmup_epochs": 10}),
-    "DiceML1ACE_w1_warm": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 10}),
-    "NACL_constant": Method(("nnUNetTrainerNACL",), {"nacl_warmup_epochs": 0}),
+    "NACL_w001": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.01}),
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
+    "NACL_constant": Method(("nnUNetTrainerNACL",), {"nacl_warmup_epochs": 0}),
     "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),
+    "ML1ACE_w01_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1, "ml1_ace_warmup_epochs": 0}),
+    "ML1ACE_w03_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}),
+    "ML1ACE_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_warmup_epochs": 0}),
+    "ML1ACE_w03": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3}),
+    "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
+    "DiceML1ACE_w03_constant": Method(
+        ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}
+    ),
+    "DiceML1ACE_constant": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_warmup_epochs": 0}),
+    "DiceML1ACE_w2": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 2.0}),
 }
 
 

@@ -163,8 +163,8 @@ class DiceOnlyMixin(CalibrationMixin):
 class ML1ACEMixin(CalibrationMixin):
     """Adds the marginal L1 average calibration error (`nnunet_calib.losses.ml1_ace_loss`) to the trainer's loss."""
 
-    ml1_ace_weight = 0.3
-    ml1_ace_warmup_epochs = 0
+    ml1_ace_weight = 1.0
+    ml1_ace_warmup_epochs = 10
     ml1_ace_num_bins = 20
     ml1_ace_reduction: Reduction = "ace"
     ml1_ace_binning: Binning = "hard"

@@ -122,7 +122,7 @@ def test_hyperparameters_of_a_subclass(world):
     ],
 )
 def test_published(world, name, parts):
-    """The papers' weights, from the first epoch on."""
+    """The whole weight from the first epoch on, and the papers' way with absent classes."""
     trainer = make(getattr(trainers, f"nnUNetTrainer{name}_published"), world)
     trainer.initialize()
     trainer.on_train_epoch_start()

@@ -66,7 +66,6 @@ def test_training_uses_it(world):
 class Warm(nnUNetTrainerNACLML1ACE):
     """Two terms, each with a warm-up of its own."""
 
-    ml1_ace_weight = 1.0
     ml1_ace_warmup_epochs = 5
 
 

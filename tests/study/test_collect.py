@@ -21,7 +21,7 @@ def results(tmp_path, monkeypatch):
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, "")  # the study sets them; they are restored
     root, folder = tmp_path / "study", tmp_path / "collected"
-    methods = (("Calib", 2.0, DICE, 2), ("ML1ACE", 1.2, DICE_OTHER, 2), ("ML1ACE_w1", 1.5, DICE_OTHER, 1))
+    methods = (("Calib", 2.0, DICE, 2), ("ML1ACE", 1.2, DICE_OTHER, 2), ("ML1ACE_w03", 1.5, DICE_OTHER, 1))
     (root / "runs").mkdir(parents=True)
     for method, sure, dice, folds in methods:
         trainer = settings.PREFIX + method
@@ -45,7 +45,7 @@ def test_collected(results):
     methods, sweep = (json.loads((results / f"{name}.json").read_text()) for name in ("methods", "sweep"))
     assert [m["name"] for m in methods["models"]] == ["Calib", "ML1ACE"]
     assert methods["folds"] == [0, 1]
-    assert [m["name"] for m in sweep["models"]] == ["Calib", "ML1ACE", "ML1ACE_w1"]
+    assert [m["name"] for m in sweep["models"]] == ["Calib", "ML1ACE", "ML1ACE_w03"]
     assert sweep["folds"] == [0]
     with (results / "cases.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["model"] == "ML1ACE"]
@@ -83,8 +83,8 @@ def test_figure_without_lost_models(results):
     (dice,) = (group for group in sweep["results"] if group["metric"] == "dice")
     dice["models"][1]["mean"] = 0.0
     kept = report.with_foreground(sweep)
-    assert [model["name"] for model in kept["models"]] == ["Calib", "ML1ACE_w1"]
-    assert all([row["model"] for row in group["models"]] == ["Calib", "ML1ACE_w1"] for group in kept["results"])
+    assert [model["name"] for model in kept["models"]] == ["Calib", "ML1ACE_w03"]
+    assert all([row["model"] for row in group["models"]] == ["Calib", "ML1ACE_w03"] for group in kept["results"])
 
 
 def test_report(results, tmp_path):

@@ -12,7 +12,7 @@ def comparison() -> dict:
     """Two models; each number tells metric, stage and model apart."""
     models = [
         {"name": "Calib", "hyperparameters": {}, "temperature": {"mean": 1.5}},
-        {"name": "ML1ACE_w1", "temperature": {"mean": 1.25},
+        {"name": "ML1ACE_w03", "temperature": {"mean": 1.25},
          "hyperparameters": {"ml1_ace_weight": 0.3, "ml1_ace_every_resolution": False}},
     ]
     results = []
@@ -23,7 +23,7 @@ def comparison() -> dict:
                 rows = [
                     {"model": "Calib", "mean": base, "interval": [base - 0.001, base + 0.002],
                      "difference": None, "difference_interval": None, "p_holm": None},
-                    {"model": "ML1ACE_w1", "mean": base / 2, "interval": [None, None], "difference": -base / 2,
+                    {"model": "ML1ACE_w03", "mean": base / 2, "interval": [None, None], "difference": -base / 2,
                      "difference_interval": [-base, 0.0], "p_holm": 0.0001 if i else 0.04},
                 ]
                 results.append({"metric": metric, "of": of, "scope": scope, "stage": stage, "models": rows})
@@ -52,7 +52,7 @@ def test_sweep():
     """What was set, and both stages beside each other."""
     lines = sweep_table(comparison()).splitlines()
     assert lines[3] == (
-        "| ML1ACE_w1 | mL1-ACE 0.3, full resolution only | 0.005 | 0.0100 | 0.0105 | 0.015 | 0.015 | 0.0250 | 0.0255 "
+        "| ML1ACE_w03 | mL1-ACE 0.3, full resolution only | 0.005 | 0.0100 | 0.0105 | 0.015 | 0.015 | 0.0250 | 0.0255 "
         "| 1.25 |"
     )
 
