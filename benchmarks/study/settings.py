@@ -67,7 +67,7 @@ SWEEP = {
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}
     ),
     "DiceML1ACE_constant": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_warmup_epochs": 0}),
-    "DiceML1ACE_w2": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 2.0}),
+    "DiceML1ACE_w05": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.5}),
 }
 
 
