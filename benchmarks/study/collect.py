@@ -2,7 +2,8 @@
 
 `runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds in which all of them have
 learned foreground, and `sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv`
-has the numbers of the cases behind the first one, and `reliability.json` its reliability curves.
+has the numbers of the cases behind the first one, and `reliability.json` its reliability curves. Two figures of single
+cases, which need the measured cases themselves, are those of `nnunet_calib crossval`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from benchmarks.study.run import Study, run_name
 from benchmarks.study.tables import STAGES
 from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.integration.comparison import compare_models
+from nnunet_calib.integration.crossval import merge_folds
+from nnunet_calib.integration.raw_images import raw_images
 from nnunet_calib.metrics import reliability_curve
+from nnunet_calib.report.figures import draw_fold
 from nnunet_calib.statistics import CaseStatistics
 
 BASELINE = next(iter(settings.METHODS))
+PICTURED = (BASELINE, "ML1ACE")  # the methods whose cases are shown
 _DIGITS = 6
 
 
@@ -102,6 +107,16 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def pictures(study: Study, folds: Sequence[int], images: Path) -> None:
+    """The dataset reliability histograms and the worst cases, as PNG, of some methods with these folds."""
+    for method in PICTURED:
+        model = study.fold_folder(method, 0).parent
+        folder = merge_folds(model, folds)
+        draw_fold(folder, raw_images(model))
+        for name in ("dataset_reliability_histogram", "worst_cases"):
+            shutil.copyfile(folder / f"{name}.png", images / f"study_{method}_{name}.png")
+
+
 def write_compact(content: Any, path: Path) -> None:
     """JSON with a line for each entry of its lists of objects, and six significant digits."""
     def shortened(value: Any) -> Any:
@@ -127,10 +142,11 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def collect(folder: Path, results: Path) -> None:
-    """Bring the finished runs of a study folder into `results`."""
+def collect(folder: Path, results: Path, images: Path) -> None:
+    """Bring the finished runs of a study folder into `results`, and pictures of their cases into `images`."""
     study = Study(folder)
-    (results / "runs").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(results / "runs", ignore_errors=True)  # a method may have got another name
+    (results / "runs").mkdir(parents=True)
     done = finished(study.runs)
     for name in (run_name(method, fold) for method, folds in done.items() for fold in folds):
         shutil.copyfile(study.runs / f"{name}.json", results / "runs" / f"{name}.json")
@@ -140,6 +156,8 @@ def collect(folder: Path, results: Path) -> None:
         write_rows(case_rows(comparison), results / "cases.csv")
         write_compact(curves(study, comparison), results / "reliability.json")
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "methods.json")
+        if set(PICTURED) <= set(methods):
+            pictures(study, folds, images)
     if names := swept(done):
         comparison = compare(study, names, [settings.SWEEP_FOLD])
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "sweep.json")

@@ -107,14 +107,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="of a study, finished or not")
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="Markdown with markers (default: %(default)s)")
     args = parser.parse_args()
+    images = args.document.parent / "images"
     if args.folder:
         from benchmarks.study.collect import collect
 
-        collect(args.folder, RESULTS)
+        collect(args.folder, RESULTS, images)
     text = filled(args.document.read_text(encoding="utf-8"), tables(RESULTS))
     with replaced_when_complete(args.document) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    draw(RESULTS, args.document.parent / "images")
+    draw(RESULTS, images)
 
 
 if __name__ == "__main__":

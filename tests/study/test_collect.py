@@ -36,7 +36,15 @@ def results(tmp_path, monkeypatch):
                 (root / "runs" / f"{method}_fold{fold}.json").write_text(json.dumps(facts))
             else:
                 shutil.rmtree(model.folder / f"fold_{fold}")
-    module.collect(root, folder)
+    def draw_fold(folder, image_of):
+        for name in ("dataset_reliability_histogram", "worst_cases", "nll"):
+            (folder / f"{name}.png").write_text(f"{name} of {folder.parents[1].name}")
+
+    monkeypatch.setattr(module, "draw_fold", draw_fold)  # tests/report draw them
+    (tmp_path / "pictures").mkdir()
+    (folder / "runs").mkdir(parents=True)
+    (folder / "runs" / "renamed_fold0.json").write_text("{}")
+    module.collect(root, folder, tmp_path / "pictures")
     return folder
 
 
@@ -63,6 +71,10 @@ def test_collected(results):
     assert sum(before["positives"]) == sum(after["positives"])
     assert before["counts"][-1] > after["counts"][-1]  # the temperature makes it less sure
     assert len(list((results / "runs").iterdir())) == 5
+    pictures = {path.name: path.read_text() for path in (results.parent / "pictures").iterdir()}
+    assert len(pictures) == 4
+    text = pictures["study_ML1ACE_worst_cases.png"]
+    assert text.startswith("worst_cases of nnUNetTrainerStudyML1ACE__")
 
 
 def test_a_network_without_foreground(results):
