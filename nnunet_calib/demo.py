@@ -25,7 +25,7 @@ from nnunet_calib.synthetic import synthetic_case
 
 DATASET = "Dataset999_CalibrationDemo"
 PLANS = "nnUNetPlansDemo"
-TRAINERS = ("nnUNetTrainerCalib", "nnUNetTrainerNACL")
+TRAINERS = ("nnUNetTrainerCalib", "nnUNetTrainerML1ACE")
 SHORT = "_demo"  # what the names of the short trainers end with
 CASES = 20
 FOLDS = (0, 1)

@@ -34,7 +34,7 @@ class nnUNetTrainerCalib(CalibrationMixin, nnUNetTrainer):
 
 
 class nnUNetTrainerNACL(NACLMixin, nnUNetTrainerCalib):
-    """nnU-Net's loss + 0.1 neighbour-aware calibration (NACL), which rises from 0 over the first ten epochs."""
+    """nnU-Net's loss + 0.01 neighbour-aware calibration (NACL), after a warm-up."""
 
 
 class nnUNetTrainerSVLS(SVLSMixin, nnUNetTrainerCalib):
@@ -68,12 +68,13 @@ class nnUNetTrainerDiceML1ACE(ML1ACEMixin, DiceOnlyMixin, nnUNetTrainerCalib):
 
 
 class nnUNetTrainerNACLML1ACE(nnUNetTrainerNACL, nnUNetTrainerML1ACE):
-    """nnU-Net's loss + 0.1 NACL + mL1-ACE."""
+    """nnU-Net's loss + 0.01 NACL + mL1-ACE."""
 
 
 class nnUNetTrainerNACL_published(nnUNetTrainerNACL):
-    """NACL as published in 2023: its whole weight from the start."""
+    """NACL as published in 2023: weight 0.1, whole from the start."""
 
+    nacl_weight = 0.1
     nacl_warmup_epochs = 0
 
 

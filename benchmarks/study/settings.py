@@ -52,11 +52,11 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
 }
 
-# On SWEEP_FOLD, beside the defaults above (NACL 0.1 and ML1ACE 1, both with a warm-up of 10 epochs, SVLS sigma 1).
+# On SWEEP_FOLD, beside the defaults above (NACL 0.01 and ML1ACE 1, both with a warm-up of 10 epochs, SVLS sigma 1).
 SWEEP = {
-    "NACL_w001": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.01}),
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
-    "NACL_constant": Method(("nnUNetTrainerNACL",), {"nacl_warmup_epochs": 0}),
+    "NACL_w01": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1}),
+    "NACL_w01_constant": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1, "nacl_warmup_epochs": 0}),
     "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),
     "ML1ACE_w01_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1, "ml1_ace_warmup_epochs": 0}),
     "ML1ACE_w03_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}),

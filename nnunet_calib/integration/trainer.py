@@ -98,7 +98,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
 class NACLMixin(CalibrationMixin):
     """Adds neighbour-aware calibration (`nnunet_calib.losses.nacl_loss`) to the trainer's loss."""
 
-    nacl_weight = 0.1
+    nacl_weight = 0.01
     nacl_kernel_size = 3
     nacl_prior: Prior = "mean"
     nacl_penalty: Penalty = "l1"

@@ -41,6 +41,7 @@ def test_warmup_by_hand(warmup_epochs, num_epochs, expected):
 class Growing(nnUNetTrainerNACL):
     """A tenth more every epoch."""
 
+    nacl_weight = 0.1
     nacl_schedule = "add"
     nacl_schedule_rate = 0.1
     nacl_warmup_epochs = 0
@@ -78,8 +79,8 @@ def test_warmup_of_two_terms(world):
     trainer = make(Warm, world)
     trainer.initialize()
     weights = {type(m.term).__name__: m for m in trainer.loss.modules() if hasattr(m, "term")}
-    assert {name: module.weight for name, module in weights.items()} == {"NACLLoss": 0.1, "ML1ACELoss": 1.0}
-    for epoch, nacl, ml1_ace in ((0, 0, 0), (1, 0.01, 0.2), (5, 0.05, 1), (999, 0.1, 1)):
+    assert {name: module.weight for name, module in weights.items()} == {"NACLLoss": 0.01, "ML1ACELoss": 1.0}
+    for epoch, nacl, ml1_ace in ((0, 0, 0), (1, 0.001, 0.2), (5, 0.005, 1), (999, 0.01, 1)):
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
         found = {name: module.weight for name, module in weights.items()}

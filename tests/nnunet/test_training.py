@@ -177,7 +177,7 @@ def test_weights_and_biases(world, monkeypatch):
     monkeypatch.setenv("nnUNet_wandb_enabled", "1")
     fold = world.train("nnUNetTrainerNACL_short", "2d")
     calibration = fold / "validation" / "calibration"
-    assert run.config["calibration"]["nacl_weight"] == 0.1
+    assert run.config["calibration"]["nacl_weight"] == 0.01
     assert np.isfinite(run.logged["mean_fg_pseudo_ace"])
     temperature = json.loads((calibration / "temperature.json").read_text())["temperature"]
     assert run.summary["final_val/calibration/temperature"] == temperature
