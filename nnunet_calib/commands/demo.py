@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument(
         "-tr", dest="trainer", nargs="+", metavar="TRAINER",
-        help="two or more trainers of this package (default: nnUNetTrainerCalib nnUNetTrainerNACL)",
+        help="two or more trainers of this package (default: nnUNetTrainerCalib nnUNetTrainerML1ACE)",
     )
     command.add_argument(
         "-f", dest="folds", nargs="+", choices="01234", metavar="FOLD", help="two folds or more (default: 0 1)"
