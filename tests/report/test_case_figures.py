@@ -89,7 +89,10 @@ def test_images_behind_slices():
 
 @pytest.mark.parametrize(
     ("errors", "expected"),
-    [([0.1, None, 0.3, 0.2, 0.4, 0.5], [5, 2, 0]), ([0.2, 0.1], [0, 1]), ([0.1], [0]), ([None], [0])],
+    [
+        ([0.1, None, 0.3, 0.2, 0.4, 0.5], [5, 2, 0]), ([0.4, 0.3, 0.2, 0.1], [0, 1, 3]), ([0.2, 0.1], [0, 1]),
+        ([0.1], [0]), ([None], [0]),
+    ],
 )
 def test_single_cases(tmp_path, errors, expected):
     """Largest, median and smallest ACE, before and after; each case once; without a class the top label."""
