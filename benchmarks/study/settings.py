@@ -63,6 +63,7 @@ SWEEP = {
     "ML1ACE_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_warmup_epochs": 0}),
     "ML1ACE_w03": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3}),
     "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
+    "SoftML1ACE_w03": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 0.3}),
     "DiceML1ACE_w03_constant": Method(
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}
     ),
