@@ -31,14 +31,14 @@ both_configurations = pytest.mark.parametrize("configuration", ["2d", "3d_fullre
 # trainer -> what nnU-Net's record of its loss must show
 LOSSES = {
     "Calib": ["DC_and_"],
-    "NACL": ["DC_and_", "NACLLoss", "weight=0.1"],
+    "NACL": ["DC_and_", "NACLLoss", "weight=0.01"],
     "SVLS": ["DC_and_", "NoTerm", "SVLSLoss"],
     "ML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='hard'"],
     "SoftML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='soft'"],
     "ML1ECE": ["DC_and_", "ML1ACELoss", "reduction='ece', binning='hard'"],
     "ML1MCE": ["DC_and_", "ML1ACELoss", "reduction='mce', binning='hard'"],
     "DiceML1ACE": ["DC_and_", "NoTerm", "ML1ACELoss", "reduction='ace', binning='hard'"],
-    "NACLML1ACE": ["DC_and_", "NACLLoss", "weight=0.1", "ML1ACELoss", "weight=0.3"],
+    "NACLML1ACE": ["DC_and_", "NACLLoss", "weight=0.01", "ML1ACELoss", "weight=1.0"],
 }
 
 
