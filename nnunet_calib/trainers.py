@@ -46,9 +46,10 @@ class nnUNetTrainerML1ACE(ML1ACEMixin, nnUNetTrainerCalib):
 
 
 class nnUNetTrainerSoftML1ACE(nnUNetTrainerML1ACE):
-    """nnU-Net's loss + mL1-ACE with soft bins."""
+    """nnU-Net's loss + 0.3 mL1-ACE with soft bins."""
 
     ml1_ace_binning = "soft"
+    ml1_ace_weight = 0.3
 
 
 class nnUNetTrainerML1ECE(nnUNetTrainerML1ACE):
@@ -86,8 +87,9 @@ class nnUNetTrainerML1ACE_published(nnUNetTrainerML1ACE):
 
 
 class nnUNetTrainerSoftML1ACE_published(nnUNetTrainerSoftML1ACE):
-    """mL1-ACE with soft bins as published in 2025: whole from the start; a class that an image lacks counts as 0."""
+    """mL1-ACE with soft bins as published in 2025: weight 1, whole from the start; absent classes count as 0."""
 
+    ml1_ace_weight = 1.0
     ml1_ace_warmup_epochs = 0
     ml1_ace_absent_classes = "zero"
 

@@ -52,7 +52,7 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
 }
 
-# On SWEEP_FOLD, beside the defaults above (NACL 0.01 and ML1ACE 1, both with a warm-up of 10 epochs, SVLS sigma 1).
+# On SWEEP_FOLD, beside the defaults above (NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, all with a warm-up of 10 epochs; SVLS sigma 1).
 SWEEP = {
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
     "NACL_w01": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1}),
@@ -63,7 +63,7 @@ SWEEP = {
     "ML1ACE_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_warmup_epochs": 0}),
     "ML1ACE_w03": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3}),
     "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
-    "SoftML1ACE_w03": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 0.3}),
+    "SoftML1ACE_w1": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 1.0}),
     "DiceML1ACE_w03_constant": Method(
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}
     ),
