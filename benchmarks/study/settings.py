@@ -52,7 +52,8 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
 }
 
-# On SWEEP_FOLD, beside the defaults above (NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, all with a warm-up of 10 epochs; SVLS sigma 1).
+# On SWEEP_FOLD, beside the defaults above: NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, all with a warm-up of 10 epochs;
+# SVLS sigma 1.
 SWEEP = {
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
     "NACL_w01": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1}),
