@@ -65,7 +65,9 @@ class nnUNetTrainerML1MCE(nnUNetTrainerML1ACE):
 
 
 class nnUNetTrainerDiceML1ACE(ML1ACEMixin, DiceOnlyMixin, nnUNetTrainerCalib):
-    """Dice without cross-entropy + mL1-ACE."""
+    """Dice without cross-entropy + 0.5 mL1-ACE, after a warm-up."""
+
+    ml1_ace_weight = 0.5
 
 
 class nnUNetTrainerNACLML1ACE(nnUNetTrainerNACL, nnUNetTrainerML1ACE):

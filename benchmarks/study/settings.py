@@ -52,8 +52,8 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
 }
 
-# On SWEEP_FOLD, beside the defaults above: NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, all with a warm-up of 10 epochs;
-# SVLS sigma 1.
+# On SWEEP_FOLD, beside the defaults above: NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, DiceML1ACE 0.5, all with a
+# warm-up of 10 epochs; SVLS sigma 1.
 SWEEP = {
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
     "NACL_w01": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1}),
@@ -68,8 +68,10 @@ SWEEP = {
     "DiceML1ACE_w03_constant": Method(
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}
     ),
-    "DiceML1ACE_constant": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_warmup_epochs": 0}),
-    "DiceML1ACE_w05": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.5}),
+    "DiceML1ACE_w1_constant": Method(
+        ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 0}
+    ),
+    "DiceML1ACE_w1": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0}),
 }
 
 
