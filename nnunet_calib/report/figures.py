@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 def _when(temperature: float) -> tuple[str, str]:
-    """What the left and the right column of panels show."""
-    return "T = 1", f"T ≈ {temperature:.2f}"
+    """What the left and the right column of panels show, with spaces at which no line ends."""
+    return "T = 1".replace(" ", "\xa0"), f"T ≈ {temperature:.2f}".replace(" ", "\xa0")
 
 
 @in_style

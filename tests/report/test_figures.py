@@ -47,6 +47,8 @@ def test_figures(tmp_path, draw, mode, number):
         assert title.startswith(f"{name}, T ")
     assert ["T = 1" in t for t in titles] == [True, False] * 4
     assert all("T ≈ 1.50" in t for t in titles[1::2])
+    lines = [line for ax in figure.axes for line in ax.get_title().split("\n")]
+    assert not any(line.endswith(("T", "=", "≈")) for line in lines)
     figure.savefig(tmp_path / "figure.png")  # a layout that does not fit warns, and warnings are errors
 
 
