@@ -8,6 +8,7 @@ A form says what a value must be:
     NAME                             the plain name of a file or folder, see `files.is_plain_name`
     (form, form)                     one of these
     [form]                           a list of any length with such values
+    [form, form]                     a list of two, or however many there are, with such values
     {"key": form, "other?": form}    an object with these entries, those with "?" where they are there, and others
     {str: form}                      an object with any keys and such values
 """
@@ -97,8 +98,10 @@ def problems(value: Any, form: Any, place: str = _WHOLE) -> Iterator[str]:
             elif not key.endswith("?"):
                 yield f"expected {_inside(place, key)}, found none"
     elif isinstance(form, list) and isinstance(value, list):
+        if len(form) > 1 and len(value) != len(form):
+            yield f"expected {place} to be a list of {len(form)}, found {_shown(value)}"
         for number, entry in enumerate(value):
-            yield from problems(entry, form[0], f"{place}[{number}]")
+            yield from problems(entry, form[number % len(form)], f"{place}[{number}]")
     elif isinstance(form, tuple):
         if not any(next(problems(value, one), None) is None for one in form):
             # of the form that says most, where it is of its kind

@@ -9,7 +9,7 @@ from nnunet_calib.json_files import NAME
 _NUMBER = (float, None)  # null where a value is undefined
 _WORD = (str, int, None)
 _ERRORS = {"ece": _NUMBER, "ace": _NUMBER, "mce": _NUMBER}
-_LIMITS = [_NUMBER]
+_LIMITS = [_NUMBER, _NUMBER]
 _IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, "nll": _NUMBER, "brier": _NUMBER}
 _MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
 _INTERVALS = {

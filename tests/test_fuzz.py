@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import CaseStatistics
+from nnunet_calib.json_files import problems
 from tests import fuzz
 from tests.fuzzing.readers import Reader
 
@@ -62,3 +63,11 @@ def test_a_reader_without_checks_is_noticed(tmp_path, monkeypatch):
     for path in kept:
         with pytest.raises(ValueError, match="expected calibration statistics"):
             CaseStatistics.load(path)
+
+
+def test_lists_of_a_length():
+    """What a run of a million inputs found: an interval without limits."""
+    assert [*problems([0.1, None], [(float, None), (float, None)])] == []
+    assert [*problems([], [float, float], "the interval")] == ["expected the interval to be a list of 2, found []"]
+    assert [*problems(["a", 1], [float, float], "x")] == ["expected x[0] to be a number, found 'a'"]
+    assert [*problems([1, 2, 3], [float])] == []
