@@ -145,11 +145,14 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
 def collect(folder: Path, results: Path, images: Path) -> None:
     """Bring the finished runs of a study folder into `results`, and pictures of their cases into `images`."""
     study = Study(folder)
-    shutil.rmtree(results / "runs", ignore_errors=True)  # a method may have got another name
-    (results / "runs").mkdir(parents=True)
+    (results / "runs").mkdir(parents=True, exist_ok=True)
     done = finished(study.runs)
-    for name in (run_name(method, fold) for method, folds in done.items() for fold in folds):
-        shutil.copyfile(study.runs / f"{name}.json", results / "runs" / f"{name}.json")
+    kept = {f"{run_name(method, fold)}.json" for method, folds in done.items() for fold in folds}
+    for name in kept:
+        shutil.copyfile(study.runs / name, results / "runs" / name)
+    for path in (results / "runs").glob("*.json"):
+        if kept and path.name not in kept:  # its method has got another name
+            path.unlink()
     methods, folds = comparable(learned(study.runs, done))
     if methods:
         comparison = compare(study, methods, folds)

@@ -130,13 +130,17 @@ def image_spacing(path: Path) -> Sequence[float] | None:
     return spacing
 
 
+def _own_type(of: Any, *_: Any) -> np.dtype:
+    """A copy of a type, since a damaged file may change its state: NumPy has one float64 for the whole process."""
+    return np.dtype(of, copy=True)
+
+
 class _Numbers(pickle.Unpickler):
     """Reads a pickle of plain values and NumPy's arrays; others can name any function to be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module.replace("numpy.core", "numpy._core"), name) in _OF_ARRAYS:
-            # a damaged file may change a type's state: its own copy, never NumPy's only float64
-            return (lambda of, *_: np.dtype(of, copy=True)) if name == "dtype" else super().find_class(module, name)
+            return _own_type if name == "dtype" else super().find_class(module, name)
         raise pickle.UnpicklingError(f"it brings {module}.{name}, whose code would run")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def _when(temperature: float) -> tuple[str, str]:
     """What the left and the right column of panels show, with spaces at which no line ends."""
-    return "T = 1".replace(" ", "\xa0"), f"T ≈ {temperature:.2f}".replace(" ", "\xa0")
+    return "T\xa0=\xa01", f"T\xa0≈\xa0{temperature:.2f}"
 
 
 @in_style

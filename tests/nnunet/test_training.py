@@ -33,11 +33,11 @@ LOSSES = {
     "Calib": ["DC_and_"],
     "NACL": ["DC_and_", "NACLLoss", "weight=0.01"],
     "SVLS": ["DC_and_", "NoTerm", "SVLSLoss"],
-    "ML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='hard'"],
-    "SoftML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='soft'"],
+    "ML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='hard'", "weight=1.0"],
+    "SoftML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='soft'", "weight=0.3"],
     "ML1ECE": ["DC_and_", "ML1ACELoss", "reduction='ece', binning='hard'"],
     "ML1MCE": ["DC_and_", "ML1ACELoss", "reduction='mce', binning='hard'"],
-    "DiceML1ACE": ["DC_and_", "NoTerm", "ML1ACELoss", "reduction='ace', binning='hard'"],
+    "DiceML1ACE": ["DC_and_", "NoTerm", "ML1ACELoss", "reduction='ace', binning='hard'", "weight=0.5"],
     "NACLML1ACE": ["DC_and_", "NACLLoss", "weight=0.01", "ML1ACELoss", "weight=1.0"],
 }
 

@@ -1,5 +1,6 @@
 """Names and sizes in the files of others: nothing outside of the folders is read, and nothing absurd is unpacked."""
 
+import io
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.integration.cases import SavedProbabilities, image_spacing
+from nnunet_calib.integration.cases import SavedProbabilities, _Numbers, image_spacing
 from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.fold_results import find_folds
 from nnunet_calib.integration.folds import case_file, load_case
@@ -136,3 +137,14 @@ def test_properties(tmp_path):
     for spacing in ([], [1, 0, 1], [1, float("nan")], "abc", None):
         file.write_bytes(pickle.dumps({"spacing": spacing}))
         refused(lambda: image_spacing(tmp_path / "a.npz"), f"{file} unreadable (")
+
+
+def test_types_of_a_damaged_pickle():
+    """A file that asks for NumPy's own float64, whose state it could then change for the whole process, gets a copy."""
+    asked = pickle.dumps(np.dtype("f8"), 2)
+    damaged = asked.replace(b"\x89\x88\x87", b"\x89\x89\x87")  # dtype("f8", align=False, copy=True): no copy
+    assert damaged != asked
+    assert pickle.loads(damaged) is np.dtype("f8")
+    loaded = _Numbers(io.BytesIO(damaged)).load()
+    assert loaded == np.dtype("f8")
+    assert loaded is not np.dtype("f8")

@@ -73,8 +73,10 @@ def test_collected(results):
     assert len(list((results / "runs").iterdir())) == 5
     pictures = {path.name: path.read_text() for path in (results.parent / "pictures").iterdir()}
     assert len(pictures) == 4
-    text = pictures["study_ML1ACE_worst_cases.png"]
-    assert text.startswith("worst_cases of nnUNetTrainerStudyML1ACE__")
+    for method in ("Calib", "ML1ACE"):
+        for name in ("dataset_reliability_histogram", "worst_cases"):
+            text = pictures[f"study_{method}_{name}.png"]
+            assert text.startswith(f"{name} of nnUNetTrainerStudy{method}__")
 
 
 def test_a_network_without_foreground(results):
