@@ -6,8 +6,6 @@ the grid on which nnU-Net's reader returns the label map.
 
 from __future__ import annotations
 
-import math
-import pickle
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +21,6 @@ from nnunet_calib.slabs import Probabilities
 from nnunet_calib.statistics import CaseStatistics
 
 _KEY = "probabilities"
-_OF_ARRAYS = {  # what rebuilds NumPy's arrays and numbers, of NumPy 1 too
-    ("numpy", "dtype"), ("numpy", "ndarray"), ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"),
-}  # fmt: skip
 SAVE_THEM = "predict with --save_probabilities, or validate with --npz"
 
 
@@ -105,43 +99,6 @@ class SavedProbabilities:
         except Exception as error:  # zipfile and zlib each have their own way to say "damaged"
             raise _damaged(self._path, error) from error
         return values.astype(values.dtype.newbyteorder("="), copy=False)  # which PyTorch needs
-
-
-def image_spacing(path: Path) -> Sequence[float] | None:
-    """The voxel size in the .pkl that nnU-Net writes beside an .npz; None if there is no such file.
-
-    It is that of the image, which the validation hook uses; the label map's own is the same where its format keeps one.
-
-    Raises:
-        ValueError: if the file is damaged, brings other objects than numbers, or has no such sizes.
-    """
-    path = path.with_name(f"{path.name.removesuffix('.npz')}.pkl")
-    try:
-        with open(path, "rb") as file:
-            spacing = [float(mm) for mm in _Numbers(file).load()["spacing"]]
-        if not (spacing and all(0 < mm < math.inf for mm in spacing)):
-            raise ValueError(f"spacing {spacing}")
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # unpickling raises nearly everything
-        raise ValueError(
-            f"expected nnU-Net's properties of the image, found {path} unreadable ({reason(error)}): {SAVE_THEM} again"
-        ) from error
-    return spacing
-
-
-def _own_type(of: Any, *_: Any) -> np.dtype:
-    """A copy of a type, since a damaged file may change its state: NumPy has one float64 for the whole process."""
-    return np.dtype(of, copy=True)
-
-
-class _Numbers(pickle.Unpickler):
-    """Reads a pickle of plain values and NumPy's arrays; others can name any function to be called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module.replace("numpy.core", "numpy._core"), name) in _OF_ARRAYS:
-            return _own_type if name == "dtype" else super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it brings {module}.{name}, whose code would run")
 
 
 def _described(path: Path) -> Described:

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from nnunet_calib.integration.cases import SavedProbabilities, image_spacing, measure_case
+from nnunet_calib.integration.cases import SavedProbabilities, measure_case
 from nnunet_calib.integration.folds import case_file
+from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread

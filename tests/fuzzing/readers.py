@@ -14,12 +14,13 @@ import numpy as np
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.files import write_json
-from nnunet_calib.integration.cases import SavedProbabilities, image_spacing
+from nnunet_calib.integration.cases import SavedProbabilities
 from nnunet_calib.integration.compared_models import dice_per_case
 from nnunet_calib.integration.deployment import Deployed
 from nnunet_calib.integration.evaluation import given_temperature
 from nnunet_calib.integration.fold_results import find_folds
 from nnunet_calib.integration.folds import write_fold
+from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.prediction_files import find_predictions
 from nnunet_calib.json_files import read_json

@@ -1,20 +1,21 @@
 """Names and sizes in the files of others: nothing outside of the folders is read, and nothing absurd is unpacked."""
 
-import io
 import json
 import os
 import pickle
 import re
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.integration.cases import SavedProbabilities, _Numbers, image_spacing
+from nnunet_calib.integration.cases import SavedProbabilities
 from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.fold_results import find_folds
 from nnunet_calib.integration.folds import case_file, load_case
+from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.prediction_files import find_predictions
 from nnunet_calib.report.results import Results
 from tests.nnunet.trained_fold import change_json
@@ -139,12 +140,48 @@ def test_properties(tmp_path):
         refused(lambda: image_spacing(tmp_path / "a.npz"), f"{file} unreadable (")
 
 
-def test_types_of_a_damaged_pickle():
-    """A file that asks for NumPy's own float64, whose state it could then change for the whole process, gets a copy."""
-    asked = pickle.dumps(np.dtype("f8"), 2)
-    damaged = asked.replace(b"\x89\x88\x87", b"\x89\x89\x87")  # dtype("f8", align=False, copy=True): no copy
+def spacing_of(tmp_path, content):
+    (tmp_path / "a.pkl").write_bytes(content)
+    return image_spacing(tmp_path / "a.npz")
+
+
+def test_numpy_is_not_rebuilt(tmp_path):
+    """A file that asks for NumPy's own float64, and for another order of its bytes, changes nothing in the process."""
+    spacing = np.array([1, 2.5, 3])
+    asked = pickle.dumps({"type": np.dtype("f8"), "spacing": spacing}, 3)
+    damaged = asked.replace(b"\x89\x88\x87", b"\x89\x89\x87", 1)  # dtype("f8", align=False, copy=True): no copy
     assert damaged != asked
-    assert pickle.loads(damaged) is np.dtype("f8")
-    loaded = _Numbers(io.BytesIO(damaged)).load()
-    assert loaded == np.dtype("f8")
-    assert loaded is not np.dtype("f8")
+    damaged = damaged.replace(b"X\x01\x00\x00\x00<", b"X\x01\x00\x00\x00>", 1)
+    assert spacing_of(tmp_path, damaged) == spacing.view(">f8").tolist()
+    assert (spacing.dtype.byteorder, spacing.tolist()) == ("=", [1, 2.5, 3])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\x80\x04}r\x00\xca\x9a;.", "it counts to object 1000000000 in 9 bytes"),
+        (b"\x80\x04\x8e\x00\x00\x00\x00\x00\x10\x00\x00.", "expected 17592186044416 bytes"),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x00\x10\x00\x00.", "expected 17592186044416 bytes"),
+    ],
+)
+def test_memory_of_a_damaged_pickle(tmp_path, content, told):
+    """A file cannot ask for more memory than it has bytes: neither as a count of objects nor as a length."""
+    tracemalloc.start()
+    try:
+        refused(lambda: spacing_of(tmp_path, content), told)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_of_a_damaged_pickle(tmp_path):
+    """Neither objects nor text are numbers, nor is half a number."""
+    for array in (np.array(["a"]), np.array([None]), np.array([1j]), np.zeros(2, "M8[s]"), np.zeros(2, "f4,i2")):
+        for protocol in (4, 5):
+            content = pickle.dumps({"spacing": array}, protocol)
+            refused(partial(spacing_of, tmp_path, content), "unreadable (")
+    half = pickle.dumps({"spacing": np.array([1.0, 2.0])}, 3).replace(b"C\x10", b"C\x0c", 1)
+    half = half.replace(bytes(6) + b"\xf0\x3f" + bytes(7) + b"@", bytes(6) + b"\xf0\x3f" + bytes(3) + b"@", 1)
+    refused(lambda: spacing_of(tmp_path, half), "unreadable (", "buffer size")
+    for dtype in (">f8", "<f4", "i2", "u1"):
+        assert spacing_of(tmp_path, pickle.dumps({"spacing": np.array([1, 2, 3], dtype)})) == [1, 2, 3]
