@@ -21,7 +21,13 @@ from benchmarks.study import settings
 
 
 class StudyMixin:
-    """The study's length and seed. Its data loaders have one worker each, since more would race."""
+    """The study's length and seed. Its data loaders have one worker each, since more would race.
+
+    Attributes:
+        first_seed: of fold 0.
+    """
+
+    first_seed = settings.SEED
 
     # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added.
     def __init__(
@@ -35,7 +41,7 @@ class StudyMixin:
 
     def initialize(self) -> None:
         """nnU-Net's, with the seed of the fold: every method begins with the same weights."""
-        seed = settings.SEED + self.fold
+        seed = self.first_seed + self.fold
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002, nnU-Net draws from the global generators
         torch.manual_seed(seed)
@@ -46,7 +52,7 @@ class StudyMixin:
         """nnU-Net's loaders, each in one worker with a seed, where nnU-Net gives them none."""
         with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # has no worker started in vain
             loaders = [augmenter.data_loader for augmenter in super().get_dataloaders()]
-        seed = 2 * (settings.SEED + self.fold)
+        seed = 2 * (self.first_seed + self.fold)
         augmenters = tuple(
             NonDetMultiThreadedAugmenter(
                 data_loader=loader, transform=None, num_processes=1, num_cached=6, seeds=[seed + number],
@@ -66,6 +72,6 @@ def _base(name: str) -> type:
 for _name, _method in {**settings.METHODS, **settings.SWEEP}.items():
     _bases = (StudyMixin, *map(_base, _method.bases))
     _class = settings.PREFIX + _name
-    globals()[_class] = type(_class, _bases, {"__module__": __name__, **_method.attributes})
+    globals()[_class] = type(_class, _bases, {"__module__": __name__, "first_seed": _method.seed, **_method.attributes})
 
 __all__ = [settings.PREFIX + name for name in (*settings.METHODS, *settings.SWEEP)]

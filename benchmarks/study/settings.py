@@ -35,10 +35,12 @@ class Method:
     Attributes:
         bases: trainers of nnunet_calib or of nnU-Net, by class name.
         attributes: class attributes, the hyperparameters of `nnunet_calib.integration.trainer`.
+        seed: of its run on fold 0; another one shows what chance does.
     """
 
     bases: tuple[str, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
+    seed: int = SEED
 
 
 METHODS = {
@@ -53,16 +55,19 @@ METHODS = {
 }
 
 # On SWEEP_FOLD, beside the defaults above: NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, DiceML1ACE 0.5, all with a
-# warm-up of 10 epochs; SVLS sigma 1.
+# warm-up of 10 epochs; SVLS sigma 1. "_seed" is the default with other first weights and patches.
 SWEEP = {
+    "Calib_seed": Method(("nnUNetTrainerCalib",), seed=SEED + 100),
     "NACL_w003": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.03}),
     "NACL_w01": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1}),
     "NACL_w01_constant": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1, "nacl_warmup_epochs": 0}),
+    "NACL_probabilities": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1, "nacl_on": "probabilities"}),
     "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),
     "ML1ACE_w01_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1, "ml1_ace_warmup_epochs": 0}),
     "ML1ACE_w03_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}),
     "ML1ACE_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_warmup_epochs": 0}),
     "ML1ACE_w03": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3}),
+    "ML1ACE_seed": Method(("nnUNetTrainerML1ACE",), seed=SEED + 100),
     "ML1ACE_full": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_every_resolution": False}),
     "SoftML1ACE_w1": Method(("nnUNetTrainerSoftML1ACE",), {"ml1_ace_weight": 1.0}),
     "DiceML1ACE_w03_constant": Method(
@@ -72,6 +77,9 @@ SWEEP = {
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 0}
     ),
     "DiceML1ACE_w1": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0}),
+    "DiceML1ACE_w1_full": Method(
+        ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_every_resolution": False}
+    ),
 }
 
 

@@ -108,6 +108,8 @@ def _set_here(hyperparameters: dict[str, Any]) -> str:
         parts.append("soft bins")
     if hyperparameters.get("ml1_ace_every_resolution") is False:
         parts.append("full resolution only")
+    if hyperparameters.get("nacl_on") == "probabilities":
+        parts.append("on probabilities")
     return ", ".join(parts) or "-"
 
 
