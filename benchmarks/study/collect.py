@@ -2,8 +2,8 @@
 
 `runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds in which all of them have
 learned foreground, and `sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv`
-has the numbers of the cases behind the first one, and `reliability.json` its reliability curves. Two figures of single
-cases, which need the measured cases themselves, are those of `nnunet_calib crossval`.
+has the numbers of the cases behind the first one, and `reliability.json` its reliability curves and where its NLL lies.
+Two figures of single cases, which need the measured cases themselves, are those of `nnunet_calib crossval`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.raw_images import raw_images
 from nnunet_calib.metrics import reliability_curve
 from nnunet_calib.report.figures import draw_fold
+from nnunet_calib.scopes import scope_members
 from nnunet_calib.statistics import CaseStatistics
 
 BASELINE = next(iter(settings.METHODS))
@@ -86,11 +87,17 @@ def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
-    """Reliability curves of the foreground classes together, voxels of all cases pooled: method -> stage -> bins."""
+    """Of the voxels of all cases pooled: method -> stage -> reliability curve of the foreground classes together.
+
+    "nll" and "voxels" hold the sums of NLL and the voxels near label borders (the boundary scope) and away from them.
+    """
     found: dict[str, dict[str, Any]] = {}
+    near = [*scope_members("boundary")]
+    away = [bits for bits in scope_members("image") if bits not in near]
     for model in comparison["models"]:
         cases = [row for row in comparison["metric_per_case"] if row["model"] == model["name"]]
         bins = dict.fromkeys(STAGES, np.zeros((3, 0)))
+        parts = dict.fromkeys(STAGES, np.zeros((2, 2)))
         for row in cases:
             folder = study.fold_folder(row["model"], row["fold"]) / "validation" / "calibration" / "cases"
             case = CaseStatistics.load(folder / f"{row['case']}.npz")
@@ -100,8 +107,13 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
                 counts, *means = (x[1:-1] for x in (curve.counts, curve.confidence, curve.frequency))
                 sums = np.array([counts.sum(0), *(np.nansum(counts * mean, 0) for mean in means)])
                 bins[stage] = sums + bins[stage] if bins[stage].size else sums
+                of_scopes = statistics.histograms
+                parts[stage] = parts[stage] + [
+                    [values[bits].sum() for bits in (near, away)] for values in (of_scopes.nll, of_scopes.voxels)
+                ]
         found[model["name"]] = {
             stage: {"counts": n.tolist(), "probability": [*map(float, p)], "positives": [*map(float, y)]}
+            | dict(zip(("nll", "voxels"), parts[stage].tolist(), strict=True))
             for stage, (n, p, y) in bins.items()
         }
     return found

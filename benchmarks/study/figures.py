@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.study.tables import STAGES
+from benchmarks.study.tables import STAGES, set_here
 from nnunet_calib.files import replaced_when_complete
-from nnunet_calib.metrics import ReliabilityCurve
+from nnunet_calib.metrics import NUM_BINS, ReliabilityCurve
 from nnunet_calib.report.diagrams import draw_reliability
+from nnunet_calib.report.dice_against_ace import Estimate, Point, draw_dice_against_ace, points_of
+from nnunet_calib.report.style import in_style
+
+CHANCE = "_seed"  # of a name: the same again with other first weights and patches
 
 
 def reliability_figure(curves: dict[str, Any], folds: list[int]) -> Any:
@@ -30,6 +36,47 @@ def reliability_figure(curves: dict[str, Any], folds: list[int]) -> Any:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     named = ", ".join(map(str, folds))
     figure.suptitle(f"Reliability of the foreground classes, voxels of folds {named} pooled, 20 bins", fontsize=10)
+    return figure
+
+
+def families(names: Sequence[str]) -> dict[str, list[str]]:
+    """What is drawn together: a method with its other values and its baseline, and runs that differ by chance alone.
+
+    Args:
+        names: of the runs; what follows a method's name and "_" tells its value.
+    """
+    swept = [name for name in names if "_" in name and not name.endswith(CHANCE)]
+    found = {}
+    for method in dict.fromkeys(name.partition("_")[0] for name in swept):
+        base = "Dice" if method.startswith("Dice") else "Calib"
+        found[method] = [base, method, *(name for name in swept if name.partition("_")[0] == method)]
+    if again := [name for name in names if name.endswith(CHANCE)]:
+        found["other seeds"] = [one for name in again for one in (name.removesuffix(CHANCE), name)]
+    return {title: [name for name in drawn if name in names] for title, drawn in found.items()}
+
+
+@in_style
+def sweep_figure(comparison: dict[str, Any]) -> Any:
+    """Dice against ACE, a panel for each of `families`; without intervals, since those of single runs hide all."""
+    from matplotlib.figure import Figure
+
+    points = {point.name: point for point in points_of(comparison)}
+    values = {model["name"]: set_here(model["hyperparameters"] or {}) for model in comparison["models"]}
+    panels = families(list(points))
+    columns = 3
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 4.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax, (title, names) in zip(axes, panels.items(), strict=False):
+        means = [[Estimate(estimate.mean, math.nan, math.nan) for estimate in points[name][1:]] for name in names]
+        labels = [values[name] if name.startswith(title) else name for name in names]
+        draw_dice_against_ace(ax, [Point(label, *three) for label, three in zip(labels, means, strict=True)])
+        ax.set_title(title)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    cases = len(comparison["cases"])
+    figure.suptitle(f"Mean over foreground classes and {cases} cases, {NUM_BINS} bins")
     return figure
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
-from benchmarks.study.tables import STAGES, differences_table, folds_table, means_table, sweep_table
+from benchmarks.study.tables import STAGES, differences_table, folds_table, means_table, nll_table, sweep_table
 from benchmarks.study.truth import agreement_table, truth_table
 from nnunet_calib.files import replaced_when_complete
 
@@ -34,6 +34,8 @@ def tables(results: Path) -> dict[str, str]:
         for stage in STAGES:
             found[f"means {stage}"] = means_table(methods, stage)
             found[f"differences {stage}"] = differences_table(methods, stage)
+    if (curves := read(results / "reliability.json")) is not None:
+        found["nll"] = nll_table(curves)
     if (sweep := read(results / "sweep.json")) is not None:
         found["sweep"] = sweep_table(sweep)
         found["sweep cases"] = f"{len(sweep['cases'])} cases of fold {sweep['folds'][0]}."
@@ -89,16 +91,17 @@ def draw(results: Path, images: Path) -> None:
     """Every figure that the results suffice for."""
     from matplotlib import style
 
-    from benchmarks.study.figures import reliability_figure, save
+    from benchmarks.study.figures import reliability_figure, save, sweep_figure
     from nnunet_calib.report.dice_against_ace import dice_against_ace_figure
 
     methods, curves = read(results / "methods.json"), read(results / "reliability.json")
     with style.context("default"):
         if curves is not None:
             save(reliability_figure(curves, methods["folds"]), images / "study_reliability.png")
-        for name in ("methods", "sweep"):
-            if (comparison := read(results / f"{name}.json")) is not None:
-                save(dice_against_ace_figure(with_foreground(comparison)), images / f"study_{name}.png")
+        if methods is not None:
+            save(dice_against_ace_figure(with_foreground(methods)), images / "study_methods.png")
+        if (sweep := read(results / "sweep.json")) is not None:
+            save(sweep_figure(with_foreground(sweep)), images / "study_sweep.png")
 
 
 def main() -> None:

@@ -59,12 +59,24 @@ def differences_table(comparison: dict[str, Any], stage: str) -> str:
     return markdown(rows)
 
 
+def nll_table(curves: dict[str, Any]) -> str:
+    """A row for each method: what voxels near label borders and away from them add to the NLL of all voxels."""
+    rows = [["method", *(f"{where}{when}" for when in ("", ", T") for where in ("near borders", "away", "NLL"))]]
+    for method, stages in curves.items():
+        cells = [method]
+        for stage in STAGES:
+            near, away = (part / sum(stages[stage]["voxels"]) for part in stages[stage]["nll"])
+            cells += [_number(value, 4) for value in (near, away, near + away)]
+        rows.append(cells)
+    return markdown(rows)
+
+
 def sweep_table(comparison: dict[str, Any]) -> str:
     """A row for each value: means at T = 1 and with temperature, the temperature, and what was set."""
     rows = [["run", "hyperparameters", "Dice", "ECE", "ECE, T", "ACE", "ACE, T", "NLL", "NLL, T", "T"]]
     for model in comparison["models"]:
         name = model["name"]
-        cells = [name, _set_here(model["hyperparameters"] or {})]
+        cells = [name, set_here(model["hyperparameters"] or {})]
         for metric, of, _, digits in (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[4]):
             for stage in STAGES[:1] if metric == "dice" else STAGES:
                 cells.append(_number(find(comparison, metric, of, stage, name)["mean"], digits))
@@ -98,8 +110,8 @@ def _run_value(run: dict[str, Any] | None, name: str) -> float | None:
     return image["nll"] if name == "NLL" else image["foreground_mean"]["ace"]
 
 
-def _set_here(hyperparameters: dict[str, Any]) -> str:
-    """The hyperparameters that the sweep varies."""
+def set_here(hyperparameters: dict[str, Any]) -> str:
+    """The hyperparameters that the sweep varies, in words."""
     names = {"nacl_weight": "NACL", "ml1_ace_weight": "mL1-ACE", "svls_sigma": "sigma"}
     parts = [f"{label} {hyperparameters[key]:g}" for key, label in names.items() if key in hyperparameters]
     if epochs := hyperparameters.get("nacl_warmup_epochs") or hyperparameters.get("ml1_ace_warmup_epochs"):

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.study import collect as module
 from benchmarks.study import report, settings
+from nnunet_calib import CaseStatistics, calibration_errors
 from tests.nnunet.compared_folds import DICE, DICE_OTHER, write_dice
 from tests.nnunet.measured_folds import Model, made
 
@@ -70,6 +71,16 @@ def test_collected(results):
     before, after = (curves["Calib"][stage] for stage in ("uncalibrated", "calibrated"))
     assert sum(before["positives"]) == sum(after["positives"])
     assert before["counts"][-1] > after["counts"][-1]  # the temperature makes it less sure
+    (pooled,) = (group for group in methods["results"] if (group["metric"], group["scope"], group["stage"]) == (
+        "nll", "image", "uncalibrated"))  # the mean over cases, which all have as many voxels
+    assert sum(before["nll"]) / sum(before["voxels"]) == pytest.approx(pooled["models"][0]["mean"], rel=2e-6)
+    assert sum(after["voxels"]) == pytest.approx(sum(before["voxels"]))
+    assert sum(before["voxels"]) == 8 * voxels
+    assert min(*before["nll"], *before["voxels"], *after["nll"]) > 0
+    files = (results.parent / "study").rglob("*StudyCalib__*/**/calibration/cases/*.npz")
+    merged = CaseStatistics.merge([CaseStatistics.load(path) for path in files])
+    near = calibration_errors(merged, scope="boundary")["nll"]
+    assert before["nll"][0] / before["voxels"][0] == pytest.approx(float(near), rel=1e-5)
     assert len(list((results / "runs").iterdir())) == 5
     pictures = {path.name: path.read_text() for path in (results.parent / "pictures").iterdir()}
     assert len(pictures) == 4

@@ -3,9 +3,17 @@
 import pytest
 
 from benchmarks.study.collect import comparable, swept
-from benchmarks.study.figures import reliability_figure
+from benchmarks.study.figures import families, reliability_figure
 from benchmarks.study.report import filled
-from benchmarks.study.tables import COLUMNS, STAGES, differences_table, folds_table, means_table, sweep_table
+from benchmarks.study.tables import (
+    COLUMNS,
+    STAGES,
+    differences_table,
+    folds_table,
+    means_table,
+    nll_table,
+    sweep_table,
+)
 
 
 def comparison() -> dict:
@@ -69,6 +77,25 @@ def test_folds():
     assert lines[2] == "| Calib | Dice | 0.800 | 0.700 |"
     assert lines[5] == "| NACL | Dice | - | +0.050 |"
     assert lines[6] == "| NACL | ACE | - | +0.005 |"
+
+
+def test_nll():
+    """The parts of borders and the rest add up to the NLL of all voxels."""
+    curves = {"Calib": {STAGES[0]: {"nll": [30.0, 10.0], "voxels": [200, 800]},
+                        STAGES[1]: {"nll": [20.0, 15.0], "voxels": [200.0, 800.0]}}}
+    assert nll_table(curves).splitlines()[2] == "| Calib | 0.0300 | 0.0100 | 0.0400 | 0.0200 | 0.0150 | 0.0350 |"
+
+
+def test_families():
+    """Each method that was swept with its baseline, and pairs of runs with different seeds."""
+    swept = ["Calib_seed", "NACL_w01", "NACL_probabilities", "DiceML1ACE_w1"]
+    names = ["Calib", "NACL", "SVLS", "Dice", "DiceML1ACE", *swept]
+    assert families(names) == {
+        "NACL": ["Calib", "NACL", "NACL_w01", "NACL_probabilities"],
+        "DiceML1ACE": ["Dice", "DiceML1ACE", "DiceML1ACE_w1"],
+        "other seeds": ["Calib", "Calib_seed"],
+    }
+    assert families(["Calib", "NACL"]) == {}
 
 
 def test_what_can_be_compared():
