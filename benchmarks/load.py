@@ -26,7 +26,8 @@ from ct_case import SPACING, grid, network_logits, true_labels
 from scipy.special import softmax
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.integration.folds import FORMAT_VERSION, calibration_folder, case_file
+from nnunet_calib.integration.case_files import calibration_folder, case_file
+from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.labels import Heads
 
 DATASET, TRAINER, PLANS, CONFIGURATION = "Dataset001_Load", "nnUNetTrainerCalib", "nnUNetPlans", "3d_fullres"

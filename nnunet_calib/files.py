@@ -40,12 +40,16 @@ def reason(error: BaseException) -> str:
     return one_line(str(error)) or type(error).__name__
 
 
+def temporary_name(name: str) -> str:
+    """A hidden name for what is being written; machine and process keep two writers apart."""
+    return f".{platform.node()}.{os.getpid()}.tmp.{name}"  # suffixes stay last, since writers look at them
+
+
 @contextmanager
 def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path`, to be written to: it takes the place of `path` if the block ends well."""
     path = Path(path)
-    # the suffixes stay last, since writers look at them; machine and process keep two writers apart
-    temporary = path.with_name(f".{platform.node()}.{os.getpid()}.tmp.{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         os.replace(temporary, path)

@@ -9,8 +9,8 @@ from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_infere
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints much
+        from nnunet_calib.integration.case_files import calibration_folder
         from nnunet_calib.integration.fold_results import find_model
-        from nnunet_calib.integration.folds import calibration_folder
         from nnunet_calib.integration.raw_images import raw_images
         from nnunet_calib.integration.revalidation import Options, fold_numbers, validate_fold
         from nnunet_calib.report.figures import draw_fold

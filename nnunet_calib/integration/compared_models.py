@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from nnunet_calib.integration.fold_results import IDENTITY, find_folds, read_json, some
-from nnunet_calib.integration.judged_cases import cross_fitted, errors_after, fits_without_fold, read_measured
+from nnunet_calib.integration.judged_cases import fits_without_fold, read_measured
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.measured_cases import cross_fitted, errors_after
 from nnunet_calib.integration.summary import Tree, brief
 from nnunet_calib.json_files import NAME, SHARE
 
@@ -99,7 +100,7 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
         without = fits_without_fold(cases)
         temperatures = [without[case.fold].temperature for case in cases]
     else:
-        temperatures = cross_fitted(cases)
+        _, temperatures = cross_fitted(cases)
     after = errors_after(cases, temperatures, heads)
     dice: dict[str, float] = {}
     without_dice = []

@@ -13,13 +13,12 @@ from typing import Any
 
 import nnunet_calib
 from nnunet_calib.files import write_json
+from nnunet_calib.integration.case_files import CALIBRATION_FOLDER
 from nnunet_calib.integration.fold_results import IDENTITY, find_folds
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, FORMAT_VERSION
-from nnunet_calib.integration.intervals import means_with_intervals
-from nnunet_calib.integration.judged_cases import MeasuredCase, errors_after, fit_folds, read_measured
-from nnunet_calib.integration.labels import Heads
-from nnunet_calib.integration.sampled_errors import SampledErrors
-from nnunet_calib.integration.summary import brief, definitions, described
+from nnunet_calib.integration.folds import FORMAT_VERSION
+from nnunet_calib.integration.judged_cases import fit_folds, read_measured
+from nnunet_calib.integration.measured_cases import results
+from nnunet_calib.integration.summary import definitions
 from nnunet_calib.temperature import TemperatureFit
 
 ENSEMBLE_NOTE = (
@@ -36,7 +35,7 @@ def crossval_folder(model_folder: Path, folds: Sequence[int]) -> Path:
 def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing: bool = False) -> Path:
     """Merge the calibration files of folds into temperature.json and summary.json.
 
-    Memory: that of one case, and 0.1 MB for the errors of each. Each case is read about six times.
+    Memory: that of `measured_cases`, with 0.1 MB for the errors of each case. What is not held is read about six times.
 
     Args:
         model_folder: of nnU-Net, with the folders `fold_X`.
@@ -69,6 +68,7 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
         for fold in numbers
     ]
     temperatures = [fits[others[case.fold]].temperature for case in cases]
+    judged = results(cases, temperatures, first.heads)
     summary = {
         **about,
         "heads": asdict(first.heads),
@@ -76,7 +76,11 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
         "temperature": temperature | {"cross_fitted": True},
         "temperature_per_fold": per_fold,
         "missing_cases": missing,
-        **_metrics(cases, temperatures, first.heads),
+        **judged,
+        "metric_per_case": [
+            {"case": case.name, "fold": case.fold} | row
+            for case, row in zip(cases, judged["metric_per_case"], strict=True)
+        ],
     }
     target = crossval_folder(model_folder, numbers)
     target.mkdir(parents=True, exist_ok=True)
@@ -84,24 +88,6 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
     write_json(about | temperature | {"per_fold": per_fold, "cases": names}, target / "temperature.json")
     write_json(summary, target / "summary.json")
     return target
-
-
-def _metrics(cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads) -> dict[str, Any]:
-    """Means over all cases with their intervals and sampling errors, and the rows of the cases."""
-    before, sampled = [case.uncalibrated for case in cases], SampledErrors(heads)
-    after = errors_after(cases, temperatures, heads, sampled)
-    width = cases[0].boundary_mm
-    return {
-        **means_with_intervals(before, after, heads, width),
-        "sampling_error": described(sampled.spread(), width),
-        "metric_per_case": [
-            {
-                "case": case.name, "fold": case.fold, "voxels": case.voxels, "kept_voxels": case.kept,
-                "temperature": t, "uncalibrated": brief(b), "calibrated": brief(a),
-            }
-            for case, t, b, a in zip(cases, temperatures, before, after, strict=True)
-        ],
-    }
 
 
 def _fitted(fit: TemperatureFit) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import one_line
+from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, calibration_folder
 from nnunet_calib.integration.evaluation import given_temperature
 from nnunet_calib.integration.fold_results import command_of, identity_of, validate_command
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, calibration_folder
 
 Fold = int | str
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.files import reason, write_json
-from nnunet_calib.integration.folds import (
-    FORMAT_VERSION,
-    case_file,
-    cross_fitted_temperatures,
-    fitted_temperature,
-    summarise,
-)
+from nnunet_calib.files import reason, temporary_name, write_json
+from nnunet_calib.integration.case_files import case_file
+from nnunet_calib.integration.folds import FORMAT_VERSION, fitted_temperature, read_cases, summarise
+from nnunet_calib.integration.measured_cases import MeasuredCase
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.json_files import read_json
 from nnunet_calib.summary_forms import TEMPERATURE
@@ -44,17 +42,16 @@ def evaluate(
         ValueError: if a case cannot be measured, or none has a voxel that counts.
         OSError: if the folder cannot be written, or memory runs out.
     """
-    check_output(calibration_folder)
-    statistics = predictions.measure_all(processes)
-    if temperature is None:
-        fitted, without = fitted_temperature(statistics, predictions.model), cross_fitted_temperatures(statistics)
-        summary = summarise(statistics, predictions.missing, predictions.heads, predictions.model, fitted, without)
-    else:
-        known = _judged_by_own_cases(temperature, predictions.cases)
-        summary = summarise(statistics, predictions.missing, predictions.heads, predictions.model, known, None)
-    case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
-    for case, measured in zip(predictions.cases, statistics, strict=True):
-        measured.save(case_file(calibration_folder, case))
+    with _measured(predictions, calibration_folder, processes) as cases:
+        if temperature is None:
+            fitted, without = fitted_temperature(cases, predictions.model)
+            summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, fitted, without)
+        else:
+            known = _judged_by_own_cases(temperature, predictions.cases)
+            summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, known, None)
+        case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
+        for case in cases:
+            os.replace(case_file(case.folder, case.name), case_file(calibration_folder, case.name))
     if temperature is None:
         write_json(fitted, calibration_folder / "temperature.json")
     write_json(summary, calibration_folder / "summary.json")
@@ -67,11 +64,24 @@ def fit(predictions: Predictions, calibration_folder: Path, processes: int | Non
     Returns:
         The content of the file, with infinities where it has null.
     """
-    check_output(calibration_folder)
-    temperature = fitted_temperature(predictions.measure_all(processes), predictions.model)
+    with _measured(predictions, calibration_folder, processes) as cases:
+        temperature, _ = fitted_temperature(cases, predictions.model)
     calibration_folder.mkdir(parents=True, exist_ok=True)
     write_json(temperature, calibration_folder / "temperature.json")
     return temperature
+
+
+@contextmanager
+def _measured(
+    predictions: Predictions, calibration_folder: Path, processes: int | None
+) -> Iterator[list[MeasuredCase]]:
+    """The cases, measured into a hidden folder that is removed in the end, whatever happens."""
+    existing = check_output(calibration_folder)
+    with tempfile.TemporaryDirectory(prefix=temporary_name(""), dir=existing) as folder:
+        case_file(Path(folder), "").parent.mkdir()
+        predictions.save_all(Path(folder), processes)
+        cases, _ = read_cases(Path(folder), predictions.cases, predictions.heads, predictions.model)
+        yield cases
 
 
 def given_temperature(value: str) -> dict[str, Any]:
@@ -109,8 +119,11 @@ def _judged_by_own_cases(temperature: dict[str, Any], cases: Sequence[str]) -> d
     return temperature | {"in_sample": True} if own else temperature
 
 
-def check_output(calibration_folder: Path) -> None:
-    """Raise before hours of measuring where the files cannot be written, or would replace those of a training."""
+def check_output(calibration_folder: Path) -> Path:
+    """What exists of the folder's path.
+
+    Raises before hours of measuring where the files cannot be written, or would replace those of a training.
+    """
     existing = next(path for path in (calibration_folder, *calibration_folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OSError(f"expected a folder that can be written, got {existing}: name another with -o")
@@ -118,7 +131,7 @@ def check_output(calibration_folder: Path) -> None:
         content = read_json(calibration_folder / "summary.json")
         of_training = content["model"]["weights_sha256"] is not None
     except FileNotFoundError:
-        return
+        return existing
     except (OSError, ValueError, TypeError, KeyError):
         of_training = True  # not ours to replace
     if of_training:
@@ -126,3 +139,4 @@ def check_output(calibration_folder: Path) -> None:
             f"expected a new folder, or that of an earlier run, found {calibration_folder / 'summary.json'} of a "
             f"training or of other software: name another folder with -o"
         )
+    return existing

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from nnunet_calib.files import forget, replaced_when_complete
+from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.cases import measure_case
-from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread

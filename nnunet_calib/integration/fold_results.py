@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import one_line
+from nnunet_calib.integration.case_files import calibration_folder
 from nnunet_calib.integration.checkpoint_files import train_command
-from nnunet_calib.integration.folds import FORMAT_VERSION, calibration_folder
+from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.json_files import NAME, check_form, read_json
 from nnunet_calib.summary_forms import FOLD

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_calib.integration.case_files import calibration_folder
 from nnunet_calib.integration.deployment import Deployed, Fold, find_temperature, merged_temperature, read_temperature
-from nnunet_calib.integration.folds import calibration_folder
 
 OWN = "folds"
 

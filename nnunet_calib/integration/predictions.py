@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.cases import SavedProbabilities, measure_case
-from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.statistics import CaseStatistics
@@ -76,27 +76,24 @@ class Predictions:
         """Measure one case and write its case file; errors as `measure`."""
         self.measure(case).save(case_file(calibration_folder, case))
 
-    def measure_all(self, processes: int | None = None) -> list[CaseStatistics]:
-        """Statistics of all cases in their order, with a progress bar.
+    def save_all(self, calibration_folder: Path, processes: int | None = None) -> None:
+        """Write the case files, each as soon as the case is measured, with a progress bar.
 
         Args:
+            calibration_folder: with a folder for the case files.
             processes: each holds the probabilities of one case in memory; None means nnU-Net's default.
 
         Raises:
             ValueError: as `measure`, for the first case that fails.
-            OSError: if a process ran out of memory.
+            OSError: if a process ran out of memory, or a file cannot be written.
         """
-        return for_each_case(self.measure, self.cases, processes, "measuring")
-
-    def save_all(self, calibration_folder: Path, processes: int | None = None) -> None:
-        """Write each case file as soon as the case is measured; otherwise as `measure_all`."""
         for_each_case(partial(self.save, calibration_folder), self.cases, processes, "measuring")
 
 
 def for_each_case(
     work: Callable[[str], Result], cases: Sequence[str], processes: int | None, doing: str
 ) -> list[Result]:
-    """The results of a picklable function for each case, in order; the rest as `measure_all`."""
+    """The results of a picklable function for each case, in order; the rest as `Predictions.save_all`."""
     if processes is None:
         from nnunetv2.configuration import default_num_processes
 

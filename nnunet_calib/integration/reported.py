@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, calibration_folder
 from nnunet_calib.integration.compared_models import dice_per_case
 from nnunet_calib.integration.crossval import crossval_folder
 from nnunet_calib.integration.fold_results import read_json
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, calibration_folder
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.json_files import NAME
 from nnunet_calib.summary_forms import HEADS

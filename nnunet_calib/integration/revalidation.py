@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, case_file, is_measured
 from nnunet_calib.integration.cases import npz_shape
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint
 from nnunet_calib.integration.export import ExportAndMeasure, failure_file
 from nnunet_calib.integration.fold_results import some
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, case_file, is_measured, write_fold
+from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.predicting import check_inputs, export_for, predict
 from nnunet_calib.integration.predictions import Predictions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,13 +32,3 @@ class SampledErrors:
     def spread(self) -> Tree:
         """The sampling errors of all numbers of `average`."""
         return combine(lambda values: float(rms_deviation(values[0][0], values[0][1:])), self._sums.means(self._heads))
-
-
-def sampling_error(
-    cases: Iterable[CaseStatistics], temperatures: Sequence[float], calibrated: Sequence[Tree], heads: Heads
-) -> Tree:
-    """The sampling errors of the averages of cases, whose histograms are those of all voxels; see `SampledErrors`."""
-    sampled = SampledErrors(heads)
-    for case, temperature, tree in zip(cases, temperatures, calibrated, strict=True):
-        sampled.add(case, int(case.histograms.voxels.sum()), temperature, tree)
-    return sampled.spread()

@@ -24,9 +24,10 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, case_file
 from nnunet_calib.integration.export import ExportAndMeasure, failure_file
 from nnunet_calib.integration.fold_results import some, validate_command
-from nnunet_calib.integration.folds import CALIBRATION_FOLDER, case_file, write_fold
+from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.trained_weights import weights_fingerprint
 from nnunet_calib.integration.watched_pool import Watched

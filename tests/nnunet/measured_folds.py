@@ -4,8 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from nnunet_calib.integration.folds import case_file, write_fold
+import numpy as np
+
+from nnunet_calib import fit_temperature
+from nnunet_calib.integration.case_files import case_file
+from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.voxel_sample import VoxelSample
 from tests.measuring.conftest import make_case
 
 DATASET = "Dataset004_Synthetic"
@@ -23,6 +28,15 @@ def made(seed, sure=1.0, without=None, mode="labels"):
         p = case.probabilities.astype("float64") ** sure
         case = replace(case, probabilities=(p / p.sum(0)).astype("float32"))
     return case
+
+
+def fit_cases(cases):
+    """One temperature for the statistics of cases, from all their voxels at once."""
+    sample = VoxelSample.merge([case.sample for case in cases])
+    groups = np.repeat(np.arange(len(cases)), [len(case.sample) for case in cases])
+    return fit_temperature(
+        sample.logits, sample.labels, weights=sample.weights, regions=cases[0].regions, groups=groups
+    )
 
 
 class Model:

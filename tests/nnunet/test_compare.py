@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from nnunet_calib import cli
+from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.comparison import QUANTITIES, compare_models, comparison_folder
 from nnunet_calib.integration.crossval import merge_folds
-from nnunet_calib.integration.folds import case_file
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
 from nnunet_calib.significance import mean_interval

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import cli
+from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.comparison import compare_models
-from nnunet_calib.integration.folds import case_file
 from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, OTHER, TRAINER, two_models, write_dice
 from tests.nnunet.measured_folds import LABELS, Model, made
 

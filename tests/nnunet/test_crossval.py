@@ -8,8 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from nnunet_calib import CaseStatistics, calibration_errors, cli
+from nnunet_calib.integration import measured_cases
+from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.crossval import ENSEMBLE_NOTE, merge_folds
-from nnunet_calib.integration.folds import case_file, fit_cases
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.metrics import reliability_curve
 from nnunet_calib.report import figures
@@ -17,7 +18,7 @@ from nnunet_calib.report.crossval_table import crossval_table
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.significance import mean_interval, percentile_interval, resampled_means, resampling_counts
 from tests.measuring.conftest import assert_same_histograms
-from tests.nnunet.measured_folds import CROSSVAL, Model, made, three_folds
+from tests.nnunet.measured_folds import CROSSVAL, Model, fit_cases, made, three_folds
 from tests.report import PICTURES
 
 
@@ -217,7 +218,8 @@ def test_table_without_values(model):
 
 
 def test_memory(model, monkeypatch):
-    """Each case is read again where its voxels are needed: two are never in memory together."""
+    """Cases beyond those that fit are read again where their voxels are needed: two are never in memory together."""
+    monkeypatch.setattr(measured_cases, "_HELD_BYTES", 0)
     read, most = [], []
 
     def counted(path, **options):

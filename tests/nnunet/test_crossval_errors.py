@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import cli
+from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.crossval import merge_folds
-from nnunet_calib.integration.folds import case_file
 from tests.nnunet.measured_folds import CROSSVAL, LABELS, TRAINER, Model, made
 
 RUN = f"nnUNetv2_train Dataset004_Synthetic 3d_fullres 1 -tr {TRAINER} -p nnUNetPlans"

@@ -173,14 +173,14 @@ def test_lost_process(tmp_path, monkeypatch):
     write_world(tmp_path)
     predictions = find_predictions(tmp_path / "pred", tmp_path / "labels")
     with pytest.raises(OSError, match="expected memory for the probabilities of 2 cases at once, ran out of it"):
-        replace(predictions, reader=Dying()).measure_all(2)
+        replace(predictions, reader=Dying()).save_all(tmp_path, 2)
 
     def out_of_memory(*arguments, **options):
         raise MemoryError
 
     monkeypatch.setattr(archives.Arrays, "read", out_of_memory)
     with pytest.raises(OSError, match="use fewer processes with -np"):
-        predictions.measure_all(1)
+        predictions.save_all(tmp_path, 1)
 
 
 def test_validation_folder(tmp_path):

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.integration.folds import case_file, fit_cases, write_fold
+from nnunet_calib.integration import measured_cases
+from nnunet_calib.integration.case_files import case_file
+from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import make_case
+from tests.nnunet.measured_folds import fit_cases
 
 MODEL = {"weights_sha256": "ours", "fold": 0}
 LABELS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
@@ -179,7 +182,7 @@ def test_case_without_a_voxel(tmp_path):
     empty.labels[:] = empty.ignore_label
     cases = {"case0": case(0, "labels+ignore"), "case1": empty}
     summary, temperature = fold(tmp_path, cases, replace(LABELS, ignore_label=empty.ignore_label))
-    assert temperature["temperature"] == fit_cases([load(tmp_path, "case0")]).temperature
+    assert temperature["temperature"] == pytest.approx(fit_cases([load(tmp_path, "case0")]).temperature)
     assert [row["voxels"] for row in summary["metric_per_case"]][1] == 0
 
 
@@ -205,12 +208,15 @@ def test_repetition(tmp_path):
 def test_standard_error(tmp_path):
     """Only cases are independent: every voxel of a case twice is no more evidence."""
     cases = [case(i) for i in range(4)]
-    once = fit_cases([c.measure() for c in cases])
-    twice = fit_cases([c.measure() + c.measure() for c in cases])
-    assert twice.standard_error == pytest.approx(once.standard_error, rel=1e-4)
-    assert 0 < once.standard_error < np.inf
-    _, temperature = fold(tmp_path, {f"case{i}": c for i, c in enumerate(cases)})
-    assert temperature["standard_error"] == pytest.approx(once.standard_error)
+    _, once = fold(tmp_path, {f"case{i}": c for i, c in enumerate(cases)})
+    assert 0 < once["standard_error"] < np.inf
+    assert once["standard_error"] == pytest.approx(fit_cases([c.measure() for c in cases]).standard_error, rel=3e-4)
+    for i, c in enumerate(cases):
+        twice = c.measure(model=MODEL) + c.measure(model=MODEL)
+        replace(twice, cases=(f"case{i}",)).save(case_file(tmp_path, f"case{i}"))
+    summary = write_fold(tmp_path, [f"case{i}" for i in range(4)], LABELS, MODEL)
+    assert summary["metric_per_case"][0]["kept_voxels"] == 2 * cases[0].labels.size
+    assert summary["temperature"]["standard_error"] == pytest.approx(once["standard_error"], rel=1e-4)
 
 
 def numbers(tree, path=()):
@@ -239,7 +245,11 @@ def thinned(folder, seeds=range(3), max_voxels=1500):
 
 def test_sampling_error(tmp_path, monkeypatch):
     """The errors after temperature lie within three stated errors of those of all voxels, which state none."""
-    monkeypatch.setattr("nnunet_calib.integration.folds.cross_fitted_temperatures", lambda cases: [1.5] * len(cases))
+    monkeypatch.setattr(measured_cases, "cross_fitting_groups", lambda kept: [None] * len(kept))
+    fit = measured_cases.fit_sets
+    monkeypatch.setattr(
+        measured_cases, "fit_sets", lambda *args: {k: replace(v, temperature=1.5) for k, v in fit(*args).items()}
+    )
     sampled, whole = thinned(tmp_path)
     stated = dict(numbers(sampled["sampling_error"]))
     of_sample, of_all = (dict(numbers(s["metrics"]["calibrated"])) for s in (sampled, whole))
@@ -262,15 +272,39 @@ def test_definitions_beside_the_values(tmp_path):
             assert place[-1].removeprefix("brier_") in summary["definitions"]
 
 
+def test_cases_that_do_not_stay_in_memory(tmp_path, monkeypatch):
+    """Read again for each pass, they give the same bytes; one that has changed meanwhile is told of."""
+    cases = {f"case{i}": case(i) for i in range(4)}
+    expected = [*fold(tmp_path, cases)]
+    one = load(tmp_path, "case0")
+    size = sum(array.nbytes for part in (one.histograms, one.sample) for array in vars(part).values())
+    read = measured_cases.load_case
+    reads: list[str] = []
+    monkeypatch.setattr(measured_cases, "load_case", lambda folder, name: reads.append(name) or read(folder, name))
+    write_fold(tmp_path, [*cases], LABELS, MODEL)
+    assert not reads
+    for room, first in ((0, 0), (size, 1)):
+        monkeypatch.setattr(measured_cases, "_HELD_BYTES", room)
+        write_fold(tmp_path, [*cases], LABELS, MODEL)
+        assert [*files(tmp_path)] == expected
+        assert {*reads} == {*[*cases][first:]}
+        assert reads.count("case3") >= 4
+        reads.clear()
+    monkeypatch.setattr(measured_cases, "load_case", lambda folder, name: read(folder, name) + read(folder, name))
+    with pytest.raises(ValueError, match="expected case1 of fold 0 to stay as it was, found other statistics in"):
+        write_fold(tmp_path, [*cases], LABELS, MODEL)
+
+
 @pytest.mark.parametrize("mode", ["labels", "regions"])
-def test_threads_do_not_matter(mode):
-    """The temperature is the same to the last digit, and PyTorch's threads are as they were."""
-    cases = [case(seed, mode, shape=(40, 40, 30)).measure() for seed in range(3)]
+def test_threads_do_not_matter(tmp_path, mode):
+    """The files are the same to the last digit, and PyTorch's threads are as they were."""
+    cases = {f"case{seed}": case(seed, mode, shape=(40, 40, 30)) for seed in range(3)}
     before, found = torch.get_num_threads(), set()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.add(fit_cases(cases))
+            _, temperature = fold(tmp_path, cases, LABELS if mode == "labels" else REGIONS)
+            found.add((temperature["temperature"], temperature["standard_error"]))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

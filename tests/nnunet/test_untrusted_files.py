@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
+from nnunet_calib.integration.case_files import case_file, load_case
 from nnunet_calib.integration.cases import SavedProbabilities
 from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.fold_results import find_folds
-from nnunet_calib.integration.folds import case_file, load_case
 from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.prediction_files import find_predictions
 from nnunet_calib.report.results import Results

@@ -65,10 +65,11 @@ def killed(run: Callable[[], object], write: int) -> bool:
 
 
 def visible(*folders: Path) -> dict[str, bytes]:
-    """The files of folders, but for hidden ones, which no command reads."""
+    """The files of folders, but for hidden ones and those in hidden folders, which no command reads."""
+    found = [(path, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*"))]
     return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for folder in folders for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."
+        str(name): path.read_bytes() for path, name in found
+        if path.is_file() and not any(part[0] == "." for part in name.parts)
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.integration.folds import case_file
+from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.report import report_page
 from tests.nnunet.faults.processes import half_written, killed, needs_fork, one_figure, visible
 from tests.nnunet.measured_folds import CROSSVAL, TRAINER, Model, made, three_folds
@@ -23,10 +23,11 @@ def quick(monkeypatch):
         yield
 
 
-def check_every_kill(command, folder, writes):
+def check_every_kill(command, folder, writes, hidden=0):
     """Kill a run in its first file, a new one in its second, and so on; the last one comes to its end.
 
-    At any time each file is there as a run that was not killed writes it, or not at all.
+    At any time each file is there as a run that was not killed writes it, or not at all. `hidden` files are written
+    besides, which the run itself removes.
     """
     assert cli.main(command) == 0
     expected = visible(folder)
@@ -40,20 +41,20 @@ def check_every_kill(command, folder, writes):
         found = visible(folder)
         assert len(found) <= write
         assert found == {name: expected[name] for name in found}
-    assert write == writes + 1
+    assert write == writes + hidden + 1
     assert visible(folder) == expected
 
 
 def test_evaluate(tmp_path):
-    """Cases, temperature, summary, figure."""
+    """Cases, which are written apart and moved, temperature, summary, figure."""
     write_world(tmp_path, seeds=range(2))
-    check_every_kill(arguments(tmp_path), tmp_path / "pred" / "calibration", 2 + 2 + 3)
+    check_every_kill(arguments(tmp_path), tmp_path / "pred" / "calibration", 2 + 2 + 3, hidden=2)
 
 
 def test_fit(tmp_path):
-    """A single file."""
+    """A single file, after the case's own, which does not stay."""
     write_world(tmp_path, seeds=range(1))
-    check_every_kill(arguments(tmp_path, "fit"), tmp_path / "pred" / "calibration", 1)
+    check_every_kill(arguments(tmp_path, "fit"), tmp_path / "pred" / "calibration", 1, hidden=1)
 
 
 def test_export(tmp_path):

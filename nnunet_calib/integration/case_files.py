@@ -1,0 +1,52 @@
+"""The files with the statistics of single cases in a calibration folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnunet_calib.statistics import CaseStatistics
+
+CALIBRATION_FOLDER = "calibration"
+
+
+def calibration_folder(model_folder: Path, fold: int | str) -> Path:
+    """Where the calibration files of a fold are."""
+    return model_folder / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER
+
+
+def case_file(calibration_folder: Path, case: str) -> Path:
+    """Where the statistics of a case are kept."""
+    return calibration_folder / "cases" / f"{case}.npz"
+
+
+def load_case(calibration_folder: Path, case: str) -> CaseStatistics:
+    """The statistics of a case.
+
+    Raises:
+        ValueError: if its file is damaged, or is that of another case.
+        FileNotFoundError: if there is none.
+    """
+    path = case_file(calibration_folder, case)
+    statistics = CaseStatistics.load(path)
+    if statistics.cases != (case,):
+        raise ValueError(
+            f"expected the statistics of case {case}, found those of {', '.join(statistics.cases)!r:.99} in {path}: "
+            f"measure the case again with nnunet_calib validate"
+        )
+    return statistics
+
+
+def is_measured(calibration_folder: Path, case: str, model: dict[str, Any]) -> bool:
+    """Whether there are statistics of a case that were measured with this model, in a file that can be read."""
+    try:
+        return is_of(load_case(calibration_folder, case), model)
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
+        return False
+
+
+def is_of(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
+    """Whether the weights are the same, and the plans, which older files do not name."""
+    found = statistics.model
+    same_plans = found.get("plans_sha256", model.get("plans_sha256")) == model.get("plans_sha256")
+    return found.get("weights_sha256") == model["weights_sha256"] and same_plans
