@@ -119,7 +119,7 @@ def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
     measured = [i for i, voxels in enumerate(kept) if voxels]
     if len(measured) > 1:
         for k, i in enumerate(measured):
-            groups[i] = k % min(CROSS_FITS, len(measured))
+            groups[i] = k % CROSS_FITS
     return groups
 
 
