@@ -176,7 +176,7 @@ def test_memory_of_a_damaged_pickle(tmp_path, content, told):
 
 def test_numbers_of_a_damaged_pickle(tmp_path):
     """Neither objects nor text are numbers, nor is half a number."""
-    for array in (np.array(["a"]), np.array([None]), np.array([1j]), np.zeros(2, "M8[s]"), np.zeros(2, "f4,i2")):
+    for array in (np.array(["a"]), np.array([None]), np.array([1 + 1j]), np.ones(2, "M8[s]"), np.ones(2, "f4,i2")):
         for protocol in (4, 5):
             content = pickle.dumps({"spacing": array}, protocol)
             refused(partial(spacing_of, tmp_path, content), "unreadable (")
