@@ -4,7 +4,8 @@ The proportions of the classes in a neighbourhood, and smoothed labels, differ f
 neighbour has another label, in some 10 % of a patch's voxels. So instead of filtering C maps, the borders are looked
 for on the one label map, and only their voxels get soft labels, of the two or three classes around them. Neighbours are
 counted for many classes at once: each class has a few bits of a machine word, and the words of the neighbours are
-added.
+added. The last class has the neighbours that the others leave, and needs no bits where others would then do with a
+shorter word.
 
 The label map is padded, and then worked on as one long row: a neighbour lies a fixed number of entries away, whatever
 the axis and the image, so that a sum over neighbours is the sum of a few parts of that row.
@@ -115,22 +116,39 @@ class _Row:
 
 
 @lru_cache(maxsize=16)
-def _weights(sizes: tuple[int, ...], sigma: float | None) -> dict[int, float]:
-    """The weight of a neighbour by its squared distance (0 for all where they weigh the same), before any division."""
+def _weights(sizes: tuple[int, ...], sigma: float | None) -> dict[int, tuple[float, int]]:
+    """The weight of a neighbour, before any division, and how many there are, by their squared distance.
+
+    All are under the key 0 where they weigh the same. The voxel itself counts as a neighbour.
+    """
     if sigma is None:
-        return {0: 1.0}
+        return {0: (1.0, math.prod(sizes))}
     squared = Counter(sum(d**2 for d in offset) for offset in product(*(range(-(k // 2), k // 2 + 1) for k in sizes)))
-    weights = {distance: math.exp(-0.5 * distance / sigma**2) for distance in squared}
+    weights = {distance: (math.exp(-0.5 * distance / sigma**2), number) for distance, number in squared.items()}
     # the voxel itself weighs as much as all its neighbours together
-    return weights | {0: sum(squared[distance] * weights[distance] for distance in squared if distance)}
+    return weights | {0: (sum(weight * number for distance, (weight, number) in weights.items() if distance), 1)}
+
+
+def _bits(row: _Row) -> int:
+    """Of a field that counts to the size of a neighbourhood."""
+    return math.prod(row.sizes).bit_length()
+
+
+def _word(bits: int) -> torch.dtype | None:
+    """The shortest type with so many bits below its sign; None if there is none."""
+    return next((dtype for dtype in (torch.int16, torch.int32, torch.int64) if bits < torch.iinfo(dtype).bits), None)
 
 
 def _words(row: _Row, of: range) -> Tensor:
-    """An entry for each of the row's: a word of the classes `of`, with 1 in the bits of that which the label says."""
-    bits, highest = math.prod(row.sizes).bit_length(), int(row.labels.max())
+    """An entry for each of the row's: a word of the classes `of`, with 1 in the bits of that which the label says.
+
+    The next class after the first ones may have what bits are left above theirs: sums there are not whole counts, but
+    agree for the same neighbourhoods.
+    """
+    bits, highest = _bits(row), int(row.labels.max())
     used = bits * len(of)
-    dtype = torch.int16 if used < 16 else torch.int32 if used < 32 else torch.int64
-    if of.start == 0 and highest in of:
+    dtype = _word(used) or torch.int64
+    if of.start == 0 and highest <= of.stop:
         return torch.ones_like(row.labels, dtype=dtype) << row.labels.to(dtype).mul_(bits)
     words = torch.zeros(max(highest + 1, of.stop), dtype=dtype)
     words[of.start : of.stop] = torch.ones(len(of), dtype=dtype) << torch.arange(0, used, bits, dtype=dtype)
@@ -152,19 +170,26 @@ def _mixed(row: _Row, words: Tensor | None, around: dict[int, Tensor]) -> Tensor
 
 
 def _soft_labels(
-    row: _Row, where: Tensor, classes: int, sigma: float | None, dtype: torch.dtype, around: dict[int, Tensor]
+    row: _Row, where: Tensor, soft: Tensor, sigma: float | None, around: dict[int, Tensor], fields: int
 ) -> Tensor:
-    """Soft labels (C, k), before division by their sum, of the voxels `where`; `around` as for `_mixed`."""
-    bits, weights = math.prod(row.sizes).bit_length(), _weights(tuple(row.sizes), sigma)
-    together, soft = classes if around else max(63 // bits, 1), torch.zeros((classes, len(where)), dtype=dtype)
+    """Soft labels, before division by their sum, of the voxels `where`, added to `soft` (C, k).
+
+    `around` is as for `_mixed`, and counts the first `fields` classes; without it all classes are counted here.
+    """
+    classes, bits, weights = len(soft), _bits(row), _weights(tuple(row.sizes), sigma)
+    together = classes if around else max(63 // bits, 1)
     where = row.places().index_select(0, where)
     for first in range(0, classes, together):
         of_words = soft[first : first + together]
         sums = around or row.combine(_words(row, range(first, first + len(of_words))), by_distance=sigma is not None)
         for distance, total in sums.items():
-            shifts = torch.arange(0, bits * len(of_words), bits, dtype=total.dtype)
-            count = total.index_select(0, where) >> shifts[:, None]
-            of_words.add_(count.bitwise_and_(2**bits - 1), alpha=weights[distance])
+            weight, number = weights[distance]
+            counted = min(fields, len(of_words)) if around else len(of_words)
+            shifts = torch.arange(0, bits * counted, bits, dtype=total.dtype)
+            count = (total.index_select(0, where) >> shifts[:, None]).bitwise_and_(2**bits - 1)
+            of_words[:counted].add_(count, alpha=weight)
+            if counted < len(of_words):
+                of_words[counted].add_(number - count.sum(0), alpha=weight)
     return soft
 
 
@@ -200,16 +225,19 @@ def find_borders(
     row = _Row(small, sizes_per_axis(kernel_size, labels.ndim - 1))
     labels, valid = labels.flatten(1), None if valid is None else valid.flatten(1)
 
-    words, around, of_all = None, {}, range(classes + (valid is not None))
-    if len(of_all) * math.prod(row.sizes).bit_length() < 64:
-        words = _words(row, of_all)
+    words, around, fields = None, {}, classes + (valid is not None)
+    if _word((fields - 1) * _bits(row)) != _word(fields * _bits(row)):
+        fields -= 1  # shorter words, since the last label has the neighbours that the others leave
+    if _word(fields * _bits(row)) is not None:
+        words = _words(row, range(fields))
         around = row.combine(words, by_distance=sigma is not None)
     mixed = _mixed(row, words, around).view(labels.shape).bool()
     if valid is not None:
         mixed &= valid
     where = [positions(of_image) for of_image in mixed]
     of_batch, at = (torch.cat([x + image * n for image, x in enumerate(where)]) for n in (voxels, classes * voxels))
-    soft = _soft_labels(row, of_batch, classes, sigma, at_least_float32(logits).dtype, around)
+    soft = torch.zeros((classes, len(of_batch)), dtype=at_least_float32(logits).dtype)
+    soft = _soft_labels(row, of_batch, soft, sigma, around, fields)
     soft.div_(soft.sum(0))
     at, soft = at.add(torch.arange(0, classes * voxels, voxels)[:, None]).view(-1), soft.view(-1)
     if classes > 2:  # around a border voxel there are at least two
