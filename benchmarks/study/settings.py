@@ -62,6 +62,7 @@ SWEEP = {
     "NACL_w01": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1}),
     "NACL_w01_constant": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1, "nacl_warmup_epochs": 0}),
     "NACL_probabilities": Method(("nnUNetTrainerNACL",), {"nacl_weight": 0.1, "nacl_on": "probabilities"}),
+    "NACL_probabilities_w1": Method(("nnUNetTrainerNACL",), {"nacl_weight": 1.0, "nacl_on": "probabilities"}),
     "SVLS_s05": Method(("nnUNetTrainerSVLS",), {"svls_sigma": 0.5}),
     "ML1ACE_w01_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.1, "ml1_ace_warmup_epochs": 0}),
     "ML1ACE_w03_constant": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}),
