@@ -7,6 +7,7 @@ there is much of it, because every bin of every table is touched whenever voxels
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +102,7 @@ class FineBins:
         if lookup.derived != self._derived:
             self._look_up()
             self._derived = lookup.derived
-        start = part * np.int64(np.prod(self._shape[1:]))
+        start = part.astype(np.int64) * math.prod(self._shape[1:])  # NumPy 1 would keep to small integers
         self._waiting.append(_cells([*heads, *lookup.tops], start, weights))
         self._true.append(_cells([*lookup.truths, *lookup.rights], start, weights))
         if sum(len(cells) for cells, *_ in self._waiting) >= _WAITING:

@@ -49,7 +49,7 @@ class SureVoxels:
             Rising indices of the voxels that were not added: all that are not sure, and some that are.
         """
         parts = len(self.voxels)
-        group = part if not y.any() else y * np.asarray(parts, np.uint16) + part
+        group = part if not y.any() else y.astype(np.uint16) * parts + part
         most = 0 if 2 * np.count_nonzero(group) < len(y) else int(np.bincount(group).argmax())
         c, b = divmod(most, parts)
         # PyTorch shares the memory of neither
