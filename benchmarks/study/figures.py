@@ -32,7 +32,7 @@ def reliability_figure(curves: dict[str, Any], folds: list[int]) -> Any:
             )
             with np.errstate(invalid="ignore"):
                 curve = ReliabilityCurve(counts, probability / counts, positives / counts)
-            draw_reliability(line[column], curve, 0, f"{method}, {when}")
+            draw_reliability(line[column], curve, 0, f"{method},\n{when}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     named = ", ".join(map(str, folds))
     figure.suptitle(f"Reliability of the foreground classes, voxels of folds {named} pooled, 20 bins", fontsize=10)
