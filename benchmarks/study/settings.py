@@ -77,6 +77,7 @@ SWEEP = {
     "DiceML1ACE_w1_constant": Method(
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 0}
     ),
+    "DiceML1ACE_w07": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.7}),
     "DiceML1ACE_w1": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0}),
     "DiceML1ACE_w1_full": Method(
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_every_resolution": False}

@@ -22,7 +22,8 @@ def test_trained_folds(world, capsys):
     for fold in (1, 3):
         run_training(world.dataset, "2d", fold, TRAINER, PLANS, device=torch.device("cpu"))
     model = world.fold(TRAINER, "2d").parent
-    before = {path: path.read_bytes() for path in model.rglob("calibration/**/*") if path.is_file()}
+    files = [path for fold in (1, 3) for path in (model / f"fold_{fold}").rglob("calibration/**/*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
     assert len(before) == 2 * (3 + len(PICTURES))  # in each fold a case, two files of JSON and the pictures
     capsys.readouterr()
 
