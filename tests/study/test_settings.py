@@ -19,10 +19,13 @@ def test_the_queue():
 def test_the_sweep_varies():
     """A swept run differs from its method's default."""
     import nnunet_calib.trainers
+    from benchmarks.study import methods
 
     assert settings.METHODS.keys().isdisjoint(settings.SWEEP)
-    for method in settings.SWEEP.values():
+    for run, method in settings.SWEEP.items():
         (base,) = method.bases
+        assert getattr(methods, settings.PREFIX + run).first_seed == method.seed
+        assert bool(method.attributes) != (method.seed != settings.SEED)
         for name, value in method.attributes.items():
             assert getattr(getattr(nnunet_calib.trainers, base), name) != value
 
