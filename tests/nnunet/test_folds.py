@@ -182,6 +182,8 @@ def test_case_without_a_voxel(tmp_path):
     empty.labels[:] = empty.ignore_label
     cases = {"case0": case(0, "labels+ignore"), "case1": empty}
     summary, temperature = fold(tmp_path, cases, replace(LABELS, ignore_label=empty.ignore_label))
+    _, alone = fold(tmp_path / "alone", {"case0": cases["case0"]}, replace(LABELS, ignore_label=empty.ignore_label))
+    assert temperature["temperature"] == alone["temperature"]
     assert temperature["temperature"] == pytest.approx(fit_cases([load(tmp_path, "case0")]).temperature)
     assert [row["voxels"] for row in summary["metric_per_case"]][1] == 0
 
