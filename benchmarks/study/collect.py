@@ -36,8 +36,9 @@ _DIGITS = 6
 
 def finished(runs: Path) -> dict[str, set[int]]:
     """The folds of which each method has the facts of a finished run."""
-    names = (*settings.METHODS, *settings.SWEEP)
-    found = {name: {k for k in settings.FOLDS if (runs / f"{run_name(name, k)}.json").is_file()} for name in names}
+    found = {
+        name: {k for k in settings.FOLDS if (runs / f"{run_name(name, k)}.json").is_file()} for name in settings.ALL
+    }
     return {name: folds for name, folds in found.items() if folds}
 
 
@@ -61,7 +62,7 @@ def comparable(done: dict[str, set[int]]) -> tuple[list[str], list[int]]:
 
 def swept(done: dict[str, set[int]]) -> list[str]:
     """What has the fold of the sweep, the baseline first; nothing without it."""
-    names = [name for name in (*settings.METHODS, *settings.SWEEP) if settings.SWEEP_FOLD in done.get(name, ())]
+    names = [name for name in settings.ALL if settings.SWEEP_FOLD in done.get(name, ())]
     return names if BASELINE in names and len(names) > 1 else []
 
 

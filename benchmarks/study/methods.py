@@ -69,9 +69,9 @@ def _base(name: str) -> type:
     return getattr(nnunet_calib.trainers, name, None) or getattr(nnunet_dice, name)
 
 
-for _name, _method in {**settings.METHODS, **settings.SWEEP}.items():
+for _name, _method in settings.ALL.items():
     _bases = (StudyMixin, *map(_base, _method.bases))
     _class = settings.PREFIX + _name
     globals()[_class] = type(_class, _bases, {"__module__": __name__, "first_seed": _method.seed, **_method.attributes})
 
-__all__ = [settings.PREFIX + name for name in (*settings.METHODS, *settings.SWEEP)]
+__all__ = [settings.PREFIX + name for name in settings.ALL]

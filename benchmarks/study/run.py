@@ -90,7 +90,7 @@ class Study:
             return False
         study_run = {
             "method": method, "fold": fold, "trainer": settings.PREFIX + method,
-            "seed": {**settings.METHODS, **settings.SWEEP}[method].seed + fold,
+            "seed": settings.ALL[method].seed + fold,
             "started": started.isoformat(timespec="seconds"), "wall_seconds": round(time.monotonic() - begin),
             "validation_only": trained,
         }

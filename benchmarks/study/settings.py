@@ -84,6 +84,8 @@ SWEEP = {
     ),
 }
 
+ALL = METHODS | SWEEP
+
 
 def queue() -> list[tuple[str, int]]:
     """Method and fold of every run, in the order of the study: the sweep, then fold by fold."""

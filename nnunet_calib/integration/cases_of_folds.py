@@ -1,4 +1,4 @@
-"""The cases of measured folds, each judged before and after a temperature that was fitted without it."""
+"""The cases of measured folds, checked to belong together, and the temperatures of sets of folds."""
 
 from __future__ import annotations
 

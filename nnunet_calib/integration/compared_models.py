@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_calib.integration.cases_of_folds import fits_without_fold, read_measured
 from nnunet_calib.integration.fold_results import IDENTITY, find_folds, read_json, some
-from nnunet_calib.integration.judged_cases import fits_without_fold, read_measured
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.measured_cases import cross_fitted, errors_after
 from nnunet_calib.integration.summary import Tree, brief

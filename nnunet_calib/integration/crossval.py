@@ -1,7 +1,7 @@
 """The folds of a cross-validation as one result: a temperature to deploy, and errors it may be judged by.
 
 A case is judged by a temperature that was fitted on the other folds: one fitted with its own fold would know the
-network that predicted it, and maybe the case itself. Only the errors of all cases are in memory together.
+network that predicted it, and maybe the case itself.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import nnunet_calib
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.case_files import CALIBRATION_FOLDER
+from nnunet_calib.integration.cases_of_folds import fit_folds, read_measured
 from nnunet_calib.integration.fold_results import IDENTITY, find_folds
 from nnunet_calib.integration.folds import FORMAT_VERSION
-from nnunet_calib.integration.judged_cases import fit_folds, read_measured
 from nnunet_calib.integration.measured_cases import results
 from nnunet_calib.integration.summary import definitions
 from nnunet_calib.temperature import TemperatureFit

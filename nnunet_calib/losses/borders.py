@@ -169,10 +169,10 @@ def _mixed(row: _Row, words: Tensor | None, around: dict[int, Tensor]) -> Tensor
     return row.inside(total.sub(own, alpha=math.prod(row.sizes)))
 
 
-def _soft_labels(
-    row: _Row, where: Tensor, soft: Tensor, sigma: float | None, around: dict[int, Tensor], fields: int
-) -> Tensor:
-    """Soft labels, before division by their sum, of the voxels `where`, added to `soft` (C, k).
+def _add_soft_labels(
+    soft: Tensor, row: _Row, where: Tensor, sigma: float | None, around: dict[int, Tensor], fields: int
+) -> None:
+    """Add to `soft` (C, k) the soft labels, before division by their sum, of the voxels `where`.
 
     `around` is as for `_mixed`, and counts the first `fields` classes; without it all classes are counted here.
     """
@@ -181,16 +181,15 @@ def _soft_labels(
     where = row.places().index_select(0, where)
     for first in range(0, classes, together):
         of_words = soft[first : first + together]
+        counted = min(fields, len(of_words))
         sums = around or row.combine(_words(row, range(first, first + len(of_words))), by_distance=sigma is not None)
         for distance, total in sums.items():
             weight, number = weights[distance]
-            counted = min(fields, len(of_words)) if around else len(of_words)
             shifts = torch.arange(0, bits * counted, bits, dtype=total.dtype)
             count = (total.index_select(0, where) >> shifts[:, None]).bitwise_and_(2**bits - 1)
             of_words[:counted].add_(count, alpha=weight)
             if counted < len(of_words):
                 of_words[counted].add_(number - count.sum(0), alpha=weight)
-    return soft
 
 
 @torch.no_grad()
@@ -237,7 +236,7 @@ def find_borders(
     where = [positions(of_image) for of_image in mixed]
     of_batch, at = (torch.cat([x + image * n for image, x in enumerate(where)]) for n in (voxels, classes * voxels))
     soft = torch.zeros((classes, len(of_batch)), dtype=at_least_float32(logits).dtype)
-    soft = _soft_labels(row, of_batch, soft, sigma, around, fields)
+    _add_soft_labels(soft, row, of_batch, sigma, around, fields)
     soft.div_(soft.sum(0))
     at, soft = at.add(torch.arange(0, classes * voxels, voxels)[:, None]).view(-1), soft.view(-1)
     if classes > 2:  # around a border voxel there are at least two

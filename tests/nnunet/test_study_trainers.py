@@ -54,11 +54,11 @@ def test_reproducible(study_world):
     assert steps(study_world, "ML1ACE", 0)[1] == steps(study_world, "Calib", 0)[1]
 
 
-@pytest.mark.parametrize("name", [*settings.METHODS, *settings.SWEEP])
+@pytest.mark.parametrize("name", settings.ALL)
 def test_found(study_world, name):
     """nnU-Net finds the class, with the settings' length and hyperparameters; a pickle brings the same one."""
     trainer = study_world.trainer(settings.PREFIX + name, "3d_fullres")
-    method = {**settings.METHODS, **settings.SWEEP}[name]
+    method = settings.ALL[name]
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (settings.EPOCHS, settings.ITERATIONS)
     assert method.attributes.items() <= trainer.calibration_hyperparameters().items()
     assert {*method.bases} <= {cls.__name__ for cls in type(trainer).__mro__}
