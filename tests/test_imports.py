@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "nnunet_calib"
-LONGEST_FILE = 250
+LONGEST_FILE = 400
 
 MEASURING = {
     "binning", "likelihood", "temperature", "threads", "scopes", "files", "slabs", "slices", "sure_voxels",
