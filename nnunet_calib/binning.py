@@ -21,9 +21,9 @@ def bin_index(probabilities: Array, num_bins: int) -> Array:
 
     .. math:: m = \min(\lfloor p M \rfloor, M - 1)
 
-    The product is taken in the precision of the input. In float64 it is exact for every float32 probability and
-    every M up to 2^29, and then a bin of M is precisely the union of k bins of k M. In float32, the one value just
-    below an edge may be counted above it.
+    The product is taken in float64, where it is exact for every float32 probability and every M up to 2^29: then a bin
+    of M is precisely the union of k bins of k M. (Not on MPS, which has float32 alone: there the one value just below
+    an edge may be counted above it.) What is not float32 itself, as 1 - p, is to be passed in float64 too.
 
     Args:
         probabilities: any shape, values in [0, 1]. Others get some bin: no index is ever out of range.
@@ -33,5 +33,7 @@ def bin_index(probabilities: Array, num_bins: int) -> Array:
         int64 indices in [0, M - 1], of the same shape and on the same device. An empty input gives an empty output.
     """
     if isinstance(probabilities, torch.Tensor):
-        return (probabilities.detach() * num_bins).long().clamp_(0, num_bins - 1)
-    return np.clip((probabilities * num_bins).astype(np.int64), 0, num_bins - 1)
+        p = probabilities.detach()
+        p = p if p.device.type == "mps" else p.double()
+        return (p * num_bins).long().clamp_(0, num_bins - 1)
+    return np.clip((probabilities.astype(np.float64, copy=False) * num_bins).astype(np.int64), 0, num_bins - 1)

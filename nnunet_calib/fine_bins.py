@@ -80,7 +80,7 @@ class FineBins:
             logits = log_probabilities(p, regions=True).astype(np.float64)
             nll = (np.logaddexp(0, logits) - y * logits).mean(0)
             brier = np.square(exact - y).mean(0)
-            lookup = _of_regions(p, y)
+            lookup = _of_regions(exact, y)
         else:
             lookup = _of_classes(exact, y.astype(np.int64))
             true = lookup.truths[0].values
@@ -146,8 +146,11 @@ def _of_classes(p: NDArray, y: NDArray[np.int64]) -> _Lookup:
     return _Lookup([_Values(everywhere, y, p[y, everywhere])], [tops], [rights], derived)
 
 
-def _of_regions(p: NDArray, y: NDArray[np.bool_]) -> _Lookup:
-    """Of regions (heads, n): each decides for itself, and the last row pools them."""
+def _of_regions(p: NDArray[np.float64], y: NDArray[np.bool_]) -> _Lookup:
+    """Of regions (heads, n): each decides for itself, and the last row pools them.
+
+    p is float64: in float32 1 - p would be rounded, onto an edge or across it.
+    """
     confidence, is_right = np.maximum(p, 1 - p), (p > 0.5) == y
     truths = [_Values(k, c, p[c, k]) for c, k in enumerate(map(np.flatnonzero, y))]
     tops = [_Values(np.arange(len(row)), len(p), row) for row in confidence]

@@ -213,6 +213,8 @@ def _check(probabilities: Probabilities, labels: NDArray, crop: tuple[slice, ...
             f"expected probabilities (C, *spatial) on the grid of the labels, {inside}, got "
             f"{tuple(probabilities.shape)}: are they of the same case?"
         )
+    if labels.dtype.kind == "f" and (wrong := ~np.isfinite(labels) | (labels != np.floor(labels))).any():
+        raise ValueError(f"expected whole numbers as labels, got {labels[wrong][0]}: check the label map")
     heads = probabilities.shape[0]
     if regions is None and labels.size and not (labels.min() >= 0 and labels.max() < heads):
         raise ValueError(

@@ -22,6 +22,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 THETA_BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
+_LARGEST_IN_FLOAT32 = 1e30  # of a logit: differences of such, times 1 / T, are still finite, unlike those of 3e38
 _WARM_START = 1 << 17  # voxels to begin with, where there are more than twice as many
 
 # Probabilities are clamped to about the smallest normal float32 for a softmax, and to about the float32 next to 1 for a
@@ -208,6 +209,8 @@ def _checked(
             f"expected logits (n, C) with n > 0 and labels {'(n, C)' if regions else '(n,)'}, got "
             f"{tuple(z.shape)} and {tuple(y.shape)}"
         )
+    if z.dtype == torch.float32 and max(map(abs, z.aminmax())) > _LARGEST_IN_FLOAT32:
+        z = z.double()
     total = float(len(z) if w is None else w.sum(dtype=torch.float64))
     if w is not None and not (w.shape == z.shape[:1] and w.min() >= 0 and 0 < total < math.inf):
         raise ValueError(

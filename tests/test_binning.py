@@ -40,18 +40,18 @@ def test_edges_belong_to_the_bin_above(array, num_bins):
 
 @pytest.mark.parametrize("num_bins", [1, 3, 20, 49, 100, 1200, 2**29])
 def test_exact_for_float32_numbers(array, num_bins):
-    """float32 probabilities, cast to float64, are binned as exact fractions would be, next to edges too."""
+    """float32 probabilities are binned as exact fractions would be, next to edges too."""
     random = np.random.default_rng(0).random(500, dtype=np.float32)
     probabilities = np.concatenate([edge_neighbourhoods(min(num_bins, 100)), random, random**8])
     expected = [min(floor(Fraction(float(p)) * num_bins), num_bins - 1) for p in probabilities]
-    assert bin_index(array(probabilities.astype(np.float64)), num_bins).tolist() == expected
+    assert bin_index(array(probabilities), num_bins).tolist() == expected
 
 
 @pytest.mark.parametrize(("fine", "coarse"), [(1200, 20), (1200, 15), (1200, 10), (1200, 1)])
 def test_coarse_bins_are_unions_of_fine_ones(array, fine, coarse):
-    """float32 probabilities, cast to float64: bin m of M is exactly k bins of k M."""
+    """float32 probabilities: bin m of M is exactly k bins of k M."""
     random = np.random.default_rng(1).random(20_000, dtype=np.float32)
-    probabilities = array(np.concatenate([edge_neighbourhoods(fine), random]).astype(np.float64))
+    probabilities = array(np.concatenate([edge_neighbourhoods(fine), random]))
     index = bin_index(probabilities, fine)
     assert np.array_equal(np.asarray(index) // (fine // coarse), np.asarray(bin_index(probabilities, coarse)))
     assert len(np.unique(np.asarray(index))) == fine
@@ -65,7 +65,7 @@ def test_values_outside_go_to_the_end_bins(array):
 
 def test_nan_goes_to_bin_0():
     """PyTorch: an index that can be scattered to; the sums there then show the NaN."""
-    assert bin_index(torch.tensor([0.9, torch.nan]), 20).tolist() == [18, 0]
+    assert bin_index(torch.tensor([0.92, torch.nan]), 20).tolist() == [18, 0]
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -84,9 +86,9 @@ def encode_target(
         return target[:, :heads].to(dtype) * valid, valid
 
     mask = None if ignore_label is None else target != ignore_label
-    labels = target.long() if mask is None else torch.where(mask, target, 0).long()
+    labels = target if mask is None else torch.where(mask, target, 0)
     try:
-        maps = torch.zeros_like(logits, dtype=dtype).scatter_(1, labels, 1)
+        maps = torch.zeros_like(logits, dtype=dtype).scatter_(1, labels.long(), 1)
     except RuntimeError as error:
         if logits.device.type == "cuda" or not labels.numel():
             raise
@@ -106,8 +108,15 @@ def label_error(labels: Tensor, heads: int, ignore_label: int | None) -> ValueEr
     """What to raise for labels without a head."""
     return ValueError(
         f"expected labels from 0 to {heads - 1} (or the ignore label, {ignore_label}), got values from "
-        f"{int(labels.min())} to {int(labels.max())}: check the labels in dataset.json against the label maps"
+        f"{_as_written(labels.min())} to {_as_written(labels.max())}: check the labels in dataset.json against the "
+        f"label maps"
     )
+
+
+def _as_written(label: Tensor) -> int | float:
+    """A whole number without a decimal point, also where targets are floats; those may be NaN or infinite."""
+    value: int | float = label.item()
+    return int(value) if math.isfinite(value) else value
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -30,7 +30,10 @@ FACTORS = 32  # probabilities of at least 1/2 in a product
 
 
 def _fill(kept: Tensor, logits: Tensor, labels: Tensor, ignore_label: int | None) -> Iterator[tuple[Piece, bool]]:
-    """Put t and s into the two rows of `kept`, a piece at a time; tell if all t of voxels that count are finite."""
+    """Put t and s into the two rows of `kept`, a piece at a time; tell if no voxel that counts has a NaN for a softmax.
+
+    Finite logits far apart have an infinite t, and the right r.
+    """
     for piece in pieces(logits.shape, labels, ignore_label):
         (t, s), (z_0, z_1) = (piece.of(x).unbind(1) for x in (kept, logits))
         s.copy_(torch.rsub(piece.y, 1, alpha=2))
@@ -41,7 +44,13 @@ def _fill(kept: Tensor, logits: Tensor, labels: Tensor, ignore_label: int | None
         low, high = t.aminmax()
         if piece.ignored is not None:
             t.masked_fill_(piece.ignored, -inf)
-        yield piece, isfinite(high - low)
+        yield piece, isfinite(high - low) or not _has_nan(piece, logits)
+
+
+def _has_nan(piece: Piece, logits: Tensor) -> bool:
+    """Whether the softmax of a voxel that counts is NaN."""
+    of_softmax = torch.softmax(piece.of(logits), 1).isnan().any(1)
+    return bool((of_softmax if piece.ignored is None else of_softmax & ~piece.ignored).any())
 
 
 def _both(t: Tensor) -> Tensor:
@@ -73,8 +82,8 @@ class TwoClassSums(torch.autograd.Function):
         number, other = (nll.new_zeros((images, 2)) for _ in range(2))  # voxels of a class, and the sum of their r
         sums, chunks = BinSums(images, 6, num_bins, logits.dtype), Chunks(num_bins, logits.numel())
         ctx.p, ctx.kept = torch.empty(logits.shape, dtype=logits.dtype), []
-        for piece, finite in _fill(ctx.p, logits, labels, ignore_label):
-            if not finite:  # the softmax of an infinite logit is NaN
+        for piece, known in _fill(ctx.p, logits, labels, ignore_label):
+            if not known:  # no bin holds it, and all sums are NaN
                 ctx.kept = None
                 for x in (nll, number, other, sums.tables):
                     x.fill_(nan)

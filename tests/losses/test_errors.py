@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss, svls_loss
+from nnunet_calib.losses.fused import fused_loss
 
 PAIRS = {NACLLoss: nacl_loss, SVLSLoss: svls_loss, ML1ACELoss: ml1_ace_loss}
 KERNEL_LOSSES = (NACLLoss, SVLSLoss)
@@ -115,3 +116,16 @@ def test_label_without_head(loss, ignore_label, label, lowest, highest):
         "check the labels in dataset.json against the label maps"
     ):
         loss(ignore_label=ignore_label)(LOGITS, target)
+
+
+@pytest.mark.parametrize("bad", [float("-inf"), float("inf"), float("nan"), -1.0])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("ignore_label", [None, 9])
+@pytest.mark.parametrize("loss", [nacl_loss, svls_loss, ml1_ace_loss, fused_loss])
+def test_labels_that_no_integer_holds(loss, ignore_label, classes, bad):
+    """nnU-Net's targets may be floats."""
+    target = torch.zeros(1, 1, 4, 5)
+    target[0, 0, 2, 2] = bad
+    text = rf"^expected labels from 0 to {classes - 1} \(or the ignore label, {ignore_label}\), got values from "
+    with pytest.raises(ValueError, match=text + rf"{bad:g} to|{text}0 to {bad:g}:"):
+        loss(torch.zeros(1, classes, 4, 5), target, ignore_label=ignore_label)

@@ -87,6 +87,20 @@ def test_extreme_logits(classes, largest):
     assert_same(batch.of(fused_loss), batch.of(plain_loss))
 
 
+@pytest.mark.parametrize("ignore", [False, True], ids=["labels", "ignore"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_logits_whose_difference_overflows(classes, ignore):
+    """The losses of p = 0 and 1, where all voxels are right; infinite where they are wrong."""
+    batch = make_batch(classes, ignore=ignore)
+    labels = batch.target.long() % classes
+    right = replace(batch, logits=torch.full_like(batch.logits, -3e38).scatter_(1, labels, 3e38))
+    value, gradient = right.of(fused_loss)
+    assert value == pytest.approx(right.of(plain_loss)[0])
+    assert gradient.abs().max() < 1e-9
+    wrong = replace(right, logits=right.logits.roll(1, 1))
+    assert wrong.of(fused_loss)[0] == wrong.of(plain_loss)[0] == math.inf
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("value", [0.0, 1.0, math.log(19) + 1e-4])
 def test_the_same_logits_everywhere(classes, value):

@@ -97,6 +97,15 @@ def test_label_without_head(labels, range_):
     assert case.measure(ignore_label=3 if 3 in labels else -1).histograms.voxels.sum() == 1
 
 
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan, 0.5])
+@REGION_MODES
+def test_labels_that_are_no_whole_numbers(regions, value):
+    """In floats."""
+    case = Case(np.full((3 if regions is None else 2, 2), 1 / 3), np.array([1.0, value]), regions)
+    with raises(f"expected whole numbers as labels, got {value}: check the label map"):
+        case.measure()
+
+
 @pytest.mark.parametrize(
     ("logits", "labels", "regions", "text"),
     [

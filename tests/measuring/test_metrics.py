@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import floor
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +112,17 @@ def test_edges_belong_to_the_bin_above(dtype):
     assert edges.dtype == below.dtype == dtype
     counts = [reliability_curve(region(p, [1] * len(p)).measure(), 16).counts[0].tolist() for p in (edges, below)]
     assert counts == [[*[1] * 15, 2], [1] * 16]
+
+
+@pytest.mark.parametrize("num_bins", [10, 15, 20])
+def test_top_label_of_regions_beside_edges(num_bins):
+    """1 - p of a float32 p lies beside an edge; rounded to float32 it would lie on it, in the bin above or below."""
+    edges = (np.arange(1, num_bins) / num_bins).astype(np.float32)
+    p = np.concatenate([np.nextafter(edges, np.float32(0)), edges, np.nextafter(edges, np.float32(1))])
+    confidences = [max(Fraction(float(x)), 1 - Fraction(float(x))) for x in p]
+    expected = np.bincount([floor(c * num_bins) for c in confidences], minlength=num_bins)
+    counts = reliability_curve(region(p, [1] * len(p)).measure(), num_bins).counts
+    assert counts[1].tolist() == expected.tolist()
 
 
 def test_empty_bins():

@@ -217,3 +217,17 @@ def test_nll_at_of_nothing():
     """No voxel has no mean."""
     with pytest.raises(ValueError, match=r"expected logits \(n, C\) with n > 0"):
         nll_at(np.zeros((0, 2)), np.zeros(0, int), [1.0])
+
+
+@REGIONS
+def test_logits_whose_differences_overflow(regions):
+    """Voxels that are surely right change the mean NLL, and nothing else."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 3, (500, 2)).astype(np.float32)
+    labels = rng.integers(0, 2, logits.shape if regions else 500)
+    most = np.array([[3e38, -3e38]] * 500, np.float32)
+    sure = np.array([[1, 0]] * 500) if regions else np.zeros(500, int)
+    alone = fit_temperature(logits, labels, regions=regions)
+    both = fit_temperature(np.concatenate([logits, most]), np.concatenate([labels, sure]), regions=regions)
+    assert both.temperature == pytest.approx(alone.temperature, rel=1e-6)
+    assert both.nll_after == pytest.approx(alone.nll_after / 2, rel=1e-6)
