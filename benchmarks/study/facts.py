@@ -18,11 +18,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def common_settings() -> dict[str, Any]:
     """The settings that all runs of a study folder share."""
-    return {
-        name.lower(): getattr(settings, name)
-        for name in ("DATASET", "CONFIGURATION", "SMALL_PLANS", "PLAN_CHANGES", "ARCHITECTURE_CHANGES", "DEVICE",
-                     "THREADS", "EPOCHS", "ITERATIONS", "VALIDATION_ITERATIONS", "SEED")
-    }
+    study = settings.chosen()
+    shared = ("SMALL_PLANS", "DEVICE", "THREADS", "VALIDATION_ITERATIONS", "SEED")
+    own = ("dataset", "configuration", "plan_changes", "architecture_changes", "epochs", "iterations")
+    return {name.lower(): getattr(settings, name) for name in shared} | {name: getattr(study, name) for name in own}
 
 
 def provenance() -> dict[str, Any]:
@@ -46,7 +45,7 @@ def provenance() -> dict[str, Any]:
 def plan_facts() -> dict[str, Any]:
     """What of the plans decides about the network."""
     plans = json.loads((preprocessed_dataset() / f"{settings.SMALL_PLANS}.json").read_text(encoding="utf-8"))
-    configuration = plans["configurations"][settings.CONFIGURATION]
+    configuration = plans["configurations"][settings.chosen().configuration]
     facts = {name: configuration[name] for name in ("patch_size", "batch_size", "spacing", "batch_dice")}
     facts.update({name: configuration["architecture"]["arch_kwargs"][name]
                   for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")})

@@ -35,8 +35,9 @@ class StudyMixin:
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = settings.EPOCHS
-        self.num_iterations_per_epoch = settings.ITERATIONS
+        study = settings.chosen()
+        self.num_epochs = study.epochs
+        self.num_iterations_per_epoch = study.iterations
         self.num_val_iterations_per_epoch = settings.VALIDATION_ITERATIONS
 
     def initialize(self) -> None:

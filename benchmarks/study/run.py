@@ -1,6 +1,6 @@
 """Runs the study, or goes on with it: plans, preprocesses, then trains and validates one run after the other.
 
-    nnUNet_raw=... python -m benchmarks.study.run FOLDER
+    nnUNet_raw=... python -m benchmarks.study.run lidc FOLDER
 
 Everything goes to FOLDER: preprocessed/, results/ (as nnU-Net lays them out), logs/, runs/ (the facts of each finished
 run) and STATUS. Killed, it can be started again: finished runs are kept, a training that was not finished begins anew
@@ -69,7 +69,8 @@ class Study:
 
     def fold_folder(self, method: str, fold: int) -> Path:
         """Where nnU-Net keeps a run."""
-        model = f"{settings.PREFIX}{method}__{settings.SMALL_PLANS}__{settings.CONFIGURATION}"
+        configuration = settings.chosen().configuration
+        model = f"{settings.PREFIX}{method}__{settings.SMALL_PLANS}__{configuration}"
         return self.folder / "results" / preprocessed_dataset().name / model / f"fold_{fold}"
 
     def execute(self, method: str, fold: int) -> bool:
@@ -78,10 +79,11 @@ class Study:
         trained = (folder / "checkpoint_final.pth").is_file()
         if not trained and folder.exists():
             shutil.rmtree(folder)
+        study = settings.chosen()
         command = [
-            sys.executable, "-c", TRAIN, str(settings.DATASET), settings.CONFIGURATION, str(fold),
+            sys.executable, "-c", TRAIN, str(study.dataset), study.configuration, str(fold),
             "-tr", settings.PREFIX + method, "-p", settings.SMALL_PLANS, "-device", settings.DEVICE,
-            *(["--val"] if trained else []),
+            *(["--val"] if trained else []), *(["--npz"] if study.probabilities else []),
         ]
         begin, started = time.monotonic(), datetime.now()
         with (self.folder / "logs" / f"{run_name(method, fold)}.log").open("a", encoding="utf-8") as log:
@@ -102,7 +104,7 @@ class Study:
     def tell(self, running: str) -> None:
         """Write STATUS."""
         lines = [f"{datetime.now().isoformat(timespec='seconds')}  {running}", ""]
-        for method, fold in settings.queue():
+        for method, fold in settings.chosen().queue():
             name = run_name(method, fold)
             path = self.runs / f"{name}.json"
             state = "failed, see logs" if name in self.failed else "waiting"
@@ -121,11 +123,13 @@ class Study:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.run", description=__doc__.split("\n")[0])
+    parser.add_argument("study", choices=settings.STUDIES, help="what is trained, see settings.py")
     parser.add_argument("folder", type=Path, help="where everything goes; the same again to go on")
-    folder = parser.parse_args().folder
+    args = parser.parse_args()
+    os.environ[settings.CHOSEN] = args.study
     if "nnUNet_raw" not in os.environ:
         sys.exit("expected nnUNet_raw to name the folder of the raw data sets, got none: set it")
-    study = Study(folder)
+    study = Study(args.folder)
     with (study.folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,7 +137,7 @@ def main() -> None:
             sys.exit(f"expected nobody else at work in {study.folder}, got a running study: wait, or end it")
         study.check_settings()
         prepare(study.environment)
-        for method, fold in settings.queue():
+        for method, fold in settings.chosen().queue():
             if (study.runs / f"{run_name(method, fold)}.json").is_file():
                 continue
             name = run_name(method, fold)

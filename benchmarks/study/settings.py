@@ -1,31 +1,25 @@
-"""Everything the study can be asked to do differently. A change here asks for a new study folder.
+"""Settings of the studies: a row for each dataset. A change here asks for a new study folder.
 
-The network is small and the training short, so that a run takes minutes on two CPU cores; every method has the same.
+Networks are small and trainings short, so that a run takes minutes on two CPU cores; within a study every method has
+the same.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
-DATASET = 4  # Task04 of the Medical Segmentation Decathlon, as nnUNetv2_convert_MSD_dataset names it
-CONFIGURATION = "3d_fullres"
-PLANS = "nnUNetPlans"  # what nnU-Net plans
-SMALL_PLANS = "nnUNetPlansSmall"  # the same with the changes below; nothing of it concerns the preprocessing
-PLAN_CHANGES: dict[str, Any] = {"batch_size": 2}
-ARCHITECTURE_CHANGES: dict[str, Any] = {"features_per_stage": [8, 16, 32, 64], "n_conv_per_stage_decoder": [1, 1, 1]}
-
 DEVICE = "cpu"
 THREADS = 1  # of PyTorch; the patches are made in another process
-EPOCHS = 20
-ITERATIONS = 100  # an epoch
 VALIDATION_ITERATIONS = 10  # an epoch; they choose checkpoint_best, which the study does not use
 SEED = 1  # of a run: SEED + fold, the same for all methods, which so begin alike and see the same patches
-FOLDS = (0, 1, 2, 3, 4)
-SWEEP_FOLD = 0  # the values of the sweep are compared here; the other folds are for reporting only
 
+PLANS = "nnUNetPlans"  # what nnU-Net plans
+SMALL_PLANS = "nnUNetPlansSmall"  # the same with a study's changes; nothing of it concerns the preprocessing
 LEARNED = 0.1  # a run of less Dice has learned no foreground: it is named, and its fold is not in the comparison
 PREFIX = "nnUNetTrainerStudy"  # of the trainers' names
+CHOSEN = "NNUNET_CALIB_STUDY"  # variable that tells nnU-Net's processes which study their trainers belong to
 
 
 @dataclass(frozen=True)
@@ -52,9 +46,11 @@ METHODS = {
     "Dice": Method(("nnUNetTrainerCalib", "nnUNetTrainerDiceLoss")),
     "DiceML1ACE": Method(("nnUNetTrainerDiceML1ACE",)),
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
+    "NACL_published": Method(("nnUNetTrainerNACL_published",)),
+    "ML1ACE_pooled": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_pool_with_batch_dice": True}),
 }
 
-# On SWEEP_FOLD, beside the defaults above: NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, DiceML1ACE 0.5, all with a
+# On one fold, beside the defaults above: NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, DiceML1ACE 0.5, all with a
 # warm-up of 10 epochs; SVLS sigma 1. "_seed" is the default with other first weights and patches.
 SWEEP = {
     "Calib_seed": Method(("nnUNetTrainerCalib",), seed=SEED + 100),
@@ -87,7 +83,93 @@ SWEEP = {
 ALL = METHODS | SWEEP
 
 
-def queue() -> list[tuple[str, int]]:
-    """Method and fold of every run, in the order of the study: the sweep, then fold by fold."""
-    first = [(name, SWEEP_FOLD) for name in METHODS if name != "NACLML1ACE"] + [(name, SWEEP_FOLD) for name in SWEEP]
-    return list(dict.fromkeys([*first, *((name, fold) for fold in FOLDS for name in METHODS)]))
+@dataclass(frozen=True)
+class Study:
+    """What is trained on one dataset, and how.
+
+    Attributes:
+        dataset: number of nnU-Net's raw dataset.
+        title: of the study, for tables and figures.
+        configuration: of nnU-Net.
+        plan_changes: entries of the plan's configuration that are replaced.
+        architecture_changes: arguments of the plan's network that are replaced.
+        epochs: of a training.
+        iterations: of an epoch.
+        folds: in which the methods are compared.
+        methods: names in `METHODS`, the baseline first.
+        sweep: names in `SWEEP`, run on `sweep_fold` only, where the values of hyperparameters are compared; the other
+            folds are for reporting.
+        sweep_after: number of folds that all methods finish before the sweep.
+        probabilities: keep nnU-Net's `.npz` of the validation cases, to measure them against other labels.
+        own_splits: use the `splits_final.json` that lies in the raw dataset.
+    """
+
+    dataset: int
+    title: str
+    configuration: str
+    plan_changes: dict[str, Any]
+    architecture_changes: dict[str, Any]
+    epochs: int
+    iterations: int
+    folds: tuple[int, ...]
+    methods: tuple[str, ...]
+    sweep: tuple[str, ...] = ()
+    sweep_fold: int = 0
+    sweep_after: int = 0
+    probabilities: bool = False
+    own_splits: bool = False
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of all methods and swept values."""
+        return self.methods + self.sweep
+
+    def queue(self) -> list[tuple[str, int]]:
+        """Return method and fold of every run in their order: some folds, the sweep, the other folds."""
+        by_fold = [[(name, fold) for name in self.methods] for fold in self.folds]
+        first, rest = by_fold[: self.sweep_after], by_fold[self.sweep_after :]
+        swept = [(name, self.sweep_fold) for name in self.sweep]
+        return list(dict.fromkeys([*sum(first, []), *swept, *sum(rest, [])]))
+
+
+SMALL_3D = {"features_per_stage": [8, 16, 32, 64], "n_conv_per_stage_decoder": [1, 1, 1]}
+SMALL_2D = {
+    "n_stages": 4, "features_per_stage": [16, 32, 64, 128], "kernel_sizes": [[3, 3]] * 4,
+    "strides": [[1, 1], [2, 2], [2, 2], [2, 2]], "n_conv_per_stage": [2, 2, 2, 2], "n_conv_per_stage_decoder": [1, 1, 1],
+}  # fmt: skip
+
+STUDIES = {
+    # Task04 of the Medical Segmentation Decathlon, as nnUNetv2_convert_MSD_dataset names it
+    "hippocampus": Study(
+        dataset=4, title="Hippocampus (MRI, 3D)", configuration="3d_fullres",
+        plan_changes={"batch_size": 2}, architecture_changes=SMALL_3D, epochs=20, iterations=100,
+        folds=(0, 1, 2, 3, 4),
+        methods=("Calib", "NACL", "SVLS", "ML1ACE", "SoftML1ACE", "Dice", "DiceML1ACE", "NACLML1ACE"),
+        sweep=tuple(SWEEP), sweep_after=1,
+    ),
+    "hippocampus_long": Study(
+        dataset=4, title="Hippocampus, five times as long", configuration="3d_fullres",
+        plan_changes={"batch_size": 2}, architecture_changes=SMALL_3D, epochs=100, iterations=100, folds=(0,),
+        methods=("Calib", "ML1ACE", "NACL", "NACL_published", "SVLS"),
+    ),
+    "lidc": Study(
+        dataset=516, title="LIDC nodules (CT, 2D, four raters)", configuration="2d",
+        plan_changes={"batch_size": 24}, architecture_changes=SMALL_2D, epochs=20, iterations=30,
+        folds=(0, 1, 2, 3, 4),
+        methods=(
+            "Calib", "ML1ACE", "ML1ACE_pooled", "NACL", "Dice", "DiceML1ACE", "SVLS", "SoftML1ACE", "NACL_published",
+        ),
+        sweep=("Calib_seed", "ML1ACE_w03", "NACL_w01"), sweep_after=2, probabilities=True, own_splits=True,
+    ),
+    "acdc": Study(
+        dataset=512, title="ACDC heart (MRI, 3D, nested regions)", configuration="3d_fullres",
+        plan_changes={"batch_size": 2}, architecture_changes=SMALL_3D, epochs=20, iterations=100, folds=(0, 1, 2),
+        methods=("Calib", "ML1ACE", "NACL", "SVLS", "Dice", "DiceML1ACE"),
+        sweep=("NACL_w01", "ML1ACE_w03"), sweep_after=1, own_splits=True,
+    ),
+}  # fmt: skip
+
+
+def chosen() -> Study:
+    """Return the study that the environment names, `hippocampus` without one."""
+    return STUDIES[os.environ.get(CHOSEN, "hippocampus")]
