@@ -1,4 +1,4 @@
-"""Brings what a study folder holds into a few files that can be kept: `results/` beside this module.
+"""Brings what a study folder holds into a few files that can be kept: `results/STUDY` beside this module.
 
 `runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds in which all of them have
 learned foreground, and `sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv`
@@ -29,15 +29,16 @@ from nnunet_calib.report.figures import draw_fold
 from nnunet_calib.scopes import scope_members
 from nnunet_calib.statistics import CaseStatistics
 
-BASELINE = next(iter(settings.METHODS))
+BASELINE = "Calib"
 PICTURED = (BASELINE, "ML1ACE")  # the methods whose cases are shown
 _DIGITS = 6
 
 
 def finished(runs: Path) -> dict[str, set[int]]:
-    """The folds of which each method has the facts of a finished run."""
+    """Return the folds of which each method has the facts of a finished run."""
+    study = settings.chosen()
     found = {
-        name: {k for k in settings.FOLDS if (runs / f"{run_name(name, k)}.json").is_file()} for name in settings.ALL
+        name: {k for k in study.folds if (runs / f"{run_name(name, k)}.json").is_file()} for name in study.runs
     }
     return {name: folds for name, folds in found.items() if folds}
 
@@ -53,7 +54,7 @@ def learned(runs: Path, done: dict[str, set[int]]) -> dict[str, set[int]]:
 
 def comparable(done: dict[str, set[int]]) -> tuple[list[str], list[int]]:
     """The methods that have at least two folds, and the folds that all of these have; nothing without the baseline."""
-    methods = [name for name in settings.METHODS if len(done.get(name, ())) > 1]
+    methods = [name for name in settings.chosen().methods if len(done.get(name, ())) > 1]
     if BASELINE not in methods or len(methods) < 2:
         return [], []
     folds = sorted(set.intersection(*(done[name] for name in methods)))
@@ -62,7 +63,8 @@ def comparable(done: dict[str, set[int]]) -> tuple[list[str], list[int]]:
 
 def swept(done: dict[str, set[int]]) -> list[str]:
     """What has the fold of the sweep, the baseline first; nothing without it."""
-    names = [name for name in settings.ALL if settings.SWEEP_FOLD in done.get(name, ())]
+    study = settings.chosen()
+    names = [name for name in study.runs if study.sweep_fold in done.get(name, ())]
     return names if BASELINE in names and len(names) > 1 else []
 
 
@@ -120,14 +122,14 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def pictures(study: Study, folds: Sequence[int], images: Path) -> None:
+def pictures(study: Study, folds: Sequence[int], images: Path, prefix: str) -> None:
     """The dataset reliability histograms and the worst cases, as PNG, of some methods with these folds."""
     for method in PICTURED:
         model = study.fold_folder(method, 0).parent
         folder = merge_folds(model, folds)
         draw_fold(folder, raw_images(model))
         for name in ("dataset_reliability_histogram", "worst_cases"):
-            shutil.copyfile(folder / f"{name}.png", images / f"study_{method}_{name}.png")
+            shutil.copyfile(folder / f"{name}.png", images / f"{prefix}_{method}_{name}.png")
 
 
 def write_compact(content: Any, path: Path) -> None:
@@ -173,7 +175,7 @@ def collect(folder: Path, results: Path, images: Path) -> None:
         write_compact(curves(study, comparison), results / "reliability.json")
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "methods.json")
         if set(PICTURED) <= set(methods):
-            pictures(study, folds, images)
+            pictures(study, folds, images, f"study_{settings.chosen().name}")
     if names := swept(done):
-        comparison = compare(study, names, [settings.SWEEP_FOLD])
+        comparison = compare(study, names, [settings.chosen().sweep_fold])
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "sweep.json")

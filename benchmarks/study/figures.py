@@ -1,4 +1,4 @@
-"""The figures of docs/results.md, from the files of `collect` alone."""
+"""The figures of docs/results-STUDY.md, from the files of `collect` alone."""
 
 from __future__ import annotations
 

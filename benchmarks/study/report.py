@@ -1,7 +1,7 @@
-"""Makes the tables and figures of docs/results.md.
+"""Makes the tables and figures of docs/results-STUDY.md.
 
-    python -m benchmarks.study.report            # from results/ beside this file
-    python -m benchmarks.study.report FOLDER     # brings the study in FOLDER into results/ first
+    python -m benchmarks.study.report lidc            # from results/lidc beside this file
+    python -m benchmarks.study.report lidc FOLDER     # brings the study in FOLDER into results/lidc first
 
 Tables replace what stands between the markers of the document, `<!-- study: NAME -->` and `<!-- end -->`; the rest of
 it is written by hand. Figures go to docs/images/.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from benchmarks.study.truth import agreement_table, truth_table
 from nnunet_calib.files import replaced_when_complete
 
 RESULTS = Path(__file__).with_name("results")
-DOCUMENT = REPOSITORY / "docs" / "results.md"
+DOCUMENTS = REPOSITORY / "docs"
 
 
 def tables(results: Path) -> dict[str, str]:
@@ -44,7 +45,7 @@ def tables(results: Path) -> dict[str, str]:
     runs = [read(path) for path in sorted((results / "runs").glob("*.json"))]
     found["not learned"] = not_learned(runs)
     if methods is not None:
-        names = list(settings.METHODS)
+        names = settings.chosen().methods
         shown = sorted((run for run in runs if run["run"]["method"] in names),
                        key=lambda run: names.index(run["run"]["method"]))
         found["folds"] = folds_table(shown, methods["first_model"])
@@ -94,31 +95,35 @@ def draw(results: Path, images: Path) -> None:
     from benchmarks.study.figures import reliability_figure, save, sweep_figure
     from nnunet_calib.report.dice_against_ace import dice_against_ace_figure
 
+    prefix = f"study_{settings.chosen().name}"
     methods, curves = read(results / "methods.json"), read(results / "reliability.json")
     with style.context("default"):
         if curves is not None:
-            save(reliability_figure(curves, methods["folds"]), images / "study_reliability.png")
+            save(reliability_figure(curves, methods["folds"]), images / f"{prefix}_reliability.png")
         if methods is not None:
-            save(dice_against_ace_figure(with_foreground(methods)), images / "study_methods.png")
+            save(dice_against_ace_figure(with_foreground(methods)), images / f"{prefix}_methods.png")
         if (sweep := read(results / "sweep.json")) is not None:
-            save(sweep_figure(with_foreground(sweep)), images / "study_sweep.png")
+            save(sweep_figure(with_foreground(sweep)), images / f"{prefix}_sweep.png")
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.report", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="of a study, finished or not")
-    parser.add_argument("--document", type=Path, default=DOCUMENT, help="Markdown with markers (default: %(default)s)")
+    parser.add_argument("study", choices=settings.STUDIES, help="whose results, see settings.py")
+    parser.add_argument("folder", type=Path, nargs="?", help="of the study, finished or not")
+    parser.add_argument("--document", type=Path, help="Markdown with markers (default: docs/results-STUDY.md)")
     args = parser.parse_args()
-    images = args.document.parent / "images"
+    os.environ[settings.CHOSEN] = args.study
+    document = args.document or DOCUMENTS / f"results-{args.study}.md"
+    results, images = RESULTS / args.study, document.parent / "images"
     if args.folder:
         from benchmarks.study.collect import collect
 
-        collect(args.folder, RESULTS, images)
-    text = filled(args.document.read_text(encoding="utf-8"), tables(RESULTS))
-    with replaced_when_complete(args.document) as temporary:
+        collect(args.folder, results, images)
+    text = filled(document.read_text(encoding="utf-8"), tables(results))
+    with replaced_when_complete(document) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    draw(RESULTS, images)
+    draw(results, images)
 
 
 if __name__ == "__main__":

@@ -120,22 +120,28 @@ class Study:
     own_splits: bool = False
 
     @property
+    def name(self) -> str:
+        """Key in `STUDIES`, which names files."""
+        return next(name for name, study in STUDIES.items() if study is self)
+
+    @property
     def runs(self) -> tuple[str, ...]:
         """Names of all methods and swept values."""
         return self.methods + self.sweep
 
     def queue(self) -> list[tuple[str, int]]:
         """Return method and fold of every run in their order: some folds, the sweep, the other folds."""
-        by_fold = [[(name, fold) for name in self.methods] for fold in self.folds]
-        first, rest = by_fold[: self.sweep_after], by_fold[self.sweep_after :]
+        first = [(name, fold) for fold in self.folds[: self.sweep_after] for name in self.methods]
         swept = [(name, self.sweep_fold) for name in self.sweep]
-        return list(dict.fromkeys([*sum(first, []), *swept, *sum(rest, [])]))
+        rest = [(name, fold) for fold in self.folds[self.sweep_after :] for name in self.methods]
+        return first + swept + rest
 
 
 SMALL_3D = {"features_per_stage": [8, 16, 32, 64], "n_conv_per_stage_decoder": [1, 1, 1]}
 SMALL_2D = {
     "n_stages": 4, "features_per_stage": [16, 32, 64, 128], "kernel_sizes": [[3, 3]] * 4,
-    "strides": [[1, 1], [2, 2], [2, 2], [2, 2]], "n_conv_per_stage": [2, 2, 2, 2], "n_conv_per_stage_decoder": [1, 1, 1],
+    "strides": [[1, 1], [2, 2], [2, 2], [2, 2]], "n_conv_per_stage": [2, 2, 2, 2],
+    "n_conv_per_stage_decoder": [1, 1, 1],
 }  # fmt: skip
 
 STUDIES = {

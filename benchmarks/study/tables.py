@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the files of `collect` alone."""
+"""The tables of docs/results-STUDY.md, from the files of `collect` alone."""
 
 from __future__ import annotations
 

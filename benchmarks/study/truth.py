@@ -3,8 +3,8 @@
 Usage, in the root of the repository:
 
     nnunet_calib demo -o FOLDER -tr nnUNetTrainerCalib nnUNetTrainerNACL ... -f 0 1 2
-    python -m benchmarks.study.truth FOLDER      # brings its truth.json into results/
-    python -m benchmarks.study.report            # makes the tables
+    python -m benchmarks.study.truth FOLDER      # brings its truth.json into results/hippocampus
+    python -m benchmarks.study.report hippocampus    # makes the tables
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.truth", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of a demo")
-    shutil.copyfile(parser.parse_args().folder / FILE, Path(__file__).with_name("results") / FILE)
+    shutil.copyfile(parser.parse_args().folder / FILE, Path(__file__).with_name("results") / "hippocampus" / FILE)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def test_found(study_world, name):
     """nnU-Net finds the class, with the settings' length and hyperparameters; a pickle brings the same one."""
     trainer = study_world.trainer(settings.PREFIX + name, "3d_fullres")
     method = settings.ALL[name]
-    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (settings.EPOCHS, settings.ITERATIONS)
+    study = settings.chosen()
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (study.epochs, study.iterations)
     assert method.attributes.items() <= trainer.calibration_hyperparameters().items()
     assert {*method.bases} <= {cls.__name__ for cls in type(trainer).__mro__}
     assert pickle.loads(pickle.dumps(type(trainer))) is type(trainer)

@@ -86,7 +86,7 @@ def test_collected(results):
     assert len(pictures) == 4
     for method in ("Calib", "ML1ACE"):
         for name in ("dataset_reliability_histogram", "worst_cases"):
-            text = pictures[f"study_{method}_{name}.png"]
+            text = pictures[f"study_hippocampus_{method}_{name}.png"]
             assert text.startswith(f"{name} of nnUNetTrainerStudy{method}__")
 
 
@@ -124,5 +124,5 @@ def test_report(results, tmp_path):
     (tmp_path / "images").mkdir()
     report.draw(results, tmp_path / "images")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
-        "study_methods.png", "study_reliability.png", "study_sweep.png"
+        "study_hippocampus_methods.png", "study_hippocampus_reliability.png", "study_hippocampus_sweep.png"
     ]

@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import os
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -28,19 +30,22 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, "")  # the study sets them; they are restored
-    monkeypatch.setattr(settings, "queue", lambda: [("Calib", 0), ("NACL", 0)])
+    monkeypatch.setenv(settings.CHOSEN, "")  # the command sets it; it is restored
+    small = replace(settings.STUDIES["lidc"], folds=(0,), methods=("Calib", "NACL"), sweep=())
+    monkeypatch.setitem(settings.STUDIES, "lidc", small)
+    os.environ[settings.CHOSEN] = "lidc"
     study = runner.Study(tmp_path / "study")
-    dataset = study.folder / "preprocessed" / f"Dataset{settings.DATASET:03d}_Test"
+    dataset = study.folder / "preprocessed" / f"Dataset{small.dataset:03d}_Test"
     dataset.mkdir()
     architecture = {"features_per_stage": [8], "n_conv_per_stage": [2], "n_conv_per_stage_decoder": [1]}
     configuration = {
         "patch_size": [8], "batch_size": 2, "spacing": [1.0], "batch_dice": False,
         "architecture": {"network_class_name": "UNet", "arch_kwargs": architecture},
     }
-    plans = {"configurations": {settings.CONFIGURATION: configuration}}
+    plans = {"configurations": {small.configuration: configuration}}
     (dataset / f"{settings.SMALL_PLANS}.json").write_text(json.dumps(plans))
     monkeypatch.setattr(runner, "prepare", lambda environment: None)
-    monkeypatch.setattr(sys, "argv", ["run", str(study.folder)])
+    monkeypatch.setattr(sys, "argv", ["run", "lidc", str(study.folder)])
     return study
 
 
@@ -57,6 +62,8 @@ class Training:
     def __call__(self, command, **_):
         """As subprocess.run."""
         method = command[command.index("-tr") + 1].removeprefix(settings.PREFIX)
+        assert command[3:5] == ["516", "2d"]
+        assert "--npz" in command
         self.done.append((method, "--val" in command))
         folder = self.study.fold_folder(method, int(command[5]))
         (folder / "validation" / "calibration").mkdir(parents=True, exist_ok=True)
@@ -85,7 +92,7 @@ def test_runs_once(study, training):
     assert facts["run"]["seed"] == settings.SEED
     assert facts["hyperparameters"] == {"weight": 1.0}
     assert facts["cases"] == 2
-    assert facts["settings"]["epochs"] == settings.EPOCHS
+    assert facts["settings"]["epochs"] == settings.STUDIES["lidc"].epochs
     assert facts["provenance"]["versions"]["torch"]
     assert "finished, Dice 0.8000, ACE 0.1000, T 1.500" in (study.folder / "STATUS").read_text()
     runner.main()
@@ -121,7 +128,8 @@ def test_a_failed_run_stops_no_other(study, training):
 def test_other_settings_are_refused(study, training, monkeypatch):
     """Runs of other settings do not come into one folder."""
     runner.main()
-    monkeypatch.setattr(settings, "EPOCHS", settings.EPOCHS + 1)
+    longer = replace(settings.STUDIES["lidc"], epochs=999)
+    monkeypatch.setitem(settings.STUDIES, "lidc", longer)
     with pytest.raises(SystemExit, match=r"expected the settings of .* got others for epochs: name a new folder"):
         runner.main()
 

@@ -1,19 +1,32 @@
 """The queue and the plans of the study."""
 
+import pytest
+
 from benchmarks.study import settings
 from benchmarks.study.plan import small_plans
 
 
-def test_the_queue():
-    """Every method in every fold, the sweep on its fold only and before the other folds, each once."""
-    queue = settings.queue()
-    assert len(queue) == len(set(queue))
-    everything = {(name, fold) for name in settings.METHODS for fold in settings.FOLDS}
-    everything |= {(name, settings.SWEEP_FOLD) for name in settings.SWEEP}
-    assert set(queue) == everything
-    assert queue[0] == ("Calib", settings.SWEEP_FOLD)
-    swept = len(settings.METHODS) - 1 + len(settings.SWEEP)
-    assert {fold for _, fold in queue[:swept]} == {settings.SWEEP_FOLD}
+@pytest.mark.parametrize("name", settings.STUDIES)
+def test_the_queue(name):
+    """Every method in every fold, the sweep on its fold only and after the folds that come first, each once."""
+    study = settings.STUDIES[name]
+    queue = study.queue()
+    everything = {(method, fold) for method in study.methods for fold in study.folds}
+    everything |= {(method, study.sweep_fold) for method in study.sweep}
+    assert sorted(queue) == sorted(everything)
+    assert queue[0] == ("Calib", study.folds[0])
+    before = study.sweep_after * len(study.methods)
+    assert {method for method, _ in queue[before : before + len(study.sweep)]} == {*study.sweep}
+    assert {*study.methods} <= settings.METHODS.keys()
+    assert {*study.sweep} <= settings.SWEEP.keys()
+
+
+def test_chosen(monkeypatch):
+    """The environment names the study; without it the first one counts."""
+    monkeypatch.delenv(settings.CHOSEN, raising=False)
+    assert settings.chosen().name == "hippocampus"
+    monkeypatch.setenv(settings.CHOSEN, "acdc")
+    assert settings.chosen() is settings.STUDIES["acdc"]
 
 
 def test_the_sweep_varies():
@@ -32,14 +45,15 @@ def test_the_sweep_varies():
 
 def test_small_plans():
     """The network of the settings; nnU-Net's plans and its preprocessed data stay as they are."""
+    study = settings.chosen()
     architecture = {"features_per_stage": [32, 64, 128, 256], "n_conv_per_stage_decoder": [2, 2, 2], "n_stages": 4}
     full = {"batch_size": 7, "data_identifier": "here", "architecture": {"arch_kwargs": architecture}}
-    plans = {"plans_name": settings.PLANS, "configurations": {settings.CONFIGURATION: full, "2d": {}}}
+    plans = {"plans_name": settings.PLANS, "configurations": {study.configuration: full, "2d": {}}}
     small = small_plans(plans)
-    found = small["configurations"][settings.CONFIGURATION]
+    found = small["configurations"][study.configuration]
     assert found["batch_size"] == 2
     assert found["data_identifier"] == "here"
-    assert found["architecture"]["arch_kwargs"] == architecture | settings.ARCHITECTURE_CHANGES
+    assert found["architecture"]["arch_kwargs"] == architecture | study.architecture_changes
     assert small["plans_name"] == settings.SMALL_PLANS
     assert plans["plans_name"] == settings.PLANS
     assert full["batch_size"] == 7
