@@ -17,12 +17,7 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 
-from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
-from nnunet_calib.losses.fused import fused_loss
-from nnunet_calib.losses.module import FunctionalLoss
-from nnunet_calib.losses.nacl import from_borders, is_from_borders
-from nnunet_calib.losses.svls import border_term
-from nnunet_calib.losses.targets import at_least_float32, for_cpu
+from nnunet_calib.losses.joined import DiceCE, joined_loss
 
 Outputs = Tensor | Sequence[Tensor]
 
@@ -35,81 +30,67 @@ class NoTerm(nn.Module):
         return torch.zeros((), device=net_output.device)
 
 
-def fusible(net_output: Tensor, target: Tensor) -> bool:
-    """Whether `fused_loss` takes these tensors: labels on a CPU; nnU-Net's sums are float32 even for float64 logits."""
+def joinable(net_output: Tensor, target: Tensor, base: DiceCE) -> bool:
+    """Tell whether `joined_loss` takes these tensors; nnU-Net's sums are float32 even for float64 logits."""
+    heads, ignore = net_output.shape[1], base.ignore_label is not None
     return (
         net_output.dtype != torch.float64
-        and net_output.ndim > 2
-        and for_cpu(net_output, regions=False)
+        and net_output.ndim in (4, 5)
+        and net_output.numel() > 0
+        and (base.regions or heads > 1)
         and target.device == net_output.device
-        and target.shape == (net_output.shape[0], 1, *net_output.shape[2:])
+        and target.shape == (net_output.shape[0], heads + ignore if base.regions else 1, *net_output.shape[2:])
     )
 
 
-def fused_options(base: Any) -> dict[str, Any] | None:
-    """What `fused_loss` needs to know to equal an nnU-Net loss, or None unless it is one that it can compute.
+def describe(base: Any, num_heads: int) -> DiceCE | None:
+    """Return what an nnU-Net loss computes, or None unless it is Dice + (binary) cross-entropy as trainers build it.
 
-    It is Dice + cross-entropy as nnU-Net's trainers build it, not compiled, and without gathering a batch over the
-    processes of DDP. A subclass might compute something else and is not recognised.
+    Its Dice may be compiled, which nnU-Net does on a GPU. It must not gather a batch over the processes of DDP. A
+    subclass might compute something else and is not recognised.
     """
-    if type(base) is not DC_and_CE_loss:
+    if type(base) not in (DC_and_CE_loss, DC_and_BCE_loss):
         return None
-    ce, dice = base.ce, base.dc
-    if type(dice) is not MemoryEfficientSoftDiceLoss or type(ce) not in (RobustCrossEntropyLoss, NoTerm):
+    regions = type(base) is DC_and_BCE_loss
+    dice = getattr(base.dc, "_orig_mod", base.dc)
+    if type(dice) is not MemoryEfficientSoftDiceLoss or (dice.ddp and dice.batch_dice):
         return None
-    if dice.apply_nonlin is not softmax_helper_dim1 or dice.do_bg or (dice.ddp and dice.batch_dice):
+    if dice.apply_nonlin is not (torch.sigmoid if regions else softmax_helper_dim1) or dice.do_bg is not regions:
         return None
+    weight_ce = base.weight_ce
+    if type(base.ce) is NoTerm:
+        weight_ce = 0
+    elif not (_is_plain_bce(base) if regions else _is_plain_ce(base)):
+        return None
+    if not regions:
+        ignore_label = base.ignore_label
+    elif base.use_ignore_label:
+        ignore_label = -1  # whatever it is, a channel marks it
+        weight_ce = weight_ce * num_heads  # this binary cross-entropy is a sum over the heads
+    else:
+        ignore_label = None
+    return DiceCE(weight_ce, base.weight_dice, dice.batch_dice, dice.smooth, regions, ignore_label)
+
+
+def _is_plain_ce(base: Any) -> bool:
     ignore_index = nn.CrossEntropyLoss().ignore_index if base.ignore_label is None else base.ignore_label
-    if type(ce) is RobustCrossEntropyLoss and (ce.weight, ce.label_smoothing, ce.reduction, ce.ignore_index) != (
-        None, 0, "mean", ignore_index,
-    ):
-        return None
-    return {
-        "weight_ce": base.weight_ce if type(ce) is RobustCrossEntropyLoss else 0,
-        "weight_dice": base.weight_dice,
-        "batch_dice": dice.batch_dice,
-        "smooth": dice.smooth,
-        "ignore_label": base.ignore_label,
-    }
+    settings = type(base.ce), base.ce.weight, base.ce.label_smoothing, base.ce.reduction, base.ce.ignore_index
+    return settings == (RobustCrossEntropyLoss, None, 0, "mean", ignore_index)
 
 
-def fused(base: Any, term: Any, weight: float, net_output: Tensor, target: Tensor) -> Tensor | None:
-    """Value of base + weight * term by `fused_loss`, or None where it cannot compute the base.
-
-    With mL1-ACE (hard bins for each image) all is one pass; SVLS is the cross-entropy and a term at label borders, NACL
-    one distance to the logits; any other term is computed by itself.
-    """
-    options = fused_options(base) if fusible(net_output, target) else None
-    if options is None:
-        return None
-    net_output = at_least_float32(net_output)  # once: the parts' gradients are added in single precision
-    of_term: dict[str, Any] = term.options if isinstance(term, FunctionalLoss) else {}
-    same_labels = (of_term.get("regions"), of_term.get("ignore_label")) == (False, base.ignore_label)
-    if type(term) is ML1ACELoss and same_labels and (of_term["binning"], of_term["pool"]) == ("hard", "image"):
-        binned = {name: of_term[name] for name in ("num_bins", "reduction", "absent_classes")}
-        return fused_loss(net_output, target, weight_ml1_ace=weight, **binned, **options)
-    if type(term) is SVLSLoss and same_labels and options["weight_ce"] == 0:
-        smoothed = {name: of_term[name] for name in ("kernel_size", "sigma", "ignore_label")}
-        net_output, more = border_term(net_output, target, **smoothed)
-        return fused_loss(net_output, target, weight_ml1_ace=0, **(options | {"weight_ce": weight})) + weight * more
-    if type(term) is NACLLoss and same_labels and is_from_borders(of_term["prior"], of_term["on"]):
-        held = {name: of_term[name] for name in ("kernel_size", "prior", "sigma", "penalty", "ignore_label")}
-        net_output, more = from_borders(net_output, target, **held)
-        return fused_loss(net_output, target, weight_ml1_ace=0, **options) + weight * more
-    return fused_loss(net_output, target, weight_ml1_ace=0, **options) + weight * term(net_output, target)
+def _is_plain_bce(base: Any) -> bool:
+    reduction = "none" if base.use_ignore_label else "mean"
+    settings = type(base.ce), base.ce.weight, base.ce.pos_weight, base.ce.reduction
+    return settings == (nn.BCEWithLogitsLoss, None, None, reduction)
 
 
 class LossWithTerm(nn.Module):
     """base(output, target) + weight * term(output, target); with weight 0 the base alone, to the last bit.
 
     Inside deep supervision, output and target are tensors, and the term takes part at every resolution. Around it they
-    are lists, from the full resolution down, and the term sees the first.
-
-    Attributes:
-        fuse: compute both at once where possible, see `fused`.
+    are lists, from the full resolution down, and the term sees the first. Where nnU-Net's own loss is recognised, all
+    is computed at once.
     """
-
-    fuse = True
 
     def __init__(self, base: nn.Module, term: nn.Module, weight: float) -> None:
         super().__init__()
@@ -118,10 +99,9 @@ class LossWithTerm(nn.Module):
         self.weight = weight
 
     def forward(self, net_output: Outputs, target: Outputs) -> Tensor:
-        """The sum of both."""
-        # looked up in each call: a mixin or a trainer may yet change the base (SVLS, torch.compile)
-        if self.fuse and self.weight != 0 and isinstance(net_output, Tensor) and isinstance(target, Tensor):
-            loss = fused(self.base, self.term, self.weight, net_output, target)
+        """Return the sum of both."""
+        if isinstance(net_output, Tensor) and isinstance(target, Tensor):
+            loss = self._at_once(net_output, target)
             if loss is not None:
                 return loss
         loss = self.base(net_output, target)
@@ -131,8 +111,22 @@ class LossWithTerm(nn.Module):
             net_output, target = net_output[0], target[0]
         return loss + self.weight * self.term(net_output, target)
 
+    def _at_once(self, net_output: Tensor, target: Tensor) -> Tensor | None:
+        """Return the sum, computed at once with the terms of losses below, or None where that cannot be done."""
+        # looked up in each call: a mixin or a trainer may yet change the base (SVLS, torch.compile)
+        base: nn.Module = self
+        terms = []
+        while isinstance(base, LossWithTerm):
+            if base.weight != 0:
+                terms.append((base.term, base.weight))
+            base = base.base
+        described = describe(base, net_output.shape[1]) if terms and net_output.ndim > 1 else None
+        if described is None or not joinable(net_output, target, described):
+            return None
+        return joined_loss(net_output, target, described, reversed(terms))
+
     def extra_repr(self) -> str:
-        """The weight, which nnU-Net's debug.json then records."""
+        """Return the weight, which nnU-Net's debug.json then records."""
         return f"weight={self.weight}"
 
 

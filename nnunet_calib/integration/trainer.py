@@ -21,7 +21,8 @@ from nnunet_calib.integration.pseudo_ace import PseudoACEMixin
 from nnunet_calib.integration.schedule import Schedule, scheduled_weight, warmed_up
 from nnunet_calib.integration.validation import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
-from nnunet_calib.losses.bins import AbsentClasses, Reduction
+from nnunet_calib.losses.backends import choice as losses_choice
+from nnunet_calib.losses.bin_errors import AbsentClasses, Reduction
 from nnunet_calib.losses.ml1_ace import Binning
 from nnunet_calib.losses.nacl import On, Penalty, Prior
 
@@ -73,6 +74,11 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
         """Class of a loss term -> its weight in an epoch, of the terms whose weight changes."""
         return {}
+
+    def on_train_start(self) -> None:
+        """Refuse a choice of losses that cannot be computed here, then nnU-Net's."""
+        losses_choice()
+        super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's, with the epoch's weights."""

@@ -1,8 +1,8 @@
 """Backends: the same numbers computed in other ways, and the one place where a way is chosen.
 
-The formulas in `nacl`, `svls` and `ml1_ace` are the reference: any device, any option, whole C-channel maps. A backend is
-a module that has, under the names of `Backend`, faster or smaller ways to compute what these losses and nnU-Net's own
-have in common. Three operations are enough:
+The formulas in `nacl`, `svls` and `ml1_ace` are the reference: any device, any option, whole C-channel maps. A backend
+is a module that has, under the names of `Backend`, faster or smaller ways to compute what these losses and nnU-Net's
+own have in common. Three operations are enough:
 
 - `voxel_sums`: all that Dice, cross-entropy and mL1-ACE need of the voxels, a few sums over each image;
 - `nacl`: the NACL loss;
@@ -13,8 +13,8 @@ last two hand the logits on: what is computed from the logits that they return b
 theirs is added in place, so that a loss with many terms needs one gradient only.
 
 What holds for every backend: logits of any float type, computed in at least float32 (float64 stays float64), the
-gradient in the logits' type; voxels to be ignored neither count nor get a gradient, even where their logits are NaN; a NaN
-that counts makes the loss NaN; no input is written to; a retained graph gives the same gradient again, and a second
+gradient in the logits' type; voxels to be ignored neither count nor get a gradient, even where their logits are NaN; a
+NaN that counts makes the loss NaN; no input is written to; a retained graph gives the same gradient again, and a second
 derivative is refused (`once_differentiable`); autocast changes nothing; shapes have been checked by the caller. On an
 accelerator nothing waits for the device, and results are the same from run to run.
 """
@@ -38,8 +38,8 @@ class VoxelSums(NamedTuple):
     """Sums over the voxels that count, in float64 (float32 on a device without it), for B images, C heads and M bins.
 
     p is the softmax or, for regions, the sigmoid of each head; y = c means that the voxel's label is c, or that it lies
-    in region c. Gradients flow through `nll`, `total`, `of_true` and `probability`, with soft bins also through `weight`
-    and `positive`.
+    in region c. Gradients flow through `nll`, `total`, `of_true` and `probability`, with soft bins also through
+    `weight` and `positive`.
     """
 
     nll: Tensor  # (), of -log p_y; for regions of the binary cross-entropy, over the heads too
@@ -105,7 +105,7 @@ ELSEWHERE: tuple[str, ...] = ()
 _chosen: str | None = None
 
 
-class use:  # noqa: N801 - reads as a verb
+class use:
     """Choose how the losses are computed, until another choice or, as a context manager, to the end of the block.
 
     "auto" (the default) takes what suits the device, "reference" the formulas as they are written; "cpu", "chunked" and

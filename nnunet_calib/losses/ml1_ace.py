@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, distributed
 
 from nnunet_calib.binning import bin_index
-from nnunet_calib.losses.bins import MIN_SOFT_BIN_WEIGHT, AbsentClasses, Reduction, error_of_sums
-from nnunet_calib.losses.fused import voxel_sums
+from nnunet_calib.losses.backends import Binning, compute
+from nnunet_calib.losses.bin_errors import MIN_SOFT_BIN_WEIGHT, AbsentClasses, Reduction, error_of_sums
+from nnunet_calib.losses.joined import JoinedLoss
 from nnunet_calib.losses.module import FunctionalLoss, check_options
-from nnunet_calib.losses.targets import activate, at_least_float32, check_shapes, for_cpu, prepare
+from nnunet_calib.losses.targets import activate, at_least_float32, check_shapes, prepare, widest
 
-Binning = Literal["hard", "soft"]
 Pool = Literal["image", "batch"]
 
 
@@ -45,12 +45,12 @@ def _bin_shares(p: Tensor, num_bins: int, binning: Binning) -> list[tuple[Tensor
 
 
 def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning) -> Tensor:
-    """Weight, probability and positives (3, B, C, M) of each bin, per image and head, in float64.
+    """Weight, probability and positives (3, B, C, M) of each bin, per image and head, in float64 where there is one.
 
     float64 because a float32 sum stalls: added to 2^20, a probability of .9999 is already rounded to a multiple of
     1/8, and half a patch may lie in one bin.
     """
-    p, y = p.flatten(2).double(), y.flatten(2).double()
+    p, y = (x.flatten(2).to(widest(p.device)) for x in (p, y))
     sums = [p.new_zeros((*p.shape[:2], num_bins + 1)) for _ in range(3)]
     for index, weight in _bin_shares(p, num_bins, binning):
         if valid is not None:
@@ -137,18 +137,35 @@ def ml1_ace_loss(
         arXiv 2506.03942.
     """
     _check(num_bins, reduction, binning, absent_classes, pool)
+    return _compute(
+        logits, target, num_bins=num_bins, reduction=reduction, binning=binning, absent_classes=absent_classes,
+        pool=pool, regions=regions, ignore_label=ignore_label,
+    )
+
+
+def _compute(
+    logits: Tensor, target: Tensor, *, num_bins: int, reduction: Reduction, binning: Binning,
+    absent_classes: AbsentClasses, pool: Pool, regions: bool, ignore_label: int | None,
+) -> Tensor:
+    """Return `ml1_ace_loss` of options that have been checked."""
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
-    if binning == "hard" and for_cpu(logits, regions=regions):
-        z = at_least_float32(logits)
-        *_, probability, weight, positive = voxel_sums(z.flatten(2), target.flatten(1), num_bins, ignore_label)
-        sums = torch.stack([weight, probability, positive])
+    labels: dict[str, Any] = {"regions": regions, "ignore_label": ignore_label}
+    computed = compute("voxel_sums", logits, target, num_bins=num_bins, binning=binning, **labels)
+    if computed is not None:
+        sums = torch.stack([computed.weight, computed.probability, computed.positive])
     else:
         z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
         sums = _bin_sums(activate(z, regions), maps, valid, num_bins, binning)
-    weight, probability, positive = sums if pool == "image" else _pool(sums)
+    return _error(sums, reduction, binning, absent_classes, pool).to(at_least_float32(logits).dtype)
 
+
+def _error(
+    sums: Tensor, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses, pool: Pool
+) -> Tensor:
+    """Return the error of sums (3, B, C, M)."""
+    weight, probability, positive = sums if pool == "image" else _pool(sums)
     least = MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1
-    return error_of_sums(weight, probability, positive, least, reduction, absent_classes).to(z.dtype)
+    return error_of_sums(weight, probability, positive, least, reduction, absent_classes)
 
 
 class ML1ACELoss(FunctionalLoss):
@@ -166,6 +183,18 @@ class ML1ACELoss(FunctionalLoss):
     ) -> None:
         _check(num_bins, reduction, binning, absent_classes, pool)
         super().__init__(
-            ml1_ace_loss, num_bins=num_bins, reduction=reduction, binning=binning, absent_classes=absent_classes,
+            _compute, num_bins=num_bins, reduction=reduction, binning=binning, absent_classes=absent_classes,
             pool=pool, regions=regions, ignore_label=ignore_label,
         )
+
+    def join(self, joined: JoinedLoss, weight: float) -> bool:
+        """Take the errors of bins among the sums, if no other term has chosen the bins."""
+        bins: tuple[int, Binning] = (self.options["num_bins"], self.options["binning"])
+        if not self.fits(joined) or (joined.bins[0] and joined.bins != bins):
+            return False
+        joined.bins = bins
+        options = {name: self.options[name] for name in ("reduction", "binning", "absent_classes", "pool")}
+        joined.of_sums.append(
+            lambda sums: weight * _error(torch.stack([sums.weight, sums.probability, sums.positive]), **options)
+        )
+        return True

@@ -1,10 +1,13 @@
-"""The Module form of a loss function: options kept, shown and handed on."""
+"""The Module form of a loss function: options checked and kept, shown and handed on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
+
+from nnunet_calib.losses.joined import JoinedLoss
 
 
 def check_options(**options: tuple[object, tuple[object, ...]]) -> None:
@@ -15,17 +18,29 @@ def check_options(**options: tuple[object, tuple[object, ...]]) -> None:
 
 
 class FunctionalLoss(nn.Module):
-    """A loss function with its options bound; `loss(logits, target)` calls it."""
+    """A loss function with its options bound; `loss(logits, target)` calls it.
 
-    def __init__(self, function: Callable[..., Tensor], **options: object) -> None:
+    A subclass checks the options when it is made, and its function need not do so in every step.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
         super().__init__()
         self.function = function
         self.options = options
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The unweighted loss, a scalar."""
+        """Return the unweighted loss, a scalar."""
         return self.function(logits, target, **self.options)
 
+    def join(self, joined: JoinedLoss, weight: float) -> bool:
+        """Add weight * this loss to a joined one, if it can share the work; else return False and change nothing."""
+        return False
+
+    def fits(self, joined: JoinedLoss) -> bool:
+        """Tell whether the labels are those that the joined loss is for."""
+        base = joined.base
+        return (self.options["regions"], self.options["ignore_label"]) == (base.regions, base.ignore_label)
+
     def extra_repr(self) -> str:
-        """The options, which nnU-Net's debug.json then records."""
+        """Return the options, which nnU-Net's debug.json then records."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -7,11 +7,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.borders import find_borders
-from nnunet_calib.losses.distance import DistanceToBorders
+from nnunet_calib.losses.backends import compute
+from nnunet_calib.losses.joined import JoinedLoss
 from nnunet_calib.losses.module import FunctionalLoss, check_options
-from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, label_counts, spatially_varying_labels
-from nnunet_calib.losses.targets import activate, at_least_float32, for_cpu, masked_mean, prepare
+from nnunet_calib.losses.neighbourhood import (
+    KernelSize,
+    check_kernel_size,
+    check_sigma,
+    label_counts,
+    spatially_varying_labels,
+)
+from nnunet_calib.losses.targets import activate, check_shapes, masked_mean, prepare
 
 Prior = Literal["mean", "gaussian", "max", "min", "median", "mode"]
 Penalty = Literal["l1", "l2"]
@@ -32,12 +38,15 @@ def _order_statistic(counts: Tensor, total: Tensor, prior: Prior) -> Tensor:
     elif prior == "min":
         label = (counts > 0).byte().argmax(1, keepdim=True)
     else:
-        label = (counts.cumsum(1) * 2 >= total).byte().argmax(1, keepdim=True)
+        # of whole numbers: of floats, CUDA has no cumsum that is the same in each run
+        label = (counts.int().cumsum(1, dtype=torch.int32) * 2 >= total).byte().argmax(1, keepdim=True)
     return torch.zeros_like(counts).scatter_(1, label, 1)
 
 
-def _check(kernel_size: KernelSize, prior: Prior, penalty: Penalty, on: On) -> None:
+def _check(kernel_size: KernelSize, prior: Prior, penalty: Penalty, on: On, sigma: float) -> None:
     check_kernel_size(kernel_size)
+    if prior == "gaussian":
+        check_sigma(sigma)
     check_options(prior=(prior, get_args(Prior)), penalty=(penalty, get_args(Penalty)), on=(on, get_args(On)))
 
 
@@ -59,28 +68,6 @@ def neighbour_prior(
         for c in counts.split(1, dim=1)
     ]
     return torch.cat(heads, dim=1)
-
-
-def from_borders(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: Prior, sigma: float, penalty: Penalty,
-    ignore_label: int | None,
-) -> tuple[Tensor, Tensor]:
-    """`nacl_loss` for the priors that are one-hot away from label borders, on a CPU, of logits in at least float32.
-
-    Returns:
-        The logits, for any other loss to be computed from, and this loss: only so need its gradient not be a second
-        one of full size.
-    """
-    borders = find_borders(
-        logits, target, kernel_size=kernel_size, sigma=sigma if prior == "gaussian" else None, ignore_label=ignore_label
-    )
-    z, total = DistanceToBorders.apply(logits.flatten(2).contiguous(), borders, penalty == "l2")
-    return z.view(logits.shape), (total / max(borders.count * logits.shape[1], 1)).to(logits.dtype)
-
-
-def is_from_borders(prior: Prior, on: On) -> bool:
-    """Whether `from_borders` knows these options."""
-    return on == "logits" and prior in ("mean", "gaussian")
 
 
 def nacl_loss(
@@ -129,12 +116,25 @@ def nacl_loss(
         Murugesan et al., Trust your neighbours, MICCAI 2023, arXiv 2303.06268; Neighbor-aware calibration of
         segmentation networks, Medical Image Analysis 2024, arXiv 2401.14487.
     """
-    _check(kernel_size, prior, penalty, on)
-    if is_from_borders(prior, on) and for_cpu(logits, regions=regions):
-        return from_borders(
-            at_least_float32(logits), target, kernel_size=kernel_size, prior=prior, sigma=sigma, penalty=penalty,
-            ignore_label=ignore_label,
-        )[1]
+    _check(kernel_size, prior, penalty, on, sigma)
+    return _compute(
+        logits, target, kernel_size=kernel_size, prior=prior, penalty=penalty, on=on, sigma=sigma, regions=regions,
+        ignore_label=ignore_label,
+    )
+
+
+def _compute(
+    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: Prior, penalty: Penalty, on: On, sigma: float,
+    regions: bool, ignore_label: int | None,
+) -> Tensor:
+    """Return `nacl_loss` of options that have been checked."""
+    check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
+    computed = compute(
+        "nacl", logits, target, kernel_size=kernel_size, prior=prior, penalty=penalty, on=on, sigma=sigma,
+        regions=regions, ignore_label=ignore_label,
+    )
+    if computed is not None:
+        return computed[1]
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     tau = neighbour_prior(maps, valid, kernel_size=kernel_size, prior=prior, sigma=sigma, regions=regions)
     if on == "probabilities":
@@ -158,8 +158,19 @@ class NACLLoss(FunctionalLoss):
         regions: bool = False,
         ignore_label: int | None = None,
     ) -> None:
-        _check(kernel_size, prior, penalty, on)
+        _check(kernel_size, prior, penalty, on, sigma)
         super().__init__(
-            nacl_loss, kernel_size=kernel_size, prior=prior, penalty=penalty, on=on, sigma=sigma, regions=regions,
+            _compute, kernel_size=kernel_size, prior=prior, penalty=penalty, on=on, sigma=sigma, regions=regions,
             ignore_label=ignore_label,
         )
+
+    def join(self, joined: JoinedLoss, weight: float) -> bool:
+        """Take the distance of the logits, and hand them on."""
+        if not self.fits(joined):
+            return False
+        computed = compute("nacl", joined.logits, joined.target, **self.options)
+        if computed is None:
+            return False
+        joined.logits, value = computed
+        joined.values.append(weight * value)
+        return True

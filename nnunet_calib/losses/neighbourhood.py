@@ -31,8 +31,7 @@ def _as_tuple(kernel_size: KernelSize) -> tuple[int, ...]:
 
 
 def sizes_per_axis(kernel_size: KernelSize, spatial_dims: int) -> tuple[int, ...]:
-    """One odd size per spatial axis; a single number stands for all axes, 1 leaves an axis out."""
-    check_kernel_size(kernel_size)
+    """Return one odd size per spatial axis; a single number stands for all axes, 1 leaves an axis out."""
     sizes = _as_tuple(kernel_size)
     if not isinstance(kernel_size, Sequence):
         sizes *= spatial_dims
@@ -44,6 +43,18 @@ def sizes_per_axis(kernel_size: KernelSize, spatial_dims: int) -> tuple[int, ...
 def gaussian(size: int, sigma: float) -> list[float]:
     """Gaussian weights, 1 at the centre; their product over axes is the d-dimensional Gaussian."""
     return [math.exp(-0.5 * ((position - size // 2) / sigma) ** 2) for position in range(size)]
+
+
+def neighbours_mass(weights: Sequence[Sequence[float]]) -> float:
+    """Return the weight of all neighbours together, given those along each axis, where the centre weighs 1.
+
+    The centre is never added, rather than subtracted at the end, where it would swamp small neighbour weights.
+    """
+    mass = 0.0
+    for row in weights:
+        beside = sum(weight for position, weight in enumerate(row) if position != len(row) // 2)
+        mass = mass * (1 + beside) + beside
+    return mass
 
 
 def _filter_axis(maps: Tensor, weights: Sequence[float], axis: int, *, centre: bool = True) -> Tensor:
@@ -59,10 +70,7 @@ def _filter_axis(maps: Tensor, weights: Sequence[float], axis: int, *, centre: b
 
 
 def _neighbours_only(maps: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
-    """Separable correlation, centre weight 1 on every axis, less the centre voxel itself.
-
-    The centre is never added, rather than subtracted at the end, where it would swamp small neighbour weights.
-    """
+    """Separable correlation, centre weight 1 on every axis, less the centre voxel itself; see `neighbours_mass`."""
     total = torch.zeros_like(maps)
     for axis, row in enumerate(weights, start=2):
         total = _filter_axis(total, row, axis) + _filter_axis(maps, row, axis, centre=False)
@@ -107,10 +115,8 @@ def spatially_varying_labels(maps: Tensor, valid: Tensor | None, kernel_size: Ke
     References:
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
-    check_sigma(sigma)
     weights = [gaussian(k, sigma) for k in sizes_per_axis(kernel_size, maps.ndim - 2)]
-    # the weight of all neighbours, from a single voxel, whose every neighbour is its own replicate
-    mass = float(_neighbours_only(torch.ones((1, 1) + (1,) * len(weights), dtype=torch.float64), weights))
+    mass = neighbours_mass(weights)
     if mass == 0:  # a neighbourhood of one voxel smooths nothing
         return maps
 

@@ -6,60 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
-from nnunet_calib.losses.borders import Borders, find_borders
+from nnunet_calib.losses.backends import compute
+from nnunet_calib.losses.joined import JoinedLoss, cross_entropy
 from nnunet_calib.losses.module import FunctionalLoss
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, check_sigma, spatially_varying_labels
-from nnunet_calib.losses.targets import at_least_float32, for_cpu, masked_mean, prepare
-
-
-class _AtBorders(torch.autograd.Function):
-    """Logits as they are, and what the soft labels at borders add to their cross-entropy, a sum over voxels.
-
-    What is computed from the logits returned brings a gradient of full size; the sum's is added to it in place.
-    """
-
-    @staticmethod
-    @custom_fwd(device_type="cpu")
-    def forward(ctx: Any, z: Tensor, borders: Borders) -> tuple[Tensor, Tensor]:
-        """The sum in float64."""
-        at_true = borders.own(borders.of_batch, z.shape[1])
-        ctx.save_for_backward(borders.at, borders.soft, at_true)
-        own, others = (z.view(-1).index_select(0, at) for at in (at_true, borders.at))
-        total = own.sum(dtype=torch.float64) - others.mul_(borders.soft).sum(dtype=torch.float64)
-        return z.view_as(z), total
-
-    @staticmethod
-    @custom_bwd(device_type="cpu")
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, d_sum: Tensor) -> tuple[Tensor, None]:
-        """The gradient with the labels' factors added."""
-        (at, soft, at_true), scale, gradient = ctx.saved_tensors, float(d_sum), gradient.contiguous()
-        gradient.view(-1).scatter_add_(0, at, soft * -scale)
-        gradient.view(-1).scatter_add_(0, at_true, soft.new_full(at_true.shape, scale))
-        return gradient, None
-
-
-def border_term(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, ignore_label: int | None
-) -> tuple[Tensor, Tensor]:
-    r"""What the soft labels add to the ordinary cross-entropy, the mean over the voxels that count, on a CPU.
-
-    .. math:: \frac{1}{N} \sum_i \Big( z_{i, y_i} - \sum_c \tilde y_{i,c} z_{i,c} \Big)
-
-    The softmax is not needed, since both kinds of labels sum to 1 and its logarithm is z plus a constant. The logits
-    are at least float32.
-
-    Returns:
-        The logits, from which the cross-entropy is to be computed, and the term: only so does its gradient, which is
-        sparse, cost no pass over all voxels.
-    """
-    borders = find_borders(logits, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
-    logits, total = _AtBorders.apply(logits.contiguous(), borders)
-    return logits, (total / max(borders.count, 1)).to(logits.dtype)
+from nnunet_calib.losses.targets import at_least_float32, check_shapes, masked_mean, prepare
 
 
 def svls_loss(
@@ -97,14 +50,29 @@ def svls_loss(
     References:
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
-    if for_cpu(logits, regions=regions):
-        z, labels = at_least_float32(logits), target.long()
-        z, more = border_term(z, target, kernel_size=kernel_size, sigma=sigma, ignore_label=ignore_label)
-        if ignore_label is not None:
-            ignored = target == ignore_label
-            z, labels = torch.where(ignored, 0, z), labels.masked_fill(ignored, -1)
-        ce = cross_entropy(z, labels[:, 0], ignore_index=-1, reduction="sum")
-        return ce / (labels >= 0).sum().clamp_min(1) + more
+    _check(kernel_size, sigma)
+    return _compute(
+        logits, target, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label
+    )
+
+
+def _check(kernel_size: KernelSize, sigma: float) -> None:
+    check_kernel_size(kernel_size)
+    check_sigma(sigma)
+
+
+def _compute(
+    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, regions: bool, ignore_label: int | None
+) -> Tensor:
+    """Return `svls_loss` of options that have been checked."""
+    check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
+    labels: dict[str, Any] = {"regions": regions, "ignore_label": ignore_label}
+    smoothed = compute("label_smoothing", logits, target, kernel_size=kernel_size, sigma=sigma, **labels)
+    if smoothed is not None:
+        z, more = smoothed
+        sums = compute("voxel_sums", z, target, num_bins=0, binning="hard", **labels)
+        if sums is not None:
+            return cross_entropy(sums, regions).to(at_least_float32(z).dtype) + more
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     soft = spatially_varying_labels(maps, valid, kernel_size, sigma)
     if regions:
@@ -122,6 +90,17 @@ class SVLSLoss(FunctionalLoss):
         regions: bool = False,
         ignore_label: int | None = None,
     ) -> None:
-        check_kernel_size(kernel_size)
-        check_sigma(sigma)
-        super().__init__(svls_loss, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label)
+        _check(kernel_size, sigma)
+        super().__init__(_compute, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label)
+
+    def join(self, joined: JoinedLoss, weight: float) -> bool:
+        """Share the cross-entropy, and hand the logits on that the labels' softness is a linear term of."""
+        if not self.fits(joined):
+            return False
+        smoothed = compute("label_smoothing", joined.logits, joined.target, **self.options)
+        if smoothed is None:
+            return False
+        joined.logits, more = smoothed
+        joined.weight_ce += weight
+        joined.values.append(weight * more)
+        return True

@@ -18,6 +18,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device that has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def as_int32(labels: Tensor) -> Tensor:
     """Labels as int32; those beyond its range as its first or last number, which has no class either."""
     return (labels.clamp(-(2**31), 2**31 - 1) if labels.dtype == torch.int64 else labels).int()
@@ -94,14 +99,6 @@ def encode_target(
             raise
         raise label_error(labels, heads, ignore_label) from error
     return (maps, None) if mask is None else (maps * mask, mask)
-
-
-def for_cpu(logits: Tensor, *, regions: bool) -> bool:
-    """Whether the ways of `borders` and `fused` are open: for classes, on a CPU.
-
-    Both pick out some voxels, for whose number a GPU would have to be waited for, and index them with 32 bits.
-    """
-    return logits.device.type == "cpu" and not regions and logits.shape[1] > 1 and 0 < logits[0].numel() < 2**31
 
 
 def label_error(labels: Tensor, heads: int, ignore_label: int | None) -> ValueError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses import ml1_ace, nacl, svls
+from nnunet_calib.losses import use
 from tests.losses.reference import Volume
 
 pytest.register_assert_rewrite("tests.losses.properties")
@@ -88,24 +88,18 @@ ignoring_case = case_fixture("ignoring_case", MODES[1::2], (4, 5, 4), (5, 6))
 case_3d = case_fixture("case_3d", MODES, (4, 5, 4))
 
 
-def compute_from_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the losses compute with whole C-channel maps, as on a GPU, rather than pick out borders or unsure voxels."""
-    for module, used in ((nacl, "find_borders"), (svls, "find_borders"), (ml1_ace, "voxel_sums")):
-        monkeypatch.setattr(module, "for_cpu", lambda *_, **__: False)
-        monkeypatch.delattr(module, used)
-
-
 @pytest.fixture
-def from_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`compute_from_maps`."""
-    compute_from_maps(monkeypatch)
+def from_maps() -> Iterator[None]:
+    """The formulas, with whole C-channel maps."""
+    with use("reference"):
+        yield
 
 
-@pytest.fixture(params=["for CPUs", "from maps"])
-def either_way(request: pytest.FixtureRequest) -> None:
+@pytest.fixture(params=["auto", "reference"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
     """With `from_maps` and without it."""
-    if request.param == "from maps":
-        request.getfixturevalue("from_maps")
+    with use(request.param):
+        yield
 
 
 def value_and_gradient(

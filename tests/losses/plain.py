@@ -1,16 +1,16 @@
-"""Dice + cross-entropy + mL1-ACE one after the other, and batches to compare the fused loss with it on."""
+"""Dice + cross-entropy + mL1-ACE joined and one after the other, and batches to compare the two on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from nnunet_calib.losses import ml1_ace, ml1_ace_loss
+from nnunet_calib.losses import ML1ACELoss, ml1_ace_loss, use
+from nnunet_calib.losses.joined import DiceCE, joined_loss
 from tests.losses.conftest import value_and_gradient
 
 IGNORE = 15
@@ -31,9 +31,21 @@ def plain_loss(
     over = [0, *range(2, logits.ndim)] if batch_dice else [*range(2, logits.ndim)]
     numerator, denominator = 2 * (p * maps).sum(over) + smooth, (p + maps).sum(over) + smooth
     dice = (numerator / denominator.clamp_min(1e-8))[..., 1:].mean()
-    with patch.object(ml1_ace, "for_cpu", return_value=False):  # it would share the sums
+    with use("reference"):
         ace = ml1_ace_loss(logits, target, ignore_label=ignore_label, **options) if weight_ml1_ace else 0
     return weight_ce * ce - weight_dice * dice + weight_ml1_ace * ace
+
+
+def fused_loss(
+    logits: Tensor, target: Tensor, *, weight_ce: float = 1.0, weight_dice: float = 1.0, batch_dice: bool = False,
+    smooth: float = 1e-5, weight_ml1_ace: float = 1.0, ignore_label: int | None = None, **options: Any,
+) -> Tensor:
+    """The joined loss with these options."""
+    base = DiceCE(weight_ce, weight_dice, batch_dice, smooth, False, ignore_label)
+    terms = [(ML1ACELoss(ignore_label=ignore_label, **options), weight_ml1_ace)] if weight_ml1_ace else []
+    loss = joined_loss(logits, target, base, terms)
+    assert loss is not None
+    return loss
 
 
 @dataclass(frozen=True)

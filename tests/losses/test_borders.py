@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from nnunet_calib.losses.borders import Borders, find_borders
+from nnunet_calib.losses.cpu.borders import Borders, find_borders
 from nnunet_calib.losses.neighbourhood import label_counts, spatially_varying_labels
 
 IGNORE = 999

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss, svls_loss
-from nnunet_calib.losses.fused import fused_loss
+from tests.losses.plain import fused_loss
 
 PAIRS = {NACLLoss: nacl_loss, SVLSLoss: svls_loss, ML1ACELoss: ml1_ace_loss}
 KERNEL_LOSSES = (NACLLoss, SVLSLoss)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from nnunet_calib.losses import nacl, nacl_loss, svls, svls_loss
-from nnunet_calib.losses.borders import find_borders
-from tests.losses.conftest import IGNORE_LABEL, assert_same, compute_from_maps, make_case, value_and_gradient
+from nnunet_calib.losses import cpu, nacl_loss, svls_loss, use
+from nnunet_calib.losses.cpu.borders import find_borders
+from tests.losses.conftest import IGNORE_LABEL, assert_same, make_case, value_and_gradient
 from tests.losses.test_borders import IGNORE, blocks
 
 LOSSES = {
@@ -29,8 +29,7 @@ ignore_or_not = pytest.mark.parametrize("mode", ["labels", "labels+ignore"])
 
 def from_maps(*args, **options):
     """Value and gradient from whole maps."""
-    with pytest.MonkeyPatch.context() as patch:
-        compute_from_maps(patch)
+    with use("reference"):
         return value_and_gradient(*args, **options)
 
 
@@ -214,8 +213,7 @@ def test_where_borders_are_looked_for(monkeypatch, loss, options, looks):
         calls.append(1)
         return find_borders(*args, **more)
 
-    for module in (nacl, svls):
-        monkeypatch.setattr(module, "find_borders", counted)
+    monkeypatch.setattr(cpu, "find_borders", counted)
     logits, target, _ = batch(mode="labels")
     loss(logits, one_hot(target[:, 0], 3).movedim(-1, 1) if options.get("regions") else target, **options)
     assert len(calls) == looks

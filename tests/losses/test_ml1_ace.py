@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunet_calib.losses import ML1ACELoss, ml1_ace_loss
-from nnunet_calib.losses.bins import error_of_sums
+from nnunet_calib.losses.bin_errors import error_of_sums
 from tests.losses import reference
 from tests.losses.conftest import assert_same, value_and_gradient
 from tests.losses.properties import LossProperties

@@ -7,7 +7,7 @@ import torch
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses import piece_bins
-from nnunet_calib.losses.piece_bins import BinSums, Chunks
+from nnunet_calib.losses.cpu.bin_sums import BinSums, Chunks
 
 
 @pytest.mark.parametrize("num_bins", [1, 2, 7, 10, 20, 100, 20_000])

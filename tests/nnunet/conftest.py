@@ -220,15 +220,17 @@ def deployed(world, tmp_path, monkeypatch, request):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls of the fused loss."""
+    """The losses that were computed at once."""
     made = []
 
-    def counted(*args, **options):
-        made.append(options)
-        return fused_loss(*args, **options)
+    def counted(*args):
+        loss = joined_loss(*args)
+        if loss is not None:
+            made.append(args)
+        return loss
 
-    fused_loss = integration.fused_loss
-    monkeypatch.setattr(integration, "fused_loss", counted)
+    joined_loss = integration.joined_loss
+    monkeypatch.setattr(integration, "joined_loss", counted)
     return made
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from nnunet_calib.integration import loss as integration
-from nnunet_calib.integration.loss import LossWithTerm, replace_cross_entropy
-from nnunet_calib.losses import SVLSLoss
+from nnunet_calib.integration.loss import replace_cross_entropy
+from nnunet_calib.losses import SVLSLoss, use
 from nnunet_calib.losses.module import FunctionalLoss
-from tests.losses.conftest import compute_from_maps
 
 IGNORE = 3
 
@@ -22,6 +19,18 @@ def nnunet_loss(ignore_label=None, dice_class=MemoryEfficientSoftDiceLoss, ce=No
     weight_ce, weight_dice = weights
     return DC_and_CE_loss(
         dice, dict(ce or {}), weight_ce=weight_ce, weight_dice=weight_dice, ignore_label=ignore_label,
+        dice_class=dice_class,
+    )
+
+
+def nnunet_region_loss(
+    ignore=False, dice_class=MemoryEfficientSoftDiceLoss, ce=None, weights=(1, 1), **dice
+):
+    """The same for regions."""
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": True, "ddp": False} | dice
+    weight_ce, weight_dice = weights
+    return DC_and_BCE_loss(
+        dict(ce or {}), dice, weight_ce=weight_ce, weight_dice=weight_dice, use_ignore_label=ignore,
         dice_class=dice_class,
     )
 
@@ -44,11 +53,8 @@ def value_and_gradient(loss, logits, target):
 
 
 def plainly(of, *args):
-    """What a function returns where every loss is computed by itself, as on a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LossWithTerm, "fuse", False)
-        patch.delattr(integration, "fused_loss")
-        compute_from_maps(patch)
+    """What a function returns where every loss is computed by itself, as its formula says."""
+    with use("reference"):
         return of(*args)
 
 
@@ -62,7 +68,7 @@ def called_by_themselves(loss):
     """A list that the types of nnU-Net's losses and of terms are added to whenever one is called."""
     names = []
     for module in loss.modules():
-        if isinstance(module, DC_and_CE_loss | FunctionalLoss):
+        if isinstance(module, DC_and_CE_loss | DC_and_BCE_loss | FunctionalLoss):
             module.register_forward_hook(lambda module, *_: names.append(type(module).__name__))
     return names
 

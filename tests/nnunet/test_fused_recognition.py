@@ -9,14 +9,16 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLoss
 from torch import nn
 
-from nnunet_calib.integration.loss import add_term, fused_options, fusible, replace_cross_entropy
+from nnunet_calib.integration.loss import add_term, describe, joinable, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.losses.joined import DiceCE
 from tests.nnunet.fused import (
     IGNORE,
     assert_same,
     batch,
     called_by_themselves,
     nnunet_loss,
+    nnunet_region_loss,
     plainly,
     value_and_gradient,
     with_svls,
@@ -42,6 +44,11 @@ OTHERS = {
     "label smoothing": lambda: nnunet_loss(ce={"label_smoothing": 0.1}),
     "sum": lambda: nnunet_loss(ce={"reduction": "sum"}),
     "ignore index": lambda: nnunet_loss(ce={"ignore_index": 2}),
+    "regions, dice": lambda: nnunet_region_loss(dice_class=SoftDiceLoss),
+    "regions without the first": lambda: nnunet_region_loss(do_bg=False),
+    "regions, batch dice over ranks": lambda: nnunet_region_loss(ddp=True, batch_dice=True),
+    "regions, class weights": lambda: nnunet_region_loss(ce={"pos_weight": torch.ones(3, 1, 1, 1)}),
+    "regions, sum": lambda: nnunet_region_loss(ce={"reduction": "sum"}),
     "not a loss of nnU-Net": nn.Identity,
     "a term": lambda: with_svls(nnunet_loss(), None),
     "deep supervision": lambda: DeepSupervisionWrapper(nnunet_loss(), (0.7, 0.3)),
@@ -50,24 +57,33 @@ OTHERS = {
 
 def test_recognition():
     """nnU-Net's own loss, with an ignore label, without the cross-entropy, and with DDP where images stay apart."""
-    options = {"weight_ce": 1, "weight_dice": 1, "batch_dice": False, "smooth": 1e-5, "ignore_label": None}
-    assert fused_options(nnunet_loss()) == options
-    assert fused_options(nnunet_loss(ddp=True)) == options
-    assert fused_options(nnunet_loss(IGNORE, weights=(2, 3), batch_dice=True, smooth=1.0)) == {
-        "weight_ce": 2, "weight_dice": 3, "batch_dice": True, "smooth": 1.0, "ignore_label": IGNORE,
-    }
+    assert describe(nnunet_loss(), 3) == DiceCE()
+    assert describe(nnunet_loss(ddp=True), 3) == DiceCE()
+    described = describe(nnunet_loss(IGNORE, weights=(2, 3), batch_dice=True, smooth=1.0), 3)
+    assert described == DiceCE(2, 3, batch_dice=True, smooth=1.0, ignore_label=IGNORE)
     dice = without_ce(nnunet_loss())
     dice.weight_ce = 1  # of a zero
-    assert fused_options(dice) == options | {"weight_ce": 0}
+    assert describe(dice, 3) == DiceCE(weight_ce=0)
+
+
+def test_recognition_of_regions():
+    """The same for regions; with an ignore label nnU-Net's binary cross-entropy is a sum over the heads."""
+    assert describe(nnunet_region_loss(), 3) == DiceCE(regions=True)
+    described = describe(nnunet_region_loss(ignore=True, weights=(2, 3), batch_dice=True), 4)
+    assert described == DiceCE(8, 3, batch_dice=True, regions=True, ignore_label=-1)
+    assert describe(without_ce(nnunet_region_loss(ignore=True)), 4) == DiceCE(0, regions=True, ignore_label=-1)
 
 
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS.keys())
 def test_others_are_not_recognised(make):
     """Whatever differs in one setting is another loss."""
-    assert fused_options(make()) is None
+    assert describe(make(), 3) is None
 
 
-@pytest.mark.parametrize("name", OTHERS.keys() - {"batch dice over ranks", "not a loss of nnU-Net", "deep supervision"})
+NOT_FOR_ONE_OUTPUT_OF_LABELS = {"batch dice over ranks", "not a loss of nnU-Net", "deep supervision"}
+
+
+@pytest.mark.parametrize("name", sorted(n for n in OTHERS.keys() - NOT_FOR_ONE_OUTPUT_OF_LABELS if "regions" not in n))
 def test_others_keep_the_plain_sum(calls, name):
     """To the last bit."""
     base, term, (logits, target) = OTHERS[name](), ML1ACELoss(), batch()
@@ -76,11 +92,14 @@ def test_others_keep_the_plain_sum(calls, name):
     assert torch.equal(value, base(logits, target) + 0.5 * term(logits, target))
 
 
-def test_compiled_dice_is_left_alone():
-    """nnU-Net compiles the Dice after it has built the loss."""
-    base = nnunet_loss()
+@pytest.mark.parametrize("make", [nnunet_loss, nnunet_region_loss])
+def test_compiled_dice(make):
+    """nnU-Net compiles the Dice after it has built the loss; it is recognised all the same."""
+    base = make()
+    expected = describe(base, 3)
     base.dc = torch.compile(base.dc)
-    assert fused_options(base) is None
+    assert expected is not None
+    assert describe(base, 3) == expected
 
 
 TERMS_WITH_OTHER_LABELS = [ML1ACELoss(ignore_label=2), SVLSLoss(ignore_label=2), NACLLoss(ignore_label=2)]
@@ -139,17 +158,22 @@ def test_changes_after_the_term_was_added(change):
 
 
 def test_tensors():
-    """Labels on a CPU only, in single or half precision."""
+    """In single or half precision, on one device, of shapes that belong together."""
     logits, target = batch()
-    assert fusible(logits, target)
-    assert fusible(logits.half(), target)
-    assert not fusible(logits.double(), target)
-    assert not fusible(logits, target[:, 0])
-    assert not fusible(logits, target.expand_as(logits))
-    assert not fusible(logits[:, :1], target)
-    assert not fusible(logits.to("meta"), target.to("meta"))
-    assert not fusible(logits, target.to("meta"))
-    assert not fusible(logits[..., 0, 0, 0], target[..., 0, 0, 0])
+    labels, regions, ignoring = DiceCE(), DiceCE(regions=True), DiceCE(regions=True, ignore_label=-1)
+    assert joinable(logits, target, labels)
+    assert joinable(logits.half(), target, labels)
+    assert joinable(logits, target.expand_as(logits), regions)
+    assert joinable(logits[:, :2], target.expand_as(logits), ignoring)
+    assert not joinable(logits.double(), target, labels)
+    assert not joinable(logits, target[:, 0], labels)
+    assert not joinable(logits, target.expand_as(logits), labels)
+    assert not joinable(logits[:, :1], target, labels)
+    assert not joinable(logits, target.to("meta"), labels)
+    assert not joinable(logits[..., 0, 0, 0], target[..., 0, 0, 0], labels)
+    assert not joinable(logits, target, regions)
+    assert not joinable(logits, target.expand_as(logits), ignoring)
+    assert not joinable(logits[:0], target[:0], labels)
 
 
 @pytest.mark.parametrize("term", [ML1ACELoss, NACLLoss, SVLSLoss])

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_calib.losses import ml1_ace_loss, nacl_loss, svls_loss
-from nnunet_calib.losses.fused import fused_loss
 from tests.losses.conftest import value_and_gradient
-from tests.losses.plain import plain_loss
+from tests.losses.plain import fused_loss, plain_loss
 from tests.properties.strategies import FEW, IGNORED, SAME, Made, volumes
 
 LOSSES = pytest.mark.parametrize("loss", [ml1_ace_loss, nacl_loss, svls_loss], ids=lambda loss: loss.__name__)

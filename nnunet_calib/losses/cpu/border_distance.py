@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
-from nnunet_calib.losses.borders import Borders
-from nnunet_calib.losses.pieces import own_entries
+from nnunet_calib.losses.cpu.autocast import custom_bwd, custom_fwd
+from nnunet_calib.losses.cpu.borders import Borders
+from nnunet_calib.losses.cpu.pieces import own_entries
 from nnunet_calib.losses.targets import as_int32, positions
 
 PIECE = 2**18  # logits worked on at a time: with their distances, 2 MiB
@@ -104,3 +104,13 @@ class DistanceToBorders(torch.autograd.Function):
                 d_part.add_(derivative, alpha=scale)
         result.view(-1).scatter_add_(0, at, change.mul(scale))
         return result, None, None
+
+
+def distance_to_borders(logits: Tensor, borders: Borders, *, squared: bool) -> tuple[Tensor, Tensor]:
+    """Return the logits, to go on with, and their mean distance from the labels.
+
+    Compute other losses from the returned logits: their gradient then passes through, and no second one of full size
+    is allocated. The logits are at least float32.
+    """
+    z, total = DistanceToBorders.apply(logits.flatten(2).contiguous(), borders, squared)
+    return z.view(logits.shape), (total / max(borders.count * logits.shape[1], 1)).to(logits.dtype)

@@ -1,4 +1,4 @@
-"""The sums of `fused` where there are two classes: then everything follows from one number for each voxel.
+"""The sums of `voxel_sums` where there are two classes: then everything follows from one number for each voxel.
 
 Let y be a voxel's class, r the probability of the other one, s = 1 where y = 0 and -1 where y = 1. With the logits z,
 
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
-from nnunet_calib.losses.piece_bins import BinSums, Chunks
-from nnunet_calib.losses.pieces import MARGIN, Piece, few, pieces, sum_of
+from nnunet_calib.losses.cpu.autocast import custom_bwd, custom_fwd
+from nnunet_calib.losses.cpu.bin_sums import BinSums, Chunks
+from nnunet_calib.losses.cpu.pieces import MARGIN, Piece, few, pieces, sum_of
 
 FACTORS = 32  # probabilities of at least 1/2 in a product
 
@@ -76,7 +76,7 @@ class TwoClassSums(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
-        """What `fused.VoxelSums` returns, for C = 2."""
+        """What `voxel_sums.SoftmaxSums` returns, for C = 2."""
         images = len(logits)
         nll = torch.zeros((), dtype=torch.float64)
         number, other = (nll.new_zeros((images, 2)) for _ in range(2))  # voxels of a class, and the sum of their r

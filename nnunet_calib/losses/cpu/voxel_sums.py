@@ -1,4 +1,4 @@
-"""Dice + cross-entropy + mL1-ACE in one pass over the voxels, on a CPU, for softmax heads.
+"""The sums for Dice, cross-entropy and mL1-ACE in one pass over the voxels, on a CPU, for softmax heads.
 
 One after the other, these three losses run the softmax twice, expand the labels to C-channel maps, and keep several
 times the memory of the logits for their gradients. Yet all that they need of the voxels are a few sums over each image:
@@ -7,10 +7,10 @@ times the memory of the logits for their gradients. Yet all that they need of th
     cross-entropy               sum of -log p_y, y being a voxel's own class
     mL1-ACE                     for each class and bin: number of voxels, sum of p_c, voxels of class c
 
-So `VoxelSums` computes these sums, and `fused_loss` writes the losses down as formulas of small tensors, which autograd
-differentiates. What comes back to its `backward` is the derivative with respect to each sum: a number per class, a
-number per class and bin. The derivative u_c with respect to a voxel's probability p_c is the total over the sums that
-p_c was added to, hence a look-up by class and bin, and the softmax makes p_c (u_c - sum_k p_k u_k) of it. The
+So `SoftmaxSums` computes these sums, and `losses.joined` writes the losses down as formulas of small tensors, which
+autograd differentiates. What comes back to its `backward` is the derivative with respect to each sum: a number per
+class, a number per class and bin. The derivative u_c with respect to a voxel's probability p_c is the total over the
+sums that p_c was added to, hence a look-up by class and bin, and the softmax makes p_c (u_c - sum_k p_k u_k) of it. The
 cross-entropy adds p_c - 1[c = y] times its own derivative.
 
 What makes it fast and small:
@@ -23,12 +23,12 @@ What makes it fast and small:
 - **Sure voxels.** Where p_y > 1 - 1 / M, p_y lies in the last bin and all other p_c in the first: their sums follow
   from the sums over all voxels. A trained network is sure of nearly all voxels; only the others, the unsure, are copied
   out and binned one by one. Where a network is sure of little, the whole piece is binned as it lies.
-- **Rows.** What is binned has a row for each class, and `piece_bins` adds up, and looks up, all rows at once.
+- **Rows.** What is binned has a row for each class, and `bin_sums` adds up, and looks up, all rows at once.
 - **Few logarithms**: one for the product of four p_y.
 - **Flat indices.** The p_y are picked out, and the gradient's share of y is added, by their places in the flattened
   tensor, several times as fast as with `gather` and `scatter` along the classes.
 - **Ignored voxels** get p = 0 and a class of their own, whose sums nobody reads.
-- **Two classes** need no softmax, only one number for each voxel: `two_classes` has the same sums in half the time.
+- **Two classes** need no softmax, only one number for each voxel: `two_class_sums` has the same sums in half the time.
 
 The plain composition is the reference: tests/losses/test_fused.py holds this file to it.
 """
@@ -43,12 +43,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from nnunet_calib.losses.autocast import custom_bwd, custom_fwd
-from nnunet_calib.losses.bins import AbsentClasses, Reduction, error_of_sums
-from nnunet_calib.losses.piece_bins import BinSums, Chunks
-from nnunet_calib.losses.pieces import MARGIN, Piece, few, pieces, sum_of
-from nnunet_calib.losses.targets import at_least_float32
-from nnunet_calib.losses.two_classes import TwoClassSums
+from nnunet_calib.losses.cpu.autocast import custom_bwd, custom_fwd
+from nnunet_calib.losses.cpu.bin_sums import BinSums, Chunks
+from nnunet_calib.losses.cpu.pieces import MARGIN, Piece, few, pieces, sum_of
 
 FACTORS = 4  # p_y in a product
 UNDERFLOW = 1e-9  # below, -log p_y is taken from the logits; a product of four is a normal float32
@@ -71,7 +68,7 @@ def _of_class(table: Tensor, row: Tensor) -> Tensor:
     return table.reshape(-1).index_select(0, (row + first[:, None]).view(-1)).view(len(row), 1, -1)
 
 
-class VoxelSums(torch.autograd.Function):
+class SoftmaxSums(torch.autograd.Function):
     """The sums over the voxels that count."""
 
     @staticmethod
@@ -191,59 +188,3 @@ class VoxelSums(torch.autograd.Function):
             flat, own = piece.own(p)
             flat.index_add_(0, own, of_true.view(-1))
         return p, None, None, None
-
-
-def voxel_sums(logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None) -> tuple[Tensor, ...]:
-    """What `VoxelSums.forward` returns, computed as suits the number of classes."""
-    return (TwoClassSums if logits.shape[1] == 2 else VoxelSums).apply(logits, labels, num_bins, ignore_label)
-
-
-def fused_loss(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    weight_ce: float = 1.0,
-    weight_dice: float = 1.0,
-    batch_dice: bool = False,
-    smooth: float = 1e-5,
-    weight_ml1_ace: float = 1.0,
-    num_bins: int = 20,
-    reduction: Reduction = "ace",
-    absent_classes: AbsentClasses = "skip",
-    ignore_label: int | None = None,
-) -> Tensor:
-    r"""Weighted sum of cross-entropy, Dice loss without background, and mL1-ACE with hard bins.
-
-    .. math:: - \frac{w_{CE}}{N} \sum_i \log p_{i, y_i} + w_{ACE} \, \mathrm{ACE}
-        - w_{Dice} \, \mathrm{mean}_{b, c > 0} \frac{2 \sum_{i: y_i = c} p_{i,c} + s}{\sum_i p_{i,c} + n_c + s}
-
-    Args:
-        logits: (B, C, *spatial) on a CPU, C at least 2.
-        target: labels (B, 1, *spatial).
-        weight_ce: factor of the cross-entropy, a mean over the voxels that count.
-        weight_dice: factor of the Dice loss, which is the negative of the coefficient.
-        batch_dice: take the Dice coefficient of the whole batch rather than of each image.
-        smooth: s.
-        weight_ml1_ace: factor of mL1-ACE; 0 leaves it out.
-        num_bins: of mL1-ACE, as the next two: see `ml1_ace_loss`.
-        reduction: "ace", "ece" or "mce".
-        absent_classes: "skip", "zero" or "keep".
-        ignore_label: voxels with this label are left out.
-
-    Returns:
-        A scalar in at least float32. It can be differentiated once.
-
-    Raises:
-        ValueError: for a label that has no class.
-    """
-    bins, logits = num_bins if weight_ml1_ace else 0, at_least_float32(logits)
-    sums = voxel_sums(logits.flatten(2), target.flatten(1), bins, ignore_label)
-    nll, total, of_true, number, probability, weight, positive = sums
-    voxels = number.sum()
-    if batch_dice:
-        total, of_true, number = (x.sum(0, keepdim=True) for x in (total, of_true, number))
-    dice = (2 * of_true + smooth) / (number + total + smooth).clamp_min(1e-8)
-    loss = weight_ce * nll / voxels.clamp_min(1) - weight_dice * dice[:, 1:].mean()
-    if bins:
-        loss = loss + weight_ml1_ace * error_of_sums(weight, probability, positive, 1, reduction, absent_classes)
-    return loss.to(logits.dtype)

@@ -25,8 +25,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.neighbourhood import KernelSize, check_sigma, sizes_per_axis
-from nnunet_calib.losses.targets import at_least_float32, check_shapes, label_error, positions
+from nnunet_calib.losses.neighbourhood import KernelSize, sizes_per_axis
+from nnunet_calib.losses.targets import at_least_float32, label_error, positions
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,8 @@ def find_borders(
         ignore_label: voxels with this label have no soft label and are no neighbours.
 
     Raises:
-        ValueError: for shapes that do not belong together, for a label that has no class, and for a sigma below 0.1.
+        ValueError: for a label that has no class.
     """
-    check_shapes(logits, target, regions=False, ignore_label=ignore_label)
-    if sigma is not None:
-        check_sigma(sigma)
     classes, voxels, labels, valid = logits.shape[1], target[0].numel(), target[:, 0], None
     if ignore_label is not None and (ignored := labels == ignore_label).any():
         labels, valid = labels.masked_fill(ignored, 0), ~ignored

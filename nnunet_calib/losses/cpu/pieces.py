@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.piece_bins import CHUNK
+from nnunet_calib.losses.cpu.bin_sums import CHUNK
 from nnunet_calib.losses.targets import as_int32, label_error, positions
 
 PIECE = 2**20  # probabilities in a piece: 4 MiB

@@ -14,7 +14,7 @@ AbsentClasses = Literal["skip", "zero", "keep"]
 MIN_SOFT_BIN_WEIGHT = 0.01
 
 # A gap below this is the rounding of its sums, whose sign would change with the order in which they are summed.
-ROUNDING = 1e-12
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def error_of_sums(
@@ -29,7 +29,7 @@ def error_of_sums(
     # in the negative: a NaN, which is in no order, must count, or the loss would hide it
     filled = ~(weight < least)
     difference = positive - probability
-    difference = difference.masked_fill(difference.abs() <= ROUNDING * weight, 0)
+    difference = difference.masked_fill(difference.abs() <= ROUNDING[weight.dtype] * weight, 0)
     gap = torch.where(filled, difference.abs() / weight.clamp_min(MIN_SOFT_BIN_WEIGHT), 0)
     if reduction == "ace":
         error = gap.sum(2) / filled.sum(2).clamp_min(1)
