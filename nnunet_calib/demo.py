@@ -50,7 +50,9 @@ import nnunet_calib.trainers
 
 class Short:
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(
+            plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device
+        )
         self.num_epochs = {EPOCHS}
         self.num_iterations_per_epoch = 20
         self.num_val_iterations_per_epoch = 3

@@ -29,12 +29,15 @@ class StudyMixin:
 
     first_seed = settings.SEED
 
-    # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added.
+    # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added. They are passed on by
+    # name, as nnU-Net does.
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(
+            plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device
+        )
         study = settings.chosen()
         self.num_epochs = study.epochs
         self.num_iterations_per_epoch = study.iterations

@@ -98,9 +98,13 @@ def plan_kernel_size(kernel_size: int, configuration: ConfigurationManager) -> i
     """The neighbourhood that fits a plan: 1 along the axes that the network's first stage does not convolve.
 
     nnU-Net plans (1, 3, 3) for anisotropic spacing, where the next slice is no neighbour. Plans that name no kernel
-    sizes (transformers) get the same size on every axis.
+    sizes (transformers), or no architecture (trainers that build a network of their own), get the same size on every
+    axis.
     """
-    stages = configuration.network_arch_init_kwargs.get("kernel_sizes")
+    try:
+        stages = configuration.network_arch_init_kwargs.get("kernel_sizes")
+    except KeyError:
+        return kernel_size
     if not stages or isinstance(stages, int) or isinstance(stages[0], int):
         return kernel_size
     return tuple(kernel_size if k > 1 else 1 for k in stages[0])

@@ -6,7 +6,7 @@ output resolutions, its handling of DDP and of torch.compile, and whatever a tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,34 +89,58 @@ class LossWithTerm(nn.Module):
 
     Inside deep supervision, output and target are tensors, and the term takes part at every resolution. Around it they
     are lists, from the full resolution down, and the term sees the first. Where nnU-Net's own loss is recognised, all
-    is computed at once.
+    is computed at once. The base may be any function, and take more than these two.
+
+    Attributes:
+        called: whether it has been.
     """
 
-    def __init__(self, base: nn.Module, term: nn.Module, weight: float) -> None:
+    called = False
+
+    def __init__(self, base: Callable[..., Tensor], term: nn.Module, weight: float) -> None:
         super().__init__()
         self.base = base
         self.term = term
         self.weight = weight
 
-    def forward(self, net_output: Outputs, target: Outputs) -> Tensor:
-        """Return the sum of both."""
-        if isinstance(net_output, Tensor) and isinstance(target, Tensor):
+    def forward(self, net_output: Outputs, target: Outputs, *more: Any, **named: Any) -> Tensor:
+        """Return the sum of both; what is given besides is for the base alone."""
+        first, self.called = not self.called, True
+        if isinstance(net_output, Tensor) and isinstance(target, Tensor) and not more and not named:
             loss = self._at_once(net_output, target)
             if loss is not None:
                 return loss
-        loss = self.base(net_output, target)
-        if self.weight == 0:
-            return loss
-        if not isinstance(net_output, Tensor):
-            net_output, target = net_output[0], target[0]
-        return loss + self.weight * self.term(net_output, target)
+        loss = self.base(net_output, target, *more, **named)
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"expected a tensor from {_name(self.base)}, to which {_name(self.term)} is added, got {_name(loss)}: "
+                f"return the sum of its parts, or train with nnUNetTrainerCalib, which adds nothing"
+            )
+        if self.weight != 0:
+            return loss + self.weight * self._of_term(net_output, target)
+        if first:  # whether it can be computed is to be known in the first step, not when its warm-up begins
+            with torch.no_grad():
+                self._of_term(net_output, target)
+        return loss
+
+    def _of_term(self, net_output: Any, target: Any) -> Tensor:
+        """Return the term's value; TypeError, in one sentence, for what is no output and target of nnU-Net's."""
+        try:
+            return self.term(*(x if isinstance(x, Tensor) else x[0] for x in (net_output, target)))
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise TypeError(
+                f"expected a loss to be given logits and labels as nnU-Net's are, got {_name(net_output)} and "
+                f"{_name(target)}, from which {_name(self.term)} cannot be computed ({error!r}): train with "
+                f"nnUNetTrainerCalib, which adds nothing"
+            ) from error
 
     def _at_once(self, net_output: Tensor, target: Tensor) -> Tensor | None:
         """Return the sum, computed at once with the terms of losses below, or None where that cannot be done."""
         # looked up in each call: a mixin or a trainer may yet change the base (SVLS, torch.compile)
-        base: nn.Module = self
+        base: Callable[..., Tensor] = self
         terms = []
         while isinstance(base, LossWithTerm):
+            base.called = True
             if base.weight != 0:
                 terms.append((base.term, base.weight))
             base = base.base
@@ -130,11 +154,17 @@ class LossWithTerm(nn.Module):
         return f"weight={self.weight}"
 
 
-def add_term(base: nn.Module, term: nn.Module, weight: float, *, every_resolution: bool = True) -> nn.Module:
+def _name(thing: Any) -> str:
+    return str(getattr(thing, "__name__", type(thing).__name__))
+
+
+def add_term(
+    base: Callable[..., Tensor], term: nn.Module, weight: float, *, every_resolution: bool = True
+) -> nn.Module:
     """Add weight * term to an nnU-Net loss.
 
     Args:
-        base: what an nnU-Net trainer's `_build_loss()` returned, with or without deep supervision.
+        base: what a trainer's `_build_loss()` returned, with or without nnU-Net's deep supervision; a module or not.
         term: loss of (logits, target) in nnU-Net's target convention.
         weight: factor of the term, at least 0.
         every_resolution: let the term take part at every resolution, with nnU-Net's own weights; else only at the full
@@ -154,7 +184,7 @@ def add_term(base: nn.Module, term: nn.Module, weight: float, *, every_resolutio
     return base
 
 
-def replace_cross_entropy(base: nn.Module, term: nn.Module | None, num_heads: int = 1) -> nn.Module:
+def replace_cross_entropy(base: Callable[..., Tensor], term: nn.Module | None, num_heads: int = 1) -> nn.Module:
     """Put a term in the place of the CE (or BCE) of nnU-Net's Dice + CE loss; the Dice term stays as it is.
 
     The term gets the scale of what it replaces: nnU-Net's BCE with an ignore label sums over the heads, where without
@@ -181,7 +211,7 @@ def replace_cross_entropy(base: nn.Module, term: nn.Module | None, num_heads: in
     if not isinstance(base, DC_and_CE_loss | DC_and_BCE_loss):
         raise TypeError(
             f"expected nnU-Net's Dice + cross-entropy loss, whose cross-entropy is to be replaced, got "
-            f"{type(base).__name__}: use a trainer that keeps nnU-Net's own loss, or another calibration loss"
+            f"{_name(base)}: use a trainer that keeps nnU-Net's own loss, or another calibration loss"
         )
     weight, base.weight_ce, base.ce = base.weight_ce, 0, NoTerm()
     if isinstance(base, DC_and_BCE_loss) and base.use_ignore_label:

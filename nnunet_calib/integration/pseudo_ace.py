@@ -2,6 +2,7 @@
 
 nnU-Net's validation step returns neither the network's output nor the target, but its loss gets both. A forward hook on
 the loss, there only during a validation step, sees them: no second forward pass, and none of nnU-Net's code repeated.
+A loss that is no module, or that is not called, cannot be watched: then there is no value.
 
 Like the pseudo Dice it is measured on patches, of which nnU-Net centres a part on foreground, and all their voxels are
 pooled: it shows how a training goes and is not the ACE of the cases, which follows after the training.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,10 @@ MEAN, PER_CLASS = "mean_fg_pseudo_ace", "pseudo_ace_per_class_or_region"
 # Every so many voxels one is measured, which keeps the cost below 1 % of a validation step on a CPU. A prime, and
 # another first voxel in each step, so that no plane of the patches is preferred.
 STRIDE = 17
+
+
+class UnwatchedLoss(Exception):
+    """A trainer's loss that does not let its output and target be seen."""
 
 
 class PatchSums:
@@ -122,33 +127,36 @@ class PseudoACEMixin(Trainer):
                     manager.num_segmentation_heads, manager.has_regions, manager.ignore_label, self.device
                 )
 
-    def validation_step(self, batch: dict) -> dict:
+    def validation_step(self, *arguments: Any, **named: Any) -> dict:
         """nnU-Net's, while a hook sees what the loss is given."""
         hook = None
         if self._patch_sums is not None:
             with self._costing_no_training():
-                hook = self.loss.register_forward_hook(self._add_patches)
+                if not isinstance(self.loss, nn.Module):
+                    raise UnwatchedLoss(f"the loss is a {type(self.loss).__name__}, and only a module can be watched")
+                hook = self.loss.register_forward_hook(self._add_patches, with_kwargs=True)
         try:
-            return super().validation_step(batch)
+            return super().validation_step(*arguments, **named)
         finally:
             if hook is not None:
                 hook.remove()
 
-    def _add_patches(self, loss: nn.Module, arguments: tuple[Any, ...], value: Any) -> None:
+    def _add_patches(self, loss: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], value: Any) -> None:
         with self._costing_no_training():
             assert self._patch_sums is not None
+            given = (*arguments, *named.values())[:2]
             # with deep supervision lists, from the full resolution down
-            self._patch_sums.add(*(x[0] if isinstance(x, list | tuple) else x for x in arguments[:2]))
+            self._patch_sums.add(*(x[0] if isinstance(x, list | tuple) else x for x in given))
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+    def on_validation_epoch_end(self, *arguments: Any, **named: Any) -> None:
         """nnU-Net's, and the pseudo ACE of the epoch."""
-        super().on_validation_epoch_end(val_outputs)
+        super().on_validation_epoch_end(*arguments, **named)
         with self._costing_no_training():
             if self.measure_pseudo_ace:
                 self._log_pseudo_ace(self._gathered_pseudo_ace())
             else:
                 for key in (MEAN, PER_CLASS):  # a checkpoint may bring some: progress.png ends with the shortest list
-                    self.logger.local_logger.my_fantastic_logging.pop(key, None)
+                    self._logged_lists().pop(key, None)
         self._tell_failure()
 
     def on_epoch_end(self) -> None:
@@ -166,6 +174,8 @@ class PseudoACEMixin(Trainer):
         mine: Any = None
         with self._costing_no_training():
             assert self._patch_sums is not None
+            if self._patch_sums.steps == 0:
+                raise UnwatchedLoss("no validation step has called the loss")
             mine = self._patch_sums.sums.cpu().numpy()
         found = [self._pseudo_ace_failure or mine]
         if self.is_ddp:  # as nnU-Net gathers its Dice; a rank that failed must take part too
@@ -176,28 +186,40 @@ class PseudoACEMixin(Trainer):
             return [math.nan] * (self.label_manager.num_segmentation_heads - (not self.label_manager.has_regions))
         return pseudo_ace(np.sum(found, 0)).tolist()
 
+    def _logged_lists(self) -> dict[str, list]:
+        """Return what nnU-Net's logger keeps of every epoch; nothing if the trainer has another logger."""
+        return getattr(getattr(self.logger, "local_logger", None), "my_fantastic_logging", {})
+
     def _log_pseudo_ace(self, per_class: list[float]) -> None:
-        values = self.logger.local_logger.my_fantastic_logging
+        defined = [value for value in per_class if not math.isnan(value)]
+        values = {MEAN: sum(defined) / len(defined) if defined else math.nan, PER_CLASS: per_class}
+        lists = self._logged_lists()
         for key, missing in ((MEAN, math.nan), (PER_CLASS, [math.nan] * len(per_class))):
             # one value an epoch, says nnU-Net, and the checkpoint of a training without this has none
-            logged = values.setdefault(key, [])
+            logged = lists.setdefault(key, [])
             logged.extend([missing] * (self.current_epoch - len(logged)))
-        defined = [value for value in per_class if not math.isnan(value)]
-        self.logger.log(MEAN, sum(defined) / len(defined) if defined else math.nan, self.current_epoch)
-        self.logger.log(PER_CLASS, per_class, self.current_epoch)
         self.print_to_log_file("Pseudo ACE", [round(value, 4) for value in per_class])
+        try:
+            for key, value in values.items():
+                self.logger.log(key, value, self.current_epoch)
+        finally:  # another of its loggers may fail before a list has its value: progress.png ends with the shortest
+            for key, value in values.items():
+                lists[key][self.current_epoch :] = [value]
 
     @contextmanager
     def _costing_no_training(self) -> Iterator[None]:
         try:
             yield
-        except Exception:
-            self._pseudo_ace_failure = traceback.format_exc()
+        except Exception as error:
+            told = str(error) if isinstance(error, UnwatchedLoss) else f"\n{traceback.format_exc()}"
+            # the first is the cause of what follows in an epoch
+            self._pseudo_ace_failure = self._pseudo_ace_failure or told
 
     def _tell_failure(self) -> None:
         if self._pseudo_ace_failure and not self._pseudo_ace_failure_told:
             self._pseudo_ace_failure_told = True
-            self.print_to_log_file(
-                f"The pseudo ACE could not be measured, logged or drawn; nnU-Net goes on. Said once, the reason:\n"
-                f"{self._pseudo_ace_failure}"
-            )
+            with suppress(Exception):  # not even telling costs a training
+                self.print_to_log_file(
+                    f"The pseudo ACE could not be measured, logged or drawn; nnU-Net goes on. Said once, the reason: "
+                    f"{self._pseudo_ace_failure}"
+                )

@@ -18,6 +18,7 @@ import torch
 
 from nnunet_calib.integration.labels import LABEL, check_dataset
 from nnunet_calib.integration.lookup import find_trainer
+from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.json_files import NAME, read_json
 
 
@@ -48,9 +49,12 @@ def remade_trainer(model_folder: Path, fold: int | str, device: torch.device) ->
     with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:
         # nnU-Net reads the variable whenever it needs the folder
         with _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
-            trainer = trainer_class(plans | {"continue_training": False}, configuration, fold, dataset, device)
+            trainer = _made(
+                trainer_class, plans=plans | {"continue_training": False}, configuration=configuration, fold=fold,
+                dataset_json=dataset, device=device,
+            )  # fmt: skip
         previous = trainer.folder_with_segs_from_previous_stage
-        if previous is not None:
+        if previous is not None and Path(previous).is_relative_to(scratch):
             trainer.folder_with_segs_from_previous_stage = str(
                 model_folder.parents[1] / Path(previous).relative_to(scratch)
             )
@@ -64,6 +68,23 @@ def preprocess_command(trainer: Any) -> str:
         f"make them again with nnUNetv2_preprocess -d {plans.dataset_name} -plans_name {plans.plans_name} -c "
         f"{trainer.configuration_name}"
     )
+
+
+def _made(trainer_class: type, **arguments: Any) -> Any:
+    """Return a trainer, made as nnUNetv2_train makes it: with its arguments by name.
+
+    Raises:
+        ValueError: in one sentence, if its constructor fails.
+    """
+    try:
+        return trainer_class(**arguments)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of a constructor of other people, whatever it may raise
+        raise ValueError(
+            f"expected nnU-Net to make {trainer_class.__name__}, got {type(error).__name__} ({last_line(error)}): mend "
+            f"its __init__, which nnUNetv2_train calls with plans, configuration, fold, dataset_json and device by name"
+        ) from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def scheduled_weight(
         \text{constant: } \lambda, \quad \text{add: } \lambda + r e, \quad \text{multiply: } \lambda r^e, \quad
         \text{step: } \lambda r^{\lfloor e / n \rfloor}
 
-    each but the first capped at the maximum.
+    each but the first capped at the maximum, which is also taken where floats end.
 
     Args:
         weight: lambda, in epoch 0.
@@ -31,12 +31,15 @@ def scheduled_weight(
     """
     if schedule == "constant":
         return weight
-    if schedule == "add":
-        return min(weight + rate * epoch, maximum)
-    if schedule == "multiply":
-        return min(weight * rate**epoch, maximum)
-    if schedule == "step" and every >= 1:
-        return min(weight * rate ** (epoch // every), maximum)
+    try:
+        if schedule == "add":
+            return min(weight + rate * epoch, maximum)
+        if schedule == "multiply":
+            return min(weight * float(rate) ** epoch, maximum)
+        if schedule == "step" and every >= 1:
+            return min(weight * float(rate) ** (epoch // every), maximum)
+    except OverflowError:  # late in a long training
+        return maximum if weight > 0 else weight
     raise ValueError(
         f"expected the schedule to be constant, add, multiply or step (with at least one epoch a step), got "
         f"{schedule!r} with {every}"

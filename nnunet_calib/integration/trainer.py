@@ -8,7 +8,10 @@ the figures: `class MyTrainer(nnUNetTrainerNACL, nnUNetTrainerDA5)`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,8 @@ import torch
 from torch import nn
 
 from nnunet_calib.integration.labels import check_dataset, plan_kernel_size
-from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_entropy
+from nnunet_calib.integration.loss import LossWithTerm, NoTerm, add_term, replace_cross_entropy
+from nnunet_calib.integration.loss_parts import missing_terms, parts
 from nnunet_calib.integration.pseudo_ace import PseudoACEMixin
 from nnunet_calib.integration.schedule import Schedule, scheduled_weight, warmed_up
 from nnunet_calib.integration.validation import measured_validation
@@ -41,60 +45,125 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         measure_validation: off, the validation is exactly nnU-Net's.
         draw_figures: called with the calibration folder once its files are written; None draws nothing.
         hyperparameters: names of the class attributes that a mixin adds.
+        promised_terms: what a mixin puts into the loss.
     """
 
     measure_validation = True
     draw_figures: Callable[[Path], None] | None = None
     hyperparameters: tuple[str, ...] = ()
+    promised_terms: tuple[type[nn.Module], ...] = ()
+    _has_trained = False
+    _missing_told = False
 
-    # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added.
+    # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added. They are passed on by
+    # name, as nnU-Net does: another trainer may have them in another order, or more of them.
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = CUDA
     ) -> None:
         check_dataset(dataset_json)
         wanted = "expected a results folder that can be written, got {} for {}: set nnUNet_results to another"
         try:
-            super().__init__(plans, configuration, fold, dataset_json, device)
+            super().__init__(
+                plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device
+            )
         except OSError as error:
             raise OSError(wanted.format(error.strerror, error.filename)) from error
         # nnU-Net goes on if it cannot write its log, and would lose the first checkpoint
-        if not os.access(self.output_folder, os.W_OK):
+        if os.path.isdir(self.output_folder) and not os.access(self.output_folder, os.W_OK):
             raise OSError(wanted.format("no permission to write", self.output_folder))
 
     def initialize(self) -> None:
         """nnU-Net's, and tells the logger the hyperparameters of the calibration losses."""
         super().initialize()
-        self.logger.update_config({"calibration": self.calibration_hyperparameters()})
+        with self._failure_logged("The loggers were not told the calibration hyperparameters"):
+            self.logger.update_config({"calibration": self.calibration_hyperparameters()})
 
     def calibration_hyperparameters(self) -> dict[str, Any]:
         """Name and value of every hyperparameter that the mixins of this trainer have."""
-        names = [name for cls in reversed(type(self).__mro__) for name in vars(cls).get("hyperparameters", ())]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._of_all_mixins("hyperparameters")}
+
+    def _of_all_mixins(self, attribute: str) -> list[Any]:
+        """Return what the classes of this trainer list under a name, each once."""
+        return [*dict.fromkeys(x for cls in reversed(type(self).__mro__) for x in vars(cls).get(attribute, ()))]
 
     def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
         """Class of a loss term -> its weight in an epoch, of the terms whose weight changes."""
         return {}
 
     def on_train_start(self) -> None:
-        """Refuse a choice of losses that cannot be computed here, then nnU-Net's."""
+        """Refuse losses that cannot be computed here, then nnU-Net's; refuse a loss without what is promised.
+
+        `initialize` and what else comes before may have replaced it.
+        """
         losses_choice()
         super().on_train_start()
+        if self.current_epoch < self.num_epochs:
+            self._check_promised_terms()
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's, with the epoch's weights."""
+        self._check_promised_terms()
         super().on_train_epoch_start()
-        weights = self.term_weights(self.current_epoch)
-        for module in self.loss.modules():
-            if isinstance(module, LossWithTerm) and type(module.term) in weights:
-                module.weight = weights[type(module.term)]
+        with self._failure_logged("The weights of the calibration losses stay as they were"):
+            weights = self.term_weights(self.current_epoch)
+            for part in self._added_terms():
+                if type(part.term) in weights:
+                    part.weight = weights[type(part.term)]
+        self._has_trained = True
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+    def on_train_epoch_end(self, *arguments: Any, **named: Any) -> None:
+        """nnU-Net's; tells of a loss that no training step has called."""
+        super().on_train_epoch_end(*arguments, **named)
+        with self._failure_logged("It is unknown whether the calibration losses are trained with"):
+            if unused := [type(part.term).__name__ for part in self._added_terms() if not part.called]:
+                self._tell_missing(f"No training step has called the loss with {', '.join(unused)}")
+
+    def _added_terms(self) -> list[LossWithTerm]:
+        return [part for part in parts(self.loss) if issubclass(type(part), LossWithTerm)]
+
+    def _check_promised_terms(self) -> None:
+        """Raise ValueError if the loss lacks a promised term; once it has been trained with, tell it."""
+        missing: list[type[nn.Module]] = []
+        with self._failure_logged("The loss could not be searched for the calibration losses"):
+            missing = missing_terms(self.loss, self._of_all_mixins("promised_terms"))
+        if not missing:
+            return
+        promising = [cls for cls in type(self).__mro__ if {*missing} & {*vars(cls).get("promised_terms", ())}]
+        names = ", ".join(
+            term.__name__ + (" in the place of the cross-entropy" if term is NoTerm else "") for term in missing
+        )
+        if self._has_trained:
+            self._tell_missing(f"From epoch {self.current_epoch} on the loss is without {names}")
+            return
+        raise ValueError(
+            f"expected {names} in the loss that {type(self).__name__} trains with, found none in its "
+            f"{type(self.loss).__name__}: return that loss from _build_loss() of a class that comes after "
+            f"{promising[-1].__name__} in {type(self).__name__}.__mro__, so that the term is put into it, or derive "
+            f"from nnUNetTrainerCalib, which adds none and measures all the same"
+        )
+
+    def _tell_missing(self, what: str) -> None:
+        if not self._missing_told:
+            self._missing_told = True
+            with suppress(Exception):
+                self.print_to_log_file(f"{what}: this is not the calibrated training that the hyperparameters tell of")
+
+    @contextmanager
+    def _failure_logged(self, failure: str) -> Iterator[None]:
+        """Let nothing in here end a training; the log tells the failure."""
+        try:
+            yield
+        except Exception:
+            with suppress(Exception):  # not even telling does
+                self.print_to_log_file(f"{failure}; nnU-Net goes on. The reason:\n{traceback.format_exc()}")
+
+    def perform_actual_validation(self, *arguments: Any, **named: Any) -> None:
         """nnU-Net's, with each case measured in the worker that exports it."""
-        validate = super().perform_actual_validation
+        validate = partial(super().perform_actual_validation, *arguments, **named)
         if self.measure_validation:
-            measured_validation(self, validate, save_probabilities)
+            measured_validation(self, validate)
         else:
-            validate(save_probabilities)
+            validate()
 
     def _loss_mode(self) -> dict[str, Any]:
         """The options that follow from the dataset's labels."""
@@ -121,6 +190,7 @@ class NACLMixin(CalibrationMixin):
         "nacl_every_resolution", "nacl_schedule", "nacl_schedule_rate", "nacl_schedule_every", "nacl_max_weight",
         "nacl_warmup_epochs",
     )
+    promised_terms: tuple[type[nn.Module], ...] = (NACLLoss,)
 
     def _nacl_weight(self, epoch: int) -> float:
         return scheduled_weight(
@@ -150,6 +220,7 @@ class SVLSMixin(CalibrationMixin):
     svls_kernel_size = 3
     svls_sigma = 1.0
     hyperparameters: tuple[str, ...] = ("svls_kernel_size", "svls_sigma")
+    promised_terms: tuple[type[nn.Module], ...] = (SVLSLoss, NoTerm)
 
     def _build_loss(self) -> nn.Module:
         term = SVLSLoss(
@@ -161,6 +232,8 @@ class SVLSMixin(CalibrationMixin):
 
 class DiceOnlyMixin(CalibrationMixin):
     """Takes the cross-entropy out of the trainer's loss and leaves the Dice, ignore label included."""
+
+    promised_terms: tuple[type[nn.Module], ...] = (NoTerm,)
 
     def _build_loss(self) -> nn.Module:
         return replace_cross_entropy(super()._build_loss(), None)
@@ -181,6 +254,7 @@ class ML1ACEMixin(CalibrationMixin):
         "ml1_ace_weight", "ml1_ace_warmup_epochs", "ml1_ace_num_bins", "ml1_ace_reduction", "ml1_ace_binning",
         "ml1_ace_absent_classes", "ml1_ace_every_resolution", "ml1_ace_pool_with_batch_dice",
     )
+    promised_terms: tuple[type[nn.Module], ...] = (ML1ACELoss,)
 
     def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
         """That of mL1-ACE follows its warm-up."""

@@ -13,6 +13,7 @@ while it measures, nnU-Net's validation is run once more, without measuring.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import traceback
 from collections.abc import Callable, Iterator
@@ -66,7 +67,8 @@ def replaced(trainer: Any, **names: Any) -> Iterator[None]:
     at each call.
     """
     own = {name: nnUNetTrainer.perform_actual_validation.__globals__[name] for name in names}
-    spaces = [vars(cls)["perform_actual_validation"].__globals__ for cls in validating_classes(trainer)]
+    functions = [inspect.unwrap(vars(cls)["perform_actual_validation"]) for cls in validating_classes(trainer)]
+    spaces = [getattr(function, "__globals__", {}) for function in functions]
     found = [(space, name) for space in spaces for name in names if space.get(name) is own[name]]
     for space, name in found:
         space[name] = names[name]
@@ -93,26 +95,29 @@ def validating_classes(trainer: Any) -> list[type]:
 def _recorded_split(trainer: Any, validation_cases: list[str]) -> Iterator[None]:
     """Collects the cases that the trainer validates."""
     split = trainer.do_split
+    own = vars(trainer).get("do_split")
 
-    def recorded_split() -> tuple[list[str], list[str]]:
-        training, validation = split()
-        validation_cases[:] = list(validation)
-        return training, validation
+    def recorded_split(*arguments: Any, **named: Any) -> Any:
+        found = split(*arguments, **named)
+        validation_cases[:] = list(found[1])
+        return found
 
     trainer.do_split = recorded_split
     try:
         yield
     finally:
-        del trainer.do_split
+        if own is None:
+            del trainer.do_split
+        else:
+            trainer.do_split = own
 
 
-def measured_validation(trainer: Any, validate: Callable[[bool], None], save_probabilities: bool) -> None:
+def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
     """Run nnU-Net's validation and measure its cases; see the module's description.
 
     Args:
         trainer: an nnU-Net trainer with `CalibrationMixin`.
-        validate: nnU-Net's own `perform_actual_validation`.
-        save_probabilities: its argument (`--npz`).
+        validate: nnU-Net's own `perform_actual_validation`, with its arguments.
     """
     cases: list[str] = []
     measure: ExportAndMeasure | None = None
@@ -123,13 +128,13 @@ def measured_validation(trainer: Any, validate: Callable[[bool], None], save_pro
             stack.enter_context(_recorded_split(trainer, cases))
             stack.enter_context(replaced(trainer, **{EXPORT_NAME: measure}, **watched_workers()))
             started = True
-            validate(save_probabilities)
+            validate()
     except Exception:
         if started and trainer.is_ddp:  # the other ranks would wait for this one
             raise
         reason = "it stopped while cases were measured" if started else "measuring cannot start"
         _log_failure(trainer, f"{traceback.format_exc()}nnU-Net's validation is run without measuring, since {reason}.")
-        validate(save_probabilities)
+        validate()
     if trainer.local_rank != 0 or measure is None or not started:
         return
     folder = measure.calibration_folder
@@ -142,10 +147,10 @@ def measured_validation(trainer: Any, validate: Callable[[bool], None], save_pro
         if lost := [case for case in cases if case not in told and not case_file(folder, case).is_file()]:
             _log_failure(trainer, f"nothing was written of {some(lost)}: see above what the workers have printed")
         summary = write_fold(folder, cases, measure.heads, measure.model)
-        _report(trainer, summary, folder)
+        _print_headline(trainer, summary, folder)
         if trainer.draw_figures is not None:
             trainer.draw_figures(folder)
-            _show_figures(trainer, folder)
+        _tell_loggers(trainer, summary, folder)
     except Exception:
         _log_failure(trainer, traceback.format_exc())
 
@@ -163,13 +168,9 @@ def _measure_for(trainer: Any) -> ExportAndMeasure:
     )
 
 
-def _report(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
-    """The headline in nnU-Net's log, and in its other loggers."""
-    for name, metrics in summary["metrics"].items():
-        for metric, value in metrics["image"]["foreground_mean"].items():
-            trainer.logger.log_summary(f"final_val/calibration/{name}_{metric}", value)
+def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
+    """Write the headline into nnU-Net's log."""
     temperature = summary["temperature"]["temperature"]
-    trainer.logger.log_summary("final_val/calibration/temperature", temperature)
     before, after = (summary["metrics"][name]["image"] for name in ("uncalibrated", "calibrated"))
     trainer.print_to_log_file(
         f"Mean Validation Calibration: ACE {before['foreground_mean']['ace']:.4f}, NLL {before['nll']:.4f}; with "
@@ -178,12 +179,24 @@ def _report(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
     )
 
 
-def _show_figures(trainer: Any, folder: Path) -> None:
-    """The figures in the trainer's run at Weights & Biases, if it has one."""
-    for logger in trainer.logger.loggers:
-        if isinstance(logger, nnunet_logger.WandbLogger):
-            image = nnunet_logger.wandb.Image
-            logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in sorted(folder.glob("*.png"))})
+def _tell_loggers(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
+    """Give the numbers to the trainer's loggers, and the figures to its run at Weights & Biases, if it has one."""
+    values = {
+        f"{name}_{metric}": value
+        for name, metrics in summary["metrics"].items()
+        for metric, value in metrics["image"]["foreground_mean"].items()
+    }
+    try:
+        for name, value in (values | {"temperature": summary["temperature"]["temperature"]}).items():
+            trainer.logger.log_summary(f"final_val/calibration/{name}", value)
+        for logger in getattr(trainer.logger, "loggers", ()):
+            if isinstance(logger, nnunet_logger.WandbLogger):
+                image = nnunet_logger.wandb.Image
+                logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in sorted(folder.glob("*.png"))})
+    except Exception:
+        trainer.print_to_log_file(
+            f"{folder} is complete, but the trainer's loggers did not take it. The reason:\n{traceback.format_exc()}"
+        )
 
 
 def _log_failure(trainer: Any, details: str) -> None:

@@ -49,11 +49,12 @@ LEANS = (
         "self.dataset_class self.fold self.device self.loss self.network self.logger self.current_epoch "
         "self.local_rank self.is_ddp self.is_cascaded self.output_folder self.output_folder_base "
         "self.preprocessed_dataset_folder self.preprocessed_dataset_folder_base "
-        "self.folder_with_segs_from_previous_stage self.inference_allowed_mirroring_axes",
+        "self.folder_with_segs_from_previous_stage self.inference_allowed_mirroring_axes self.num_epochs",
     ),
     Lean(
         f"{TRAINER}.__init__(plans, configuration, fold, dataset_json, device)",
-        "the mixins' constructor has its arguments, which it looks up by name; a fold is validated by making it again",
+        "the mixins' constructor has its arguments, passed on by name as nnU-Net does, which looks them up by name; a "
+        "fold is validated by making it again",
         "inspect.signature locals() continue_training",
     ),
     Lean(f"{TRAINER}.initialize()", "the mixins tell the logger the hyperparameters afterwards", "self._build_loss()"),
@@ -62,7 +63,9 @@ LEANS = (
         f"{TRAINER}.build_network_architecture(plans_manager, configuration_manager, num_input_channels, "
         "num_output_channels, enable_deep_supervision)", "`bake` builds the network with it",
     ),
+    Lean(f"{TRAINER}.on_train_start()", "a loss without its term is refused there", "self.initialize()"),
     Lean(f"{TRAINER}.on_train_epoch_start()", "the NACL schedule sets the epoch's weight there"),
+    Lean(f"{TRAINER}.on_train_epoch_end(train_outputs)", "a term that no step has called is told there"),
     Lean(f"{TRAINER}.on_validation_epoch_start()", "the pseudo ACE begins there"),
     Lean(f"{TRAINER}.validation_step(batch)", "a hook on the loss sees the patches there", "self.loss"),
     Lean(f"{TRAINER}.on_validation_epoch_end(val_outputs)", "the pseudo ACE is logged there"),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_calib.integration.labels import Heads, check_dataset, plan_kernel_size
 from tests.nnunet.conftest import LABEL_MODES
@@ -98,3 +99,10 @@ def test_kernel_size(size, planned, expected):
 def test_kernel_size_of_other_architectures():
     """Plans without kernel sizes, as transformers have them."""
     assert plan_kernel_size(3, SimpleNamespace(network_arch_init_kwargs={})) == 3
+
+
+def test_kernel_size_without_an_architecture():
+    """Plans that name none: the trainer builds a network of its own."""
+    configuration = ConfigurationManager.__new__(ConfigurationManager)
+    configuration.configuration = {"patch_size": [24, 24]}
+    assert plan_kernel_size(3, configuration) == 3

@@ -33,7 +33,10 @@ def make(cls, world, configuration="3d_fullres", **changed):
     """A trainer of a class that no look-up finds; `changed` replaces entries of dataset.json, None removes them."""
     plans, dataset = (json.loads((world.preprocessed / f"{n}.json").read_text()) for n in (PLANS, "dataset"))
     dataset = {key: value for key, value in (dataset | changed).items() if value is not None}
-    return cls(plans | {"continue_training": False}, configuration, 0, dataset, torch.device("cpu"))
+    return cls(
+        plans=plans | {"continue_training": False}, configuration=configuration, fold=0, dataset_json=dataset,
+        device=torch.device("cpu"),
+    )  # fmt: skip
 
 
 class DiamondOfTrainers(nnUNetTrainerNACL, nnUNetTrainerDA5):

@@ -21,6 +21,15 @@ def test_by_hand(schedule, expected):
     assert weights == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(("schedule", "every"), [("multiply", 1), ("step", 1)])
+@pytest.mark.parametrize("rate", [10, 10.0])
+def test_overflow(schedule, every, rate):
+    """A weight beyond all floats, in a late epoch, is the largest allowed; nothing is still nothing."""
+    options = {"schedule": schedule, "rate": rate, "every": every, "maximum": 5}
+    assert scheduled_weight(0.1, 999, **options) == 5
+    assert scheduled_weight(0.0, 999, **options) == 0
+
+
 @pytest.mark.parametrize(("schedule", "every"), [("linear", 1), ("step", 0)])
 def test_refused(schedule, every):
     """In one sentence, when the loss is built, before the first epoch."""
