@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
@@ -113,7 +114,8 @@ class StepWithMore(nnUNetTrainer):
     def validation_step(self, batch, epoch):
         """No loss."""
         heads = self.label_manager.num_segmentation_heads - 1
-        return {"loss": 0.0, "tp_hard": [1.0] * heads, "fp_hard": [0.0] * heads, "fn_hard": [0.0] * heads}
+        tp, none = np.ones(heads), np.zeros(heads)
+        return {"loss": np.zeros(()), "tp_hard": tp, "fp_hard": none, "fn_hard": none}
 
     def on_validation_epoch_end(self, val_outputs, epoch):
         """nnU-Net's."""
