@@ -138,16 +138,18 @@ class LossWithTerm(nn.Module):
         """Return the sum, computed at once with the terms of losses below, or None where that cannot be done."""
         # looked up in each call: a mixin or a trainer may yet change the base (SVLS, torch.compile)
         base: Callable[..., Tensor] = self
-        terms = []
+        losses = []
         while isinstance(base, LossWithTerm):
-            base.called = True
-            if base.weight != 0:
-                terms.append((base.term, base.weight))
+            losses.append(base)
             base = base.base
+        terms = [(loss.term, loss.weight) for loss in losses if loss.weight != 0]
         described = describe(base, net_output.shape[1]) if terms and net_output.ndim > 1 else None
         if described is None or not joinable(net_output, target, described):
             return None
-        return joined_loss(net_output, target, described, reversed(terms))
+        value = joined_loss(net_output, target, described, reversed(terms))
+        for loss in losses if value is not None else ():
+            loss.called = True
+        return value
 
     def extra_repr(self) -> str:
         """Return the weight, which nnU-Net's debug.json then records."""

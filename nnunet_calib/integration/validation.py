@@ -148,9 +148,12 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
             _log_failure(trainer, f"nothing was written of {some(lost)}: see above what the workers have printed")
         summary = write_fold(folder, cases, measure.heads, measure.model)
         _print_headline(trainer, summary, folder)
+        with _loggers_that_may_fail(trainer, folder):
+            _tell_loggers(trainer, summary)
         if trainer.draw_figures is not None:
             trainer.draw_figures(folder)
-        _tell_loggers(trainer, summary, folder)
+            with _loggers_that_may_fail(trainer, folder):
+                _show_figures(trainer, folder)
     except Exception:
         _log_failure(trainer, traceback.format_exc())
 
@@ -179,20 +182,27 @@ def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None
     )
 
 
-def _tell_loggers(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
-    """Give the numbers to the trainer's loggers, and the figures to its run at Weights & Biases, if it has one."""
-    values = {
-        f"{name}_{metric}": value
-        for name, metrics in summary["metrics"].items()
-        for metric, value in metrics["image"]["foreground_mean"].items()
-    }
+def _tell_loggers(trainer: Any, summary: dict[str, Any]) -> None:
+    """Give the headline's numbers to the trainer's other loggers."""
+    for name, metrics in summary["metrics"].items():
+        for metric, value in metrics["image"]["foreground_mean"].items():
+            trainer.logger.log_summary(f"final_val/calibration/{name}_{metric}", value)
+    trainer.logger.log_summary("final_val/calibration/temperature", summary["temperature"]["temperature"])
+
+
+def _show_figures(trainer: Any, folder: Path) -> None:
+    """Show the figures in the trainer's run at Weights & Biases, if it has one."""
+    for logger in getattr(trainer.logger, "loggers", ()):
+        if isinstance(logger, nnunet_logger.WandbLogger):
+            image = nnunet_logger.wandb.Image
+            logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in sorted(folder.glob("*.png"))})
+
+
+@contextmanager
+def _loggers_that_may_fail(trainer: Any, folder: Path) -> Iterator[None]:
+    """Tell that a logger failed, which takes nothing from what is written."""
     try:
-        for name, value in (values | {"temperature": summary["temperature"]["temperature"]}).items():
-            trainer.logger.log_summary(f"final_val/calibration/{name}", value)
-        for logger in getattr(trainer.logger, "loggers", ()):
-            if isinstance(logger, nnunet_logger.WandbLogger):
-                image = nnunet_logger.wandb.Image
-                logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in sorted(folder.glob("*.png"))})
+        yield
     except Exception:
         trainer.print_to_log_file(
             f"{folder} is complete, but the trainer's loggers did not take it. The reason:\n{traceback.format_exc()}"

@@ -240,6 +240,17 @@ def test_failures_cost_nothing(monkeypatch):
         assert text in told
 
 
+def test_two_terms():
+    """Both count as called where they are computed at once, as they are when the warm-up is over."""
+
+    class Whole:
+        nacl_warmup_epochs = ml1_ace_warmup_epochs = 0
+
+    trainer = make(Whole, NACLMixin, ML1ACEMixin)
+    trainer.run_training()
+    assert trainer.log == ["epoch 0", "epoch 1"]
+
+
 class Format(nn.Module):
     """Returns something else than a tensor, in every epoch."""
 
