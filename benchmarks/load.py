@@ -26,18 +26,18 @@ from ct_case import SPACING, grid, network_logits, true_labels
 from scipy.special import softmax
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.integration.case_files import calibration_folder, case_file
 from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import ModelFolder, case_file
 
 DATASET, TRAINER, PLANS, CONFIGURATION = "Dataset001_Load", "nnUNetTrainerCalib", "nnUNetPlans", "3d_fullres"
 SIZE = (128, 208, 192)
 CLASSES, FOLDS, DISTINCT = 15, 5, 10
 
 
-def model_folder(root: Path) -> Path:
+def model_folder(root: Path) -> ModelFolder:
     """nnU-Net's folder of the model."""
-    return root / "results" / DATASET / f"{TRAINER}__{PLANS}__{CONFIGURATION}"
+    return ModelFolder.below(root / "results", DATASET, TRAINER, PLANS, CONFIGURATION)
 
 
 def measured(number: int, size: tuple[int, ...]) -> CaseStatistics:
@@ -54,21 +54,20 @@ def make(root: Path, cases: int, size: tuple[int, ...]) -> None:
     folder = model_folder(root)
     names = tuple(str(c) for c in range(CLASSES))
     heads = asdict(Heads(names, ("background", *(f"organ {c}" for c in names[1:])), None, None))
-    identity = {"dataset": DATASET, "trainer": TRAINER, "plans": PLANS, "configuration": CONFIGURATION}
-    models = [{**identity, "fold": fold, "weights_sha256": f"weights {fold}"} for fold in range(FOLDS)]
+    models = [{**folder.identity, "fold": fold, "weights_sha256": f"weights {fold}"} for fold in range(FOLDS)]
     for fold in range(FOLDS):
-        (calibration_folder(folder, fold) / "cases").mkdir(parents=True, exist_ok=True)
+        (folder.calibration(fold) / "cases").mkdir(parents=True, exist_ok=True)
     for number in range(DISTINCT):
         statistics = measured(number, size)
         for case in range(number, cases, DISTINCT):
             name, model = f"case_{case:06}", models[case % FOLDS]
-            path = case_file(calibration_folder(folder, case % FOLDS), name)
+            path = case_file(folder.calibration(case % FOLDS), name)
             replace(statistics, cases=(name,), model=model).save(path)
         print(f"{number + 1} of {DISTINCT} cases measured and copied", flush=True)
     for fold, model in enumerate(models):
         rows = [{"case": f"case_{case:06}"} for case in range(fold, cases, FOLDS)]
         summary = {"format_version": FORMAT_VERSION, "model": model, "heads": heads, "missing_cases": []}
-        (calibration_folder(folder, fold) / "summary.json").write_text(json.dumps(summary | {"metric_per_case": rows}))
+        (folder.calibration(fold) / "summary.json").write_text(json.dumps(summary | {"metric_per_case": rows}))
 
 
 def run(root: Path) -> None:

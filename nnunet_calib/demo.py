@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from nnunet_calib.demo_truth import against_truth, of_truth, table
 from nnunet_calib.files import write_json
-from nnunet_calib.integration.crossval import crossval_folder
 from nnunet_calib.integration.lookup import trainers_folder
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.synthetic import synthetic_case
 
 DATASET = "Dataset999_CalibrationDemo"
@@ -144,8 +144,8 @@ def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iter
         raise OSError(f"expected {command[0]} to end well, it ended with status {process.returncode}: see {log}")
 
 
-def _model_folder(folder: Path, trainer: str) -> Path:
-    return folder / "nnUNet_results" / DATASET / f"{trainer}__{PLANS}__3d_fullres"
+def _model_folder(folder: Path, trainer: str) -> ModelFolder:
+    return ModelFolder.below(folder / "nnUNet_results", DATASET, trainer, PLANS, "3d_fullres")
 
 
 def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[int] = FOLDS) -> None:
@@ -199,13 +199,13 @@ def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[i
         deque(_run(compare, folder / "logs" / "compare.txt", environment), 0)
 
     models = {trainer: _model_folder(folder, trainer + SHORT) for trainer in trainers}
-    measured = {trainer: against_truth(path, folds, folder / "truth") for trainer, path in models.items()}
+    measured = {trainer: against_truth(of_trainer, folds, folder / "truth") for trainer, of_trainer in models.items()}
     cases = sorted(case["case"] for case in measured[trainers[0]]["cases"])
     chance = of_truth(folder / "nnUNet_raw" / DATASET / "labelsTr", folder / "truth", cases)
     write_json({"models": measured, "true_probabilities": chance}, folder / RESULTS)
     print(_LEGEND.format(cases=len(cases), folds=len(folds)))
     print(table(measured, chance))
     print("\nReports, to be opened in a browser:")
-    for path in models.values():
-        print(f"  {crossval_folder(path, folds) / 'report.html'}")
+    for model_folder in models.values():
+        print(f"  {model_folder.crossval(folds) / 'report.html'}")
     print(f"  {folder / 'comparison' / 'report.html'}")

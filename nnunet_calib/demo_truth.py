@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunet_calib.integration.crossval import crossval_folder
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.reported import dice_of_cases
 from nnunet_calib.metrics import calibration_errors
 from nnunet_calib.statistics import CaseStatistics
@@ -29,7 +29,7 @@ def read_probabilities(path: Path) -> NDArray[np.float32]:
         return file["probabilities"]
 
 
-def against_truth(model: Path, folds: Sequence[int], truth: Path) -> dict[str, Any]:
+def against_truth(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict[str, Any]:
     """The errors of a cross-validated model, and how far its probabilities are from the true ones.
 
     Args:
@@ -41,7 +41,7 @@ def against_truth(model: Path, folds: Sequence[int], truth: Path) -> dict[str, A
         "dice", "temperature", and under "uncalibrated" and "calibrated" the means over the cases of ECE, ACE, MCE
         (foreground classes), NLL, the divergence from and the distance to the truth; the same of each case in "cases".
     """
-    merged = crossval_folder(model, folds) / "summary.json"
+    merged = model.crossval(folds) / "summary.json"
     summary = json.loads(merged.read_text(encoding="utf-8"))
     dice = dice_of_cases(model, [str(fold) for fold in folds])
     result: dict[str, Any] = {
@@ -50,7 +50,7 @@ def against_truth(model: Path, folds: Sequence[int], truth: Path) -> dict[str, A
     cases = []
     for case in summary["metric_per_case"]:
         name = case["case"]
-        p = read_probabilities(model / f"fold_{case['fold']}" / "validation" / f"{name}.npz")
+        p = read_probabilities(model.validation(case["fold"]) / f"{name}.npz")
         q = read_probabilities(truth / f"{name}.npz")
         cases.append({"case": name, "fold": case["fold"], "temperature": case["temperature"]})
         for when, temperature in (("uncalibrated", 1.0), ("calibrated", case["temperature"])):

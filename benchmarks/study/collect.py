@@ -23,6 +23,7 @@ from benchmarks.study.tables import STAGES
 from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.integration.comparison import compare_models
 from nnunet_calib.integration.crossval import merge_folds
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.raw_images import raw_images
 from nnunet_calib.metrics import reliability_curve
 from nnunet_calib.report.figures import draw_fold
@@ -70,7 +71,7 @@ def swept(done: dict[str, set[int]]) -> list[str]:
 
 def compare(study: Study, methods: Sequence[str], folds: Sequence[int]) -> dict[str, Any]:
     """What `nnunet_calib compare` finds, with the study's names of the methods."""
-    models = [study.fold_folder(method, 0).parent for method in methods]
+    models = [study.model_folder(method) for method in methods]
     found = json.dumps(compare_models(models, folds)).replace(settings.PREFIX, "")
     return json.loads(found)
 
@@ -102,8 +103,8 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
         bins = dict.fromkeys(STAGES, np.zeros((3, 0)))
         parts = dict.fromkeys(STAGES, np.zeros((2, 2)))
         for row in cases:
-            folder = study.fold_folder(row["model"], row["fold"]) / "validation" / "calibration" / "cases"
-            case = CaseStatistics.load(folder / f"{row['case']}.npz")
+            folder = study.model_folder(row["model"]).calibration(row["fold"])
+            case = CaseStatistics.load(case_file(folder, row["case"]))
             for stage, statistics in zip(STAGES, (case, case.with_temperature(row["temperature"])), strict=True):
                 curve = reliability_curve(statistics)
                 # rows: background, the foreground classes, the top label
@@ -125,9 +126,9 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
 def pictures(study: Study, folds: Sequence[int], images: Path, prefix: str) -> None:
     """The dataset reliability histograms and the worst cases, as PNG, of some methods with these folds."""
     for method in PICTURED:
-        model = study.fold_folder(method, 0).parent
+        model = study.model_folder(method)
         folder = merge_folds(model, folds)
-        draw_fold(folder, raw_images(model))
+        draw_fold(folder, raw_images(model.path))
         for name in ("dataset_reliability_histogram", "worst_cases"):
             shutil.copyfile(folder / f"{name}.png", images / f"{prefix}_{method}_{name}.png")
 

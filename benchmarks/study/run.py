@@ -24,6 +24,7 @@ from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY, common_settings, plan_facts, provenance, validation_facts
 from benchmarks.study.plan import prepare, preprocessed_dataset
 from nnunet_calib.files import replaced_when_complete, write_json
+from nnunet_calib.integration.model_folder import ModelFolder
 
 TRAIN = "from nnunetv2.run.run_training import run_training_entry as main; main()"
 
@@ -67,11 +68,16 @@ class Study:
                 sys.exit(f"expected the settings of {path}, got others for {', '.join(changed)}: name a new folder")
         write_json(mine, path)
 
+    def model_folder(self, method: str) -> ModelFolder:
+        """Where nnU-Net keeps the folds of a method."""
+        return ModelFolder.below(
+            self.folder / "results", preprocessed_dataset().name, settings.PREFIX + method, settings.SMALL_PLANS,
+            settings.chosen().configuration,
+        )  # fmt: skip
+
     def fold_folder(self, method: str, fold: int) -> Path:
         """Where nnU-Net keeps a run."""
-        configuration = settings.chosen().configuration
-        model = f"{settings.PREFIX}{method}__{settings.SMALL_PLANS}__{configuration}"
-        return self.folder / "results" / preprocessed_dataset().name / model / f"fold_{fold}"
+        return self.model_folder(method).fold(fold)
 
     def execute(self, method: str, fold: int) -> bool:
         """Train and validate, or validate only what is trained; False if nnU-Net failed."""

@@ -11,7 +11,7 @@ def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints where it looks for trainers
         from nnunet_calib.integration.baking import bake
         from nnunet_calib.integration.deployment import find_temperature
-        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.integration.lookup import find_model
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folds = [*dict.fromkeys(args.folds)]

@@ -11,8 +11,9 @@ from nnunet_calib.commands.arguments import Commands, add_model
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.integration.comparison import compare_models, comparison_folder
-        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.integration.comparison import compare_models
+        from nnunet_calib.integration.lookup import find_model
+        from nnunet_calib.integration.model_folder import comparison_folder
         from nnunet_calib.report.comparison_page import write_comparison_page
         from nnunet_calib.report.comparison_tables import comparison_table, write_comparison
         from nnunet_calib.report.dice_against_ace import draw_comparison

@@ -10,14 +10,15 @@ from nnunet_calib.commands.arguments import Commands, add_model
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.integration.crossval import merge_folds
-        from nnunet_calib.integration.fold_results import find_model, read_json
+        from nnunet_calib.integration.lookup import find_model
         from nnunet_calib.integration.raw_images import raw_images
+        from nnunet_calib.json_files import read_json
         from nnunet_calib.report.crossval_table import crossval_table
         from nnunet_calib.report.figures import draw_fold
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing)
-        draw_fold(folder, raw_images(model_folder))
+        draw_fold(folder, raw_images(model_folder.path))
     print(crossval_table(read_json(folder / "summary.json")))
     print(folder)
 

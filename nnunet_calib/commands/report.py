@@ -10,7 +10,7 @@ from nnunet_calib.commands.arguments import Commands, add_model
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.integration.lookup import find_model
         from nnunet_calib.integration.raw_images import raw_images
         from nnunet_calib.integration.reported import dice_of_cases, find_results
         from nnunet_calib.report.pages import FILE
@@ -24,7 +24,7 @@ def _run(args: argparse.Namespace) -> None:
         first = "crossval" if len(args.folds) > 1 else "validate"
         commands = [f"nnunet_calib {command} {model} -f {folds}" for command in (first, "report")]
         write_report(
-            folder, output, image_of=raw_images(model_folder) if args.images else lambda case: None,
+            folder, output, image_of=raw_images(model_folder.path) if args.images else lambda case: None,
             dice=dice_of_cases(model_folder, args.folds), commands=commands,
         )
     print(output)

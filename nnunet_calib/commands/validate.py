@@ -9,8 +9,7 @@ from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_infere
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints much
-        from nnunet_calib.integration.case_files import calibration_folder
-        from nnunet_calib.integration.fold_results import find_model
+        from nnunet_calib.integration.lookup import find_model
         from nnunet_calib.integration.raw_images import raw_images
         from nnunet_calib.integration.revalidation import Options, fold_numbers, validate_fold
         from nnunet_calib.report.figures import draw_fold
@@ -25,9 +24,9 @@ def _run(args: argparse.Namespace) -> None:
     for fold in folds:
         with contextlib.redirect_stdout(sys.stderr):
             summary = validate_fold(model_folder, fold, options)
-            folder = calibration_folder(model_folder, fold)
+            folder = model_folder.calibration(fold)
             if summary is not None and args.figures:
-                draw_fold(folder, raw_images(model_folder))
+                draw_fold(folder, raw_images(model_folder.path))
         if summary is None:
             print(
                 f"fold {fold}: this part is measured, others are not; the one that ends last writes the results, or "

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import nnunet_calib
 from nnunet_calib.files import replaced_when_complete
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint, load_checkpoint
-from nnunet_calib.integration.deployment import Deployed, Fold
+from nnunet_calib.integration.deployment import Deployed
 from nnunet_calib.integration.heads import find_heads, largest_deviation, outputs_of
 from nnunet_calib.integration.lookup import find_trainer
+from nnunet_calib.integration.model_folder import Fold, ModelFolder
 from nnunet_calib.integration.networks import Architecture, put_weights, stock_trainer
 from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.integration.trained_weights import plain_names, weights_fingerprint
@@ -44,7 +45,7 @@ class Baked:
 
 
 def bake(
-    model_folder: Path,
+    model_folder: ModelFolder,
     folds: Sequence[Fold],
     deployed: Deployed,
     *,
@@ -86,7 +87,7 @@ def bake(
 
 
 def _bake(
-    checkpoint: dict[str, Any], file: Path, fold: Fold, model_folder: Path, deployed: Deployed, portable: bool
+    checkpoint: dict[str, Any], file: Path, fold: Fold, model_folder: ModelFolder, deployed: Deployed, portable: bool
 ) -> Baked:
     """Change the content of a checkpoint in place."""
     if ENTRY in checkpoint:

@@ -5,19 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.statistics import CaseStatistics
-
-CALIBRATION_FOLDER = "calibration"
-
-
-def calibration_folder(model_folder: Path, fold: int | str) -> Path:
-    """Where the calibration files of a fold are."""
-    return model_folder / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER
-
-
-def case_file(calibration_folder: Path, case: str) -> Path:
-    """Where the statistics of a case are kept."""
-    return calibration_folder / "cases" / f"{case}.npz"
 
 
 def load_case(calibration_folder: Path, case: str) -> CaseStatistics:

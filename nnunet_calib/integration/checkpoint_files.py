@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_calib.integration.model_folder import ModelFolder
+
 FINAL = "checkpoint_final.pth"
 TRUST = "--trust-checkpoint"
 _NEEDED = ("network_weights", "trainer_name", "init_args")
@@ -25,13 +27,7 @@ _ALLOWED: list[Any] = [
 ]  # fmt: skip
 
 
-def train_command(model_folder: Path, fold: int | str) -> str:
-    """What trains a fold of a model."""
-    trainer, plans, configuration = model_folder.name.split("__")
-    return f"nnUNetv2_train {model_folder.parent.name} {configuration} {fold} -tr {trainer} -p {plans}"
-
-
-def find_checkpoint(model_folder: Path, fold: int | str, name: str = FINAL) -> Path:
+def find_checkpoint(model_folder: ModelFolder, fold: int | str, name: str = FINAL) -> Path:
     """A checkpoint of a fold.
 
     Args:
@@ -42,10 +38,10 @@ def find_checkpoint(model_folder: Path, fold: int | str, name: str = FINAL) -> P
     Raises:
         ValueError: in one sentence that says what makes it, if it is not there.
     """
-    file = model_folder / f"fold_{fold}" / name
+    file = model_folder.fold(fold) / name
     if file.is_file():
         return file
-    command = train_command(model_folder, fold)
+    command = model_folder.train_command(fold)
     # hidden ones are what a killed process has left half written
     others = sorted(path.name for path in file.parent.glob("*.pth") if not path.name.startswith("."))
     if others:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_calib.integration.cases_of_folds import fits_without_fold, read_measured
-from nnunet_calib.integration.fold_results import IDENTITY, find_folds, read_json, some
+from nnunet_calib.integration.fold_results import find_folds, read_json, some
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.measured_cases import cross_fitted, errors_after
+from nnunet_calib.integration.model_folder import IDENTITY, ModelFolder
 from nnunet_calib.integration.summary import Tree, brief
 from nnunet_calib.json_files import NAME, SHARE
 
@@ -60,7 +61,7 @@ class ComparedModel:
 
 
 def read_models(
-    model_folders: Sequence[Path], folds: Sequence[int | str], *, allow_missing: bool = False
+    model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
 ) -> list[ComparedModel]:
     """Read the models, each with only its errors in memory, and name them by what differs between them.
 
@@ -68,7 +69,7 @@ def read_models(
         ValueError: in one sentence, if there are fewer than two, one is named twice, a fold was not measured, or they
             have other labels or other cases (unless `allow_missing`), or cases of other voxels.
     """
-    names = [folder.name for folder in model_folders]
+    names = [folder.path.name for folder in model_folders]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"expected each model once, got {twice[0]} twice: name each of -c, -tr and -p once")
     if len(names) < 2:
@@ -80,8 +81,8 @@ def read_models(
         try:
             models.append(_read_model(folder, folds, allow_missing))
         except ValueError as error:
-            raise ValueError(f"{folder.name}: {error}") from error
-    parts = [name.split("__") for name in names]  # trainer, plans, configuration
+            raise ValueError(f"{folder.path.name}: {error}") from error
+    parts = [(folder.trainer, folder.plans, folder.configuration) for folder in model_folders]
     differing = [i for i, values in enumerate(zip(*parts, strict=True)) if len({*values}) > 1]
     models = [
         replace(model, name=", ".join(part[i] for i in differing)) for model, part in zip(models, parts, strict=True)
@@ -92,7 +93,7 @@ def read_models(
     return models
 
 
-def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -> ComparedModel:
+def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: bool) -> ComparedModel:
     found = find_folds(folder, folds, allow_missing=allow_missing, at_least=1)
     heads = found[0].heads
     cases, _ = read_measured(found, allow_missing=allow_missing)
@@ -107,7 +108,7 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
     for result in found:
         file = result.folder.parent / "summary.json"
         if file.is_file():
-            dice |= dice_per_case(file, _file_ending(folder / "dataset.json"), heads)
+            dice |= dice_per_case(file, _file_ending(folder.path / "dataset.json"), heads)
         else:
             without_dice.append(result.fold)
     model = {name: found[0].model[name] for name in IDENTITY}
@@ -121,7 +122,7 @@ def _read_model(folder: Path, folds: Sequence[int | str], allow_missing: bool) -
         for case, temperature, calibrated in zip(cases, temperatures, after, strict=True)
     }  # fmt: skip
     expected = frozenset(name for result in found for name in result.cases)
-    return ComparedModel(folder.name, model, heads, judged, expected, tuple(without_dice))
+    return ComparedModel(folder.path.name, model, heads, judged, expected, tuple(without_dice))
 
 
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:

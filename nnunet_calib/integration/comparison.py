@@ -5,9 +5,7 @@ Of each metric: the means, the differences from the first model, and how sure th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 import nnunet_calib
 from nnunet_calib.definitions import DEFINITIONS
 from nnunet_calib.integration.compared_models import STAGES, ComparedModel, JudgedCase, read_models
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.summary import BINNED, SCORES
 from nnunet_calib.metrics import NUM_BINS
 from nnunet_calib.significance import (
@@ -30,7 +29,6 @@ from nnunet_calib.significance import (
 from nnunet_calib.temperature import TEMPERATURE_BOUNDS
 
 FORMAT_VERSION = 1
-_LONGEST_NAME = 200  # of a folder; file systems take 255 bytes
 _EVERY_STAGE = "both"
 
 
@@ -84,17 +82,8 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*BINNED, *SCORES[:2], "per_
 _CALIBRATED = "each case with the temperature of {} of its own model, on the kept voxels of the case"
 
 
-def comparison_folder(model_folders: Sequence[Path], folds: Sequence[int]) -> Path:
-    """Where a comparison is written by default: beside the models, named after them and the folds."""
-    parts = zip(*(folder.name.split("__") for folder in model_folders), strict=True)
-    name = "__".join("_vs_".join(dict.fromkeys(part)) for part in parts) + f"__folds_{'_'.join(map(str, folds))}"
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return model_folders[0].parent / "calibration_comparisons" / name
-
-
 def compare_models(
-    model_folders: Sequence[Path], folds: Sequence[int | str], *, allow_missing: bool = False
+    model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
 ) -> dict[str, Any]:
     """Compare models of one dataset with the first one of them.
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import nnunet_calib
 from nnunet_calib.files import write_json
-from nnunet_calib.integration.case_files import CALIBRATION_FOLDER
 from nnunet_calib.integration.cases_of_folds import fit_folds, read_measured
-from nnunet_calib.integration.fold_results import IDENTITY, find_folds
+from nnunet_calib.integration.fold_results import find_folds
 from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.measured_cases import results
+from nnunet_calib.integration.model_folder import IDENTITY, ModelFolder
 from nnunet_calib.integration.summary import definitions
 from nnunet_calib.temperature import TemperatureFit
 
@@ -27,12 +27,7 @@ ENSEMBLE_NOTE = (
 )
 
 
-def crossval_folder(model_folder: Path, folds: Sequence[int]) -> Path:
-    """Where the result is written: beside that of nnU-Net's own cross-validation."""
-    return model_folder / f"crossval_results_folds_{'_'.join(map(str, folds))}" / CALIBRATION_FOLDER
-
-
-def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing: bool = False) -> Path:
+def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_missing: bool = False) -> Path:
     """Merge the calibration files of folds into temperature.json and summary.json.
 
     Memory: that of `measured_cases`, with 0.1 MB for the errors of each case. What is not held is read about six times.
@@ -82,7 +77,7 @@ def merge_folds(model_folder: Path, folds: Sequence[int | str], *, allow_missing
             for case, row in zip(cases, judged["metric_per_case"], strict=True)
         ],
     }
-    target = crossval_folder(model_folder, numbers)
+    target = model_folder.crossval(numbers)
     target.mkdir(parents=True, exist_ok=True)
     names = [case.name for case in cases]
     write_json(about | temperature | {"per_fold": per_fold, "cases": names}, target / "temperature.json")

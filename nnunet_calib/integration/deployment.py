@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import one_line
-from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, calibration_folder
 from nnunet_calib.integration.evaluation import given_temperature
-from nnunet_calib.integration.fold_results import command_of, identity_of, validate_command
-
-Fold = int | str
+from nnunet_calib.integration.model_folder import Fold, ModelFolder
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,10 @@ class Deployed:
             "in_sample": self.content.get("in_sample"),
         }  # fmt: skip
 
-    def check(self, model_folder: Path, fold: Fold, weights_sha256: str) -> None:
+    def check(self, model_folder: ModelFolder, fold: Fold, weights_sha256: str) -> None:
         """Raise ValueError, in one sentence, if it was fitted on another model, as far as it records its model."""
         recorded = self.content.get("model") or {}
-        for name, value in identity_of(model_folder).items():
+        for name, value in model_folder.identity.items():
             if recorded.get(name) not in (None, value):
                 raise ValueError(
                     f"expected a temperature of {name} {value}, found one of {one_line(str(recorded[name]))} in "
@@ -81,7 +78,7 @@ class Deployed:
             )
 
 
-def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | None = None) -> Deployed:
+def find_temperature(model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None) -> Deployed:
     """The temperature for folds of a model.
 
     Args:
@@ -98,7 +95,7 @@ def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | Non
         return Deployed(content, _relative(Path(given), model_folder) if "model" in content else None)
     found = merged_temperature(model_folder, folds)
     if found is None and len(folds) == 1:
-        found = calibration_folder(model_folder, folds[0]) / "temperature.json"
+        found = model_folder.calibration(folds[0]) / "temperature.json"
     if found is None or not found.is_file():
         raise ValueError(
             f"expected the temperature of fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of {model_folder}, "
@@ -107,7 +104,7 @@ def find_temperature(model_folder: Path, folds: Sequence[Fold], given: str | Non
     return read_temperature(found, model_folder)
 
 
-def read_temperature(found: Path, model_folder: Path) -> Deployed:
+def read_temperature(found: Path, model_folder: ModelFolder) -> Deployed:
     """The temperature in a file of the model, fitted on data it had not seen; errors as `find_temperature`."""
     content = given_temperature(str(found))
     if content.get("in_sample"):
@@ -118,11 +115,10 @@ def read_temperature(found: Path, model_folder: Path) -> Deployed:
     return Deployed(content, _relative(found, model_folder))
 
 
-def merged_temperature(model_folder: Path, folds: Sequence[Fold]) -> Path | None:
+def merged_temperature(model_folder: ModelFolder, folds: Sequence[Fold]) -> Path | None:
     """The temperature.json of the cross-validation with most folds that has all of these."""
     found: dict[int, list[Path]] = {}
-    for file in sorted(model_folder.glob(f"crossval_results_folds_*/{CALIBRATION_FOLDER}/temperature.json")):
-        names = file.parents[1].name.removeprefix("crossval_results_folds_").split("_")
+    for names, file in model_folder.crossvals("temperature.json"):
         if {*map(str, folds)} <= {*names}:
             found.setdefault(len(names), []).append(file)
     if not found:
@@ -136,14 +132,14 @@ def merged_temperature(model_folder: Path, folds: Sequence[Fold]) -> Path | None
     return most[0]
 
 
-def _measure(model_folder: Path, folds: Sequence[Fold]) -> str:
+def _measure(model_folder: ModelFolder, folds: Sequence[Fold]) -> str:
     """What makes the temperature of folds."""
-    merge = f", then merge the folds with {command_of('crossval', model_folder, *folds)}" if len(folds) > 1 else ""
-    return f"measure it with {validate_command(model_folder, *folds)}{merge}"
+    merge = f", then merge the folds with {model_folder.command('crossval', *folds)}" if len(folds) > 1 else ""
+    return f"measure it with {model_folder.validate_command(*folds)}{merge}"
 
 
-def _relative(file: Path, model_folder: Path) -> str:
+def _relative(file: Path, model_folder: ModelFolder) -> str:
     try:
-        return file.resolve().relative_to(model_folder.resolve()).as_posix()
+        return file.resolve().relative_to(model_folder.path.resolve()).as_posix()
     except ValueError:
         return str(file)

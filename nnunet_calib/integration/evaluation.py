@@ -12,9 +12,9 @@ from typing import Any
 
 import nnunet_calib
 from nnunet_calib.files import reason, temporary_name, write_json
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.folds import FORMAT_VERSION, fitted_temperature, read_cases, summarise
 from nnunet_calib.integration.measured_cases import MeasuredCase
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.json_files import read_json
 from nnunet_calib.summary_forms import TEMPERATURE

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from nnunet_calib.files import forget, replaced_when_complete
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.cases import measure_case
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import case_file, failure_file
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread
 
@@ -131,8 +131,3 @@ def on_image_axes(
         tuple(int(shape[axis]) for axis in back),
         tuple(slice(*map(int, box[axis])) for axis in back),
     )
-
-
-def failure_file(case_path: Path) -> Path:
-    """Where a worker leaves the traceback of a case that it could not measure."""
-    return case_path.with_suffix(".failed.txt")

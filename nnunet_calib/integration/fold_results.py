@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import one_line
-from nnunet_calib.integration.case_files import calibration_folder
-from nnunet_calib.integration.checkpoint_files import train_command
 from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import IDENTITY, ModelFolder
 from nnunet_calib.json_files import NAME, check_form, read_json
 from nnunet_calib.summary_forms import FOLD
 
-IDENTITY = ("dataset", "trainer", "plans", "configuration")
 _SHOWN = 10
 
 
@@ -39,29 +37,8 @@ class FoldResult:
     cases: tuple[str, ...]
 
 
-def find_model(dataset: str | int, configuration: str, trainer: str, plans: str) -> Path:
-    """nnU-Net's folder of a trained model; the dataset is given by its name or its number.
-
-    Raises:
-        ValueError: if nnUNet_results is not set, if the dataset is unknown, or if there is no such model.
-    """
-    from nnunetv2.utilities.file_path_utilities import get_output_folder
-
-    if not os.environ.get("nnUNet_results"):
-        raise ValueError("expected nnUNet_results to name the folder of nnU-Net's trained models, found it unset: "
-                         "export it as for nnUNetv2_train")  # fmt: skip
-    try:
-        folder = Path(get_output_folder(dataset, trainer, plans, configuration))
-    except (RuntimeError, ValueError) as error:  # of several lines
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"expected the name or number of a dataset, got {dataset!r}: {reason}") from error
-    if not folder.is_dir():
-        raise ValueError(f"expected a trained model in {folder}, found none: check -d, -c, -tr and -p")
-    return folder
-
-
 def find_folds(
-    model_folder: Path, folds: Sequence[int | str], *, allow_missing: bool = False, at_least: int = 2
+    model_folder: ModelFolder, folds: Sequence[int | str], *, allow_missing: bool = False, at_least: int = 2
 ) -> list[FoldResult]:
     """The folds of a model, in rising order, checked to be of one model and to share no case.
 
@@ -121,39 +98,20 @@ def _fold_numbers(folds: Sequence[int | str], at_least: int) -> list[int]:
     return numbers
 
 
-def identity_of(model_folder: Path) -> dict[str, str]:
-    """What nnU-Net's folder of a model says of it, by the names of `IDENTITY`."""
-    return dict(zip(IDENTITY, (model_folder.parent.name, *model_folder.name.split("__")), strict=True))
-
-
-def command_of(command: str, model_folder: Path, *folds: int | str) -> str:
-    """A command of this package for folds of a model, as the user types it."""
-    model = identity_of(model_folder)
-    return (
-        f"nnunet_calib {command} -d {model['dataset']} -c {model['configuration']} -tr {model['trainer']} "
-        f"-p {model['plans']} -f {' '.join(map(str, folds))}"
-    )
-
-
-def validate_command(model_folder: Path, *folds: int | str) -> str:
-    """What measures trained folds again."""
-    return command_of("validate", model_folder, *folds)
-
-
-def _read_fold(model_folder: Path, fold: int) -> FoldResult:
-    if not (model_folder / f"fold_{fold}").is_dir():
+def _read_fold(model_folder: ModelFolder, fold: int) -> FoldResult:
+    if not model_folder.fold(fold).is_dir():
         raise ValueError(
-            f"expected fold {fold} in {model_folder}, found none: train it with {train_command(model_folder, fold)}, "
+            f"expected fold {fold} in {model_folder}, found none: train it with {model_folder.train_command(fold)}, "
             f"or name those there are with -f"
         )
-    folder = calibration_folder(model_folder, fold)
+    folder = model_folder.calibration(fold)
     file = folder / "summary.json"
-    again = f"measure it again with {validate_command(model_folder, fold)}"
+    again = f"measure it again with {model_folder.validate_command(fold)}"
     summary = read_json(file, dict, again) if file.is_file() else None
     if summary is None or not (folder / "cases").is_dir():
         raise ValueError(
             f"expected the calibration statistics of fold {fold} in {folder}, found none: run "
-            f"{validate_command(model_folder, fold)}"
+            f"{model_folder.validate_command(fold)}"
         )
     if summary.get("format_version") != FORMAT_VERSION:
         raise ValueError(

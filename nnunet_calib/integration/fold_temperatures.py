@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from nnunet_calib.integration.case_files import calibration_folder
-from nnunet_calib.integration.deployment import Deployed, Fold, find_temperature, merged_temperature, read_temperature
+from nnunet_calib.integration.deployment import Deployed, find_temperature, merged_temperature, read_temperature
+from nnunet_calib.integration.model_folder import Fold, ModelFolder
 
 OWN = "folds"
 
 
-def find_temperatures(model_folder: Path, folds: Sequence[Fold], given: str | None = None) -> tuple[Deployed, ...]:
+def find_temperatures(
+    model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None
+) -> tuple[Deployed, ...]:
     """A temperature for each fold.
 
     Args:
@@ -27,7 +28,7 @@ def find_temperatures(model_folder: Path, folds: Sequence[Fold], given: str | No
         given = OWN
     if given != OWN:
         return (find_temperature(model_folder, folds, given),) * len(folds)
-    files = [calibration_folder(model_folder, fold) / "temperature.json" for fold in folds]
+    files = [model_folder.calibration(fold) / "temperature.json" for fold in folds]
     missing = [fold for fold, file in zip(folds, files, strict=True) if not file.is_file()]
     if missing:
         find_temperature(model_folder, missing)  # tells what makes them

@@ -9,9 +9,10 @@ from typing import Any
 
 import nnunet_calib
 from nnunet_calib.files import write_json
-from nnunet_calib.integration.case_files import case_file, is_of, load_case
+from nnunet_calib.integration.case_files import is_of, load_case
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.measured_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, results
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.summary import definitions
 
 FORMAT_VERSION = 1

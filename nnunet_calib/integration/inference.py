@@ -13,12 +13,11 @@ from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folde
 
 from nnunet_calib.integration.baking import ENTRY
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint, load_checkpoint
-from nnunet_calib.integration.deployment import Fold
-from nnunet_calib.integration.fold_results import identity_of
 from nnunet_calib.integration.fold_temperatures import find_temperatures
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.map_folder import MAPS_FOLDER, MapFolder
 from nnunet_calib.integration.map_predictor import MapPredictor, exporting_through
+from nnunet_calib.integration.model_folder import Fold, ModelFolder
 from nnunet_calib.integration.predicted_maps import LOGITS, ExportWithMaps
 from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.integration.probability_maps import MapOptions
@@ -26,7 +25,7 @@ from nnunet_calib.integration.trained_weights import unwrapped, weights_fingerpr
 
 
 def predict(
-    model_folder: Path,
+    model_folder: ModelFolder,
     folds: Sequence[Fold],
     images: Path,
     output: Path,
@@ -84,7 +83,7 @@ def predict(
         nnunet.plans_manager.image_reader_writer_class(), nnunet.dataset_json["file_ending"],
     )  # fmt: skip
     maps.claim({
-        "model": {**identity_of(model_folder), "checkpoint": checkpoint, "weights_sha256": weights},
+        "model": {**model_folder.identity, "checkpoint": checkpoint, "weights_sha256": weights},
         "step_size": nnunet.tile_step_size,
         "mirroring": nnunet.use_mirroring,
         "average": average if len(folds) > 1 else None,
@@ -126,7 +125,7 @@ def _refuse_baked(checkpoints: Sequence[dict[str, Any]], name: str, temperature:
             )
 
 
-def _load(model_folder: Path, folds: Sequence[Fold], checkpoint: str, options: dict[str, Any]) -> MapPredictor:
+def _load(model_folder: ModelFolder, folds: Sequence[Fold], checkpoint: str, options: dict[str, Any]) -> MapPredictor:
     """nnU-Net's predictor with the networks of the folds."""
     nnunet = MapPredictor(**options)
     try:

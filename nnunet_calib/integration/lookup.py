@@ -1,9 +1,11 @@
-"""Where nnU-Net finds the trainers, and what it finds."""
+"""Where nnU-Net finds trainers and trained models, and what it finds."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from nnunet_calib.integration.model_folder import ModelFolder
 
 MODULE = "nnunet_calib_trainers.py"
 
@@ -42,3 +44,24 @@ def find_trainer(name: str) -> type:
             f"{os.environ.get('nnUNet_extTrainer') or 'unset'}) as it was for the training; nnunet_calib trainers "
             f"--path prints the folder of this package's trainers"
         ) from error
+
+
+def find_model(dataset: str | int, configuration: str, trainer: str, plans: str) -> ModelFolder:
+    """Return nnU-Net's folder of a trained model; the dataset is given by its name or its number.
+
+    Raises:
+        ValueError: if nnUNet_results is not set, if the dataset is unknown, or if there is no such model.
+    """
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    if not os.environ.get("nnUNet_results"):
+        raise ValueError("expected nnUNet_results to name the folder of nnU-Net's trained models, found it unset: "
+                         "export it as for nnUNetv2_train")  # fmt: skip
+    try:
+        folder = Path(get_output_folder(dataset, trainer, plans, configuration))
+    except (RuntimeError, ValueError) as error:  # of several lines
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected the name or number of a dataset, got {dataset!r}: {reason}") from error
+    if not folder.is_dir():
+        raise ValueError(f"expected a trained model in {folder}, found none: check -d, -c, -tr and -p")
+    return ModelFolder(folder, folder.parent.name, trainer, plans, configuration)

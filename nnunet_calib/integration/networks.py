@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from nnunet_calib.integration.lookup import find_trainer
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.trained_weights import plain_names
 from nnunet_calib.json_files import NAME, read_json
 
@@ -26,7 +26,7 @@ class Architecture:
         trainer: whose class method builds the network.
     """
 
-    model_folder: Path
+    model_folder: ModelFolder
     trainer: type
 
     @cached_property
@@ -34,16 +34,16 @@ class Architecture:
         """nnU-Net's managers of the plans and of the configuration, and dataset.json."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        for name in ("plans.json", "dataset.json"):
-            if not (self.model_folder / name).is_file():
+        files = [self.model_folder.path / name for name in ("plans.json", "dataset.json")]
+        for file in files:
+            if not file.is_file():
                 raise ValueError(
-                    f"expected nnU-Net's {name} in {self.model_folder}, found none: copy it from where the model was "
-                    f"trained"
+                    f"expected nnU-Net's {file.name} in {self.model_folder}, found none: copy it from where the model "
+                    f"was trained"
                 )
         form = {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}
-        plans = PlansManager(read_json(self.model_folder / "plans.json", form, "restore that of the trained model"))
-        configuration = self.model_folder.name.split("__")[2]
-        return plans, plans.get_configuration(configuration), read_json(self.model_folder / "dataset.json")
+        plans = PlansManager(read_json(files[0], form, "restore that of the trained model"))
+        return plans, plans.get_configuration(self.model_folder.configuration), read_json(files[1])
 
     @cached_property
     def input_channels(self) -> int:
@@ -70,8 +70,8 @@ class Architecture:
             )
         except Exception as error:
             raise ValueError(
-                f"expected {self.trainer.__name__} to build its network from {self.model_folder / 'plans.json'}, got "
-                f"{type(error).__name__}: {_first_line(error)}"
+                f"expected {self.trainer.__name__} to build its network from {self.model_folder.path / 'plans.json'}, "
+                f"got {type(error).__name__}: {_first_line(error)}"
             ) from error
 
     def random_input(self, network: nn.Module) -> torch.Tensor:

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.cases import SavedProbabilities, measure_case
 from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread
 

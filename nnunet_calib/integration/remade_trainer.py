@@ -18,12 +18,13 @@ import torch
 
 from nnunet_calib.integration.labels import LABEL, check_dataset
 from nnunet_calib.integration.lookup import find_trainer
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.json_files import NAME, read_json
 
 
 @contextmanager
-def remade_trainer(model_folder: Path, fold: int | str, device: torch.device) -> Iterator[Any]:
+def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.device) -> Iterator[Any]:
     """The trainer of a fold, as the plans and the dataset.json in the model's folder describe it.
 
     It is not initialised. What it would write into the fold's folder goes into one that is removed in the end.
@@ -31,21 +32,21 @@ def remade_trainer(model_folder: Path, fold: int | str, device: torch.device) ->
     Raises:
         ValueError: in one sentence, if nnU-Net does not find the trainer, or plans and labels are unfit.
     """
-    name, _, configuration = model_folder.name.split("__")
-    plans, dataset = (_described(model_folder / file, form) for file, form in (
+    configuration = model_folder.configuration
+    plans, dataset = (_described(model_folder.path / file, form) for file, form in (
         ("plans.json", {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}),
         ("dataset.json", {"labels": {str: LABEL}, "file_ending": NAME}),
     ))  # fmt: skip
     check_dataset(dataset)
     if configuration not in plans["configurations"]:
         raise ValueError(
-            f"expected the configuration {configuration} in {model_folder / 'plans.json'}, found "
+            f"expected the configuration {configuration} in {model_folder.path / 'plans.json'}, found "
             f"{', '.join(plans['configurations'])}: restore the plans that the model was trained with"
         )
     if not os.environ.get("nnUNet_preprocessed"):
         raise ValueError("expected nnUNet_preprocessed to name the folder of nnU-Net's preprocessed data, found it "
                          "unset: export it as for nnUNetv2_train")  # fmt: skip
-    trainer_class = find_trainer(name)
+    trainer_class = find_trainer(model_folder.trainer)
     with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:
         # nnU-Net reads the variable whenever it needs the folder
         with _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
@@ -56,7 +57,7 @@ def remade_trainer(model_folder: Path, fold: int | str, device: torch.device) ->
         previous = trainer.folder_with_segs_from_previous_stage
         if previous is not None and Path(previous).is_relative_to(scratch):
             trainer.folder_with_segs_from_previous_stage = str(
-                model_folder.parents[1] / Path(previous).relative_to(scratch)
+                model_folder.path.parents[1] / Path(previous).relative_to(scratch)
             )
         yield trainer
 

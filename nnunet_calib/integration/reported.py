@@ -5,36 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, calibration_folder
 from nnunet_calib.integration.compared_models import dice_per_case
-from nnunet_calib.integration.crossval import crossval_folder
-from nnunet_calib.integration.fold_results import read_json
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.json_files import NAME
+from nnunet_calib.integration.model_folder import ModelFolder
+from nnunet_calib.json_files import NAME, read_json
 from nnunet_calib.summary_forms import HEADS
 
 
-def find_results(model_folder: Path, folds: Sequence[str]) -> Path:
+def find_results(model_folder: ModelFolder, folds: Sequence[str]) -> Path:
     """The calibration folder of one fold, or of several that were merged.
 
     Raises:
         ValueError: if it has no summary.json; the sentence names the command that makes it, and what there is.
     """
     if len(folds) == 1:
-        folder = calibration_folder(model_folder, folds[0])
+        folder = model_folder.calibration(folds[0])
         command = "nnunet_calib validate"
     else:
         if not all(fold.isdecimal() for fold in folds):
             raise ValueError(f"expected one fold or the numbers of several, got {' '.join(folds)}: fold all is never "
                              f"merged, report it by itself")  # fmt: skip
-        folder = crossval_folder(model_folder, sorted(map(int, folds)))
+        folder = model_folder.crossval(sorted(map(int, folds)))
         command = "nnunet_calib crossval"
     if not (folder / "summary.json").is_file():
-        there = sorted(
-            str(path.parents[1].relative_to(model_folder))
-            for pattern in ("fold_*/validation", "crossval_results_folds_*")
-            for path in model_folder.glob(f"{pattern}/{CALIBRATION_FOLDER}/summary.json")
-        )
+        there = [str(path.parent.relative_to(model_folder.path)) for path in model_folder.results()]
         raise ValueError(
             f"expected {folder / 'summary.json'}, found none: make it with {command} -f {' '.join(folds)}, or name "
             f"with -f what there is ({', '.join(there) or 'nothing yet'})"
@@ -42,15 +36,15 @@ def find_results(model_folder: Path, folds: Sequence[str]) -> Path:
     return folder
 
 
-def dice_of_cases(model_folder: Path, folds: Sequence[str]) -> dict[str, float]:
+def dice_of_cases(model_folder: ModelFolder, folds: Sequence[str]) -> dict[str, float]:
     """Case -> nnU-Net's Dice, mean over the foreground classes; without those of folds that lack its summary.json."""
     dice: dict[str, float] = {}
-    description = model_folder / "dataset.json"
+    description = model_folder.path / "dataset.json"
     restore = "restore nnU-Net's"
     ending = read_json(description, {"file_ending": NAME}, restore)["file_ending"] if description.is_file() else ""
     for fold in folds:
-        ours = calibration_folder(model_folder, fold) / "summary.json"
-        theirs = ours.parents[1] / "summary.json"
+        ours = model_folder.calibration(fold) / "summary.json"
+        theirs = model_folder.validation(fold) / "summary.json"
         if ending and ours.is_file() and theirs.is_file():
             dice |= dice_per_case(theirs, ending, Heads.of_summary(read_json(ours, {"heads": HEADS})["heads"]))
     return dice

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, case_file, is_measured
+from nnunet_calib.integration.case_files import is_measured
 from nnunet_calib.integration.cases import npz_shape
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint
-from nnunet_calib.integration.export import ExportAndMeasure, failure_file
+from nnunet_calib.integration.export import ExportAndMeasure
 from nnunet_calib.integration.fold_results import some
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import CALIBRATION_FOLDER, ModelFolder, case_file, failure_file
 from nnunet_calib.integration.predicting import check_inputs, export_for, predict
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.integration.remade_trainer import preprocess_command, remade_trainer
@@ -63,14 +64,14 @@ class Options:
             )
 
 
-def fold_numbers(model_folder: Path, folds: list[str] | None, checkpoint: str = FINAL) -> list[int | str]:
+def fold_numbers(model_folder: ModelFolder, folds: list[str] | None, checkpoint: str = FINAL) -> list[int | str]:
     """The folds as nnU-Net names them, checked to have the checkpoint; None means all that have it.
 
     Raises:
         ValueError: in one sentence, for a name that is none, a fold without the checkpoint, or if no fold has it.
     """
     if folds is None:
-        folds = [path.parent.name.removeprefix("fold_") for path in model_folder.glob(f"fold_*/{checkpoint}")]
+        folds = [path.parent.name.removeprefix("fold_") for path in model_folder.path.glob(f"fold_*/{checkpoint}")]
         folds = sorted(name for name in folds if name == "all" or name.isdecimal())
         if not folds:
             raise ValueError(
@@ -85,7 +86,7 @@ def fold_numbers(model_folder: Path, folds: list[str] | None, checkpoint: str = 
     return numbers
 
 
-def validate_fold(model_folder: Path, fold: int | str, options: Options) -> dict[str, Any] | None:
+def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) -> dict[str, Any] | None:
     """Measure the cases of a fold that are not measured yet, and write its calibration folder.
 
     Args:

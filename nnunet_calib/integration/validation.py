@@ -25,11 +25,11 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_calib.integration.case_files import CALIBRATION_FOLDER, case_file
-from nnunet_calib.integration.export import ExportAndMeasure, failure_file
-from nnunet_calib.integration.fold_results import some, validate_command
+from nnunet_calib.integration.export import ExportAndMeasure
+from nnunet_calib.integration.fold_results import some
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import CALIBRATION_FOLDER, ModelFolder, case_file, failure_file
 from nnunet_calib.integration.trained_weights import weights_fingerprint
 from nnunet_calib.integration.watched_pool import Watched
 
@@ -49,6 +49,14 @@ def describe_model(trainer: Any, weights_sha256: str) -> dict[str, Any]:
         "weights_sha256": weights_sha256,
         "plans_sha256": _plans_fingerprint(trainer),
     }
+
+
+def _model_folder(trainer: Any) -> ModelFolder:
+    plans = trainer.plans_manager
+    return ModelFolder(
+        Path(trainer.output_folder_base), plans.dataset_name, type(trainer).__name__, plans.plans_name,
+        trainer.configuration_name,
+    )  # fmt: skip
 
 
 def _plans_fingerprint(trainer: Any) -> str:
@@ -216,6 +224,6 @@ def _log_failure(trainer: Any, details: str) -> None:
         trainer.print_to_log_file(
             f"Calibration could not be measured, which takes nothing from nnU-Net's own results. The reason:\n"
             f"{details}\n"
-            f"To measure again: {validate_command(Path(trainer.output_folder_base), trainer.fold)}{device}",
+            f"To measure again: {_model_folder(trainer).validate_command(trainer.fold)}{device}",
             also_print_to_console=True,
         )

@@ -22,6 +22,7 @@ from nnunet_calib.integration.fold_results import find_folds
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import IDENTITY, ModelFolder
 from nnunet_calib.integration.prediction_files import find_predictions
 from nnunet_calib.json_files import read_json
 from nnunet_calib.report.page_text import case_table, facts, headline, notes
@@ -59,12 +60,12 @@ class Reader:
 
 def make_readers(root: Path) -> dict[str, Reader]:
     """All readers by name, with valid files in a new folder."""
-    model = root / MODEL["dataset"] / "__".join(MODEL[name] for name in ("trainer", "plans", "configuration"))
+    model = ModelFolder.below(root, *(MODEL[name] for name in IDENTITY))
     for fold in range(2):
         case = synthetic_case(fold, SHAPE)
         own = MODEL | {"fold": fold, "weights_sha256": str(fold)}
         statistics = CaseStatistics.from_probabilities(case.probabilities, case.labels, case=f"case{fold}", model=own)
-        folder = model / f"fold_{fold}" / "validation" / "calibration"
+        folder = model.calibration(fold)
         (folder / "cases").mkdir(parents=True)
         statistics.save(folder / "cases" / f"case{fold}.npz")
         summary = write_fold(folder, [f"case{fold}"], HEADS, statistics.model)
@@ -75,7 +76,7 @@ def make_readers(root: Path) -> dict[str, Reader]:
     splits = [{"train": ["case1"], "val": ["case0"]}, {"train": ["case0"], "val": ["case1"]}]
     (root / "preprocessed" / MODEL["dataset"]).mkdir(parents=True)
     predictions = _write_predictions(root / "predictions")
-    folder = model / "fold_0" / "validation" / "calibration"
+    folder = model.calibration(0)
     known = CaseStatistics.load(folder / "cases" / "case0.npz")
     theirs = [
         {"prediction_file": f"/x/case{i}.nii.gz", "metrics": {key: {"Dice": i / 2, "IoU": 0.5} for key in HEADS.keys}}
@@ -173,7 +174,7 @@ def _report(path: Path) -> None:
     [*headline(summary), *notes(summary), *definitions(summary["definitions"]), *facts("", [summary["model"]])]
 
 
-def _deploy(path: Path, model: Path) -> None:
+def _deploy(path: Path, model: ModelFolder) -> None:
     found = Deployed(given_temperature(str(path)), "temperature.json")
     assert found.temperature > 0
     found.describe()

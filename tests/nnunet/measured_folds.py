@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_calib import fit_temperature
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import ModelFolder, case_file
 from nnunet_calib.voxel_sample import VoxelSample
 from tests.measuring.conftest import make_case
 
@@ -52,7 +52,8 @@ class Model:
         self.results, self.preprocessed = root / "results", root / "preprocessed"
         self.named = {"trainer": trainer, "plans": plans, "configuration": configuration}
         self.weights = weights
-        self.folder = self.results / DATASET / "__".join(self.named.values())
+        self.model_folder = ModelFolder.below(self.results, DATASET, **self.named)
+        self.folder = self.model_folder.path
         self.splits = self.preprocessed / DATASET / "splits_final.json" if splits else None
         self.cases: dict[int, dict] = {}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import torch
 from nnunet_calib.integration.baking import CALIBRATED
 from nnunet_calib.integration.checkpoint_files import FINAL, load_checkpoint
 from nnunet_calib.integration.deployment import find_temperature
-from tests.nnunet.measured_folds import TRAINER as MEASURED
 
 pytestmark = [
     # nnU-Net's own, on tiny data
@@ -273,14 +273,14 @@ def test_with_crossval(model):
     """The file that the command itself writes."""
     from nnunet_calib.integration.crossval import merge_folds
 
-    folder = merge_folds(model.folder, (0, 1, 2))
-    deployed = find_temperature(model.folder, ["2", "0"])
+    folder = merge_folds(model.model_folder, (0, 1, 2))
+    deployed = find_temperature(model.model_folder, ["2", "0"])
     assert deployed.content == json.loads((folder / "temperature.json").read_text())
     assert deployed.source == "crossval_results_folds_0_1_2/calibration/temperature.json"
     assert deployed.describe().endswith(f"fitted on 6 cases of folds 0 1 2: {deployed.source}")
-    deployed.check(model.folder, "2", "weights of 2")
+    deployed.check(model.model_folder, "2", "weights of 2")
     with pytest.raises(ValueError, match="found one of other weights"):
-        deployed.check(model.folder, "2", "weights of 1")
-    other = model.folder.with_name(f"{MEASURED}__nnUNetPlans__2d")
+        deployed.check(model.model_folder, "2", "weights of 1")
+    other = replace(model.model_folder, configuration="2d")
     with pytest.raises(ValueError, match="expected a temperature of configuration 2d, found one of 3d_fullres"):
         deployed.check(other, "2", "weights of 2")

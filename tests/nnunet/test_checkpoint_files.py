@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nnunet_calib.integration.checkpoint_files import find_checkpoint, load_checkpoint
+from nnunet_calib.integration.model_folder import ModelFolder
 
 RAN = []
 
@@ -137,9 +138,9 @@ def test_older_pytorch(written, monkeypatch):
 
 def test_find(tmp_path):
     """The file; else what makes it, or which others there are."""
-    model = tmp_path / "Dataset004_Hippocampus" / "nnUNetTrainerNACL__nnUNetPlans__2d"
+    model = ModelFolder.below(tmp_path, "Dataset004_Hippocampus", "nnUNetTrainerNACL", "nnUNetPlans", "2d")
     command = "nnUNetv2_train Dataset004_Hippocampus 2d 1 -tr nnUNetTrainerNACL -p nnUNetPlans"
-    fold = model / "fold_1"
+    fold = model.fold(1)
     with pytest.raises(ValueError, match="expected nnU-Net's checkpoint") as error:
         find_checkpoint(model, 1)
     assert f"{fold / 'checkpoint_final.pth'}, found none: train the fold with {command}, or" in str(error.value)

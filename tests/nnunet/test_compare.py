@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.integration.case_files import case_file
-from nnunet_calib.integration.comparison import QUANTITIES, compare_models, comparison_folder
+from nnunet_calib.integration.comparison import QUANTITIES, compare_models
 from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import ModelFolder, case_file, comparison_folder
 from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
 from nnunet_calib.significance import mean_interval
 from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, DICE_OTHER, OTHER, TRAINER, two_models, write_dice
@@ -30,7 +30,7 @@ def models(tmp_path, monkeypatch):
 
 def compared(models, folds=(0, 1), **options):
     """The content of comparison.json."""
-    return compare_models([model.folder for model in models], folds, **options)
+    return compare_models([model.model_folder for model in models], folds, **options)
 
 
 def find(comparison, metric, of=None, scope="image", stage="uncalibrated"):
@@ -62,7 +62,7 @@ def test_dice_by_hand(models):
 def test_errors(models, stage):
     """Means are those of merged folds, where every case has every class; the surer model has the larger errors."""
     comparison = compared(models)
-    summaries = [json.loads((merge_folds(m.folder, (0, 1)) / "summary.json").read_text()) for m in models]
+    summaries = [json.loads((merge_folds(m.model_folder, (0, 1)) / "summary.json").read_text()) for m in models]
     for metric, of, scope in QUANTITIES[1:]:
         rows = find(comparison, metric, of, scope, stage)
         for row, summary in zip(rows, summaries, strict=True):
@@ -85,7 +85,7 @@ def test_rows_of_cases(models):
         (f"case.{i}", name) for i in range(8) for name in (TRAINER, OTHER)
     ]
     for model in models:
-        summary = json.loads((merge_folds(model.folder, (0, 1)) / "summary.json").read_text())
+        summary = json.loads((merge_folds(model.model_folder, (0, 1)) / "summary.json").read_text())
         expected = {row["case"]: row for row in summary["metric_per_case"]}
         for row in rows:
             if row["model"] == model.named["trainer"]:
@@ -262,7 +262,10 @@ def test_decimals(models):
 
 def test_long_names(tmp_path):
     """A folder for any number of models: shortened, and still another one for other models."""
-    folders = [tmp_path / f"nnUNetTrainerNACL_{i}epochs__nnUNetPlans__3d_fullres" for i in range(100, 120)]
+    folders = [
+        ModelFolder.below(tmp_path, DATASET, f"nnUNetTrainerNACL_{i}epochs", "nnUNetPlans", "3d_fullres")
+        for i in range(100, 120)
+    ]
     one, two = (comparison_folder(some, (0, 1)).name for some in (folders, folders[:-1]))
     assert len(one) == len(two) == 200
     assert one != two

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.comparison import compare_models
+from nnunet_calib.integration.model_folder import case_file
 from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, OTHER, TRAINER, two_models, write_dice
 from tests.nnunet.measured_folds import LABELS, Model, made
 
@@ -25,7 +25,7 @@ def models(tmp_path, monkeypatch):
 def refusal(models, folds=(0, 1), **options) -> str:
     """What is said instead of comparing."""
     with pytest.raises(ValueError, match="expected") as error:
-        compare_models([model.folder for model in models], folds, **options)
+        compare_models([model.model_folder for model in models], folds, **options)
     text = str(error.value)
     assert "\n" not in text
     return text
@@ -80,7 +80,7 @@ def test_other_cases(models):
     assert f"expected the same cases of each model, found more of {OTHER} and not of {TRAINER}: name" in text
     assert text.endswith("with --chill")
     assert f"found case.1 of {TRAINER} and not of {OTHER}: name" in refusal(models[::-1])
-    comparison = compare_models([model.folder for model in models], (0, 1), allow_missing=True)
+    comparison = compare_models([model.model_folder for model in models], (0, 1), allow_missing=True)
     assert comparison["cases"] == ["case.0", "case.2", "case.3"]
     assert [row["case"] for row in comparison["left_out"]] == ["case.1", "more"]
 
@@ -144,7 +144,7 @@ def test_copied_model(models, tmp_path):
 def test_without_dice(models):
     """Calibration is compared all the same; a note says whose Dice is missing, and from which file."""
     (models[1].calibration(1).parent / "summary.json").unlink()
-    comparison = compare_models([model.folder for model in models], (0, 1))
+    comparison = compare_models([model.model_folder for model in models], (0, 1))
     first, other = comparison["results"][0]["models"]
     assert (first["cases"], other["cases"], other["pairs"]) == (4, 2, 2)
     assert f"No Dice of {OTHER} from fold_1/validation/summary.json, which nnU-Net writes at the end" in "\n".join(
@@ -185,7 +185,7 @@ def test_few_cases(tmp_path, monkeypatch, folds, cases, noted):
     """Where the smallest p that the test can give is above .05, a note says so: fewer than six cases."""
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     models = two_models(tmp_path, folds=folds, cases=cases)
-    comparison = compare_models([model.folder for model in models], range(folds))
+    comparison = compare_models([model.model_folder for model in models], range(folds))
     said = [note for note in comparison["notes"] if "no corrected p can be below" in note]
     if noted is None:
         assert not said
@@ -200,7 +200,7 @@ def test_single_case(tmp_path, monkeypatch):
     """There is no temperature that was fitted without it, and so nothing calibrated."""
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     models = two_models(tmp_path, folds=1, cases=1)
-    comparison = compare_models([model.folder for model in models], (0,))
+    comparison = compare_models([model.model_folder for model in models], (0,))
     for group in comparison["results"]:
         for row in group["models"]:
             assert row["cases"] == (group["stage"] != "calibrated")
@@ -212,7 +212,7 @@ def test_bound(models):
         for case in cases.values():
             case.labels[:] = case.probabilities.argmin(0)
         models[1].write(fold, cases)
-    comparison = compare_models([model.folder for model in models], (0, 1))
+    comparison = compare_models([model.model_folder for model in models], (0, 1))
     assert f"A temperature of {OTHER} lies on the bound of the search: do not use it." in comparison["notes"]
 
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from nnunet_calib import CaseStatistics, calibration_errors, cli
 from nnunet_calib.integration import measured_cases
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.crossval import ENSEMBLE_NOTE, merge_folds
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.metrics import reliability_curve
 from nnunet_calib.report import figures
 from nnunet_calib.report.crossval_table import crossval_table
@@ -24,7 +24,7 @@ from tests.report import PICTURES
 
 def merged(model, folds=(0, 1, 2), **options):
     """summary.json and temperature.json."""
-    folder = merge_folds(model.folder, folds, **options)
+    folder = merge_folds(model.model_folder, folds, **options)
     return tuple(json.loads((folder / name).read_text()) for name in ("summary.json", "temperature.json"))
 
 
@@ -129,7 +129,7 @@ def test_two_runs_write_the_same(model):
     """The same bytes, in whatever order the folds are named, and nothing else in the folder."""
     contents = []
     for folds in ((0, 1, 2), ("2", "0", "1")):
-        folder = merge_folds(model.folder, folds)
+        folder = merge_folds(model.model_folder, folds)
         assert folder == model.folder / "crossval_results_folds_0_1_2" / "calibration"
         assert sorted(p.name for p in folder.iterdir()) == ["summary.json", "temperature.json"]
         contents.append([p.read_bytes() for p in sorted(folder.iterdir())])
@@ -261,7 +261,7 @@ def test_pictures(model, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "reliability_figure", lambda *arguments: drawn.append(arguments) or Figure())
     monkeypatch.setattr(figures, "save_figure", lambda draw, *_: draw())
-    folder = merge_folds(model.folder, (0, 1, 2))
+    folder = merge_folds(model.model_folder, (0, 1, 2))
     figures.draw_fold(folder)
     summary = json.loads((folder / "summary.json").read_text())
     ((before, after, temperature, _),) = drawn

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.crossval import merge_folds
+from nnunet_calib.integration.model_folder import case_file
 from tests.nnunet.measured_folds import CROSSVAL, LABELS, TRAINER, Model, made
 
 RUN = f"nnUNetv2_train Dataset004_Synthetic 3d_fullres 1 -tr {TRAINER} -p nnUNetPlans"
@@ -17,7 +17,7 @@ RUN = f"nnUNetv2_train Dataset004_Synthetic 3d_fullres 1 -tr {TRAINER} -p nnUNet
 def refusal(model, folds=(0, 1, 2), **options) -> str:
     """What is said instead of merging; nothing is written."""
     with pytest.raises(ValueError, match="expected") as error:
-        merge_folds(model.folder, folds, **options)
+        merge_folds(model.model_folder, folds, **options)
     assert sorted(p.name for p in model.folder.iterdir()) == ["fold_0", "fold_1", "fold_2"]
     text = str(error.value)
     assert "\n" not in text
@@ -76,7 +76,7 @@ def test_missing_cases(model):
     text = refusal(model)
     assert "found none for fold 0: case.1; fold 2: case.9: measure them with nnunet_calib validate" in text
     assert "or leave these cases out with --chill" in text
-    folder = merge_folds(model.folder, (0, 1, 2), allow_missing=True)
+    folder = merge_folds(model.model_folder, (0, 1, 2), allow_missing=True)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["missing_cases"] == ["case.1", "case.9"]
     assert len(summary["metric_per_case"]) == 5
@@ -95,7 +95,7 @@ def test_changed_splits(model):
     text = refusal(model)
     assert f"expected fold 1 to validate the cases of {model.splits}, found case.2 in {model.calibration(1)}" in text
     assert text.endswith("with --chill")
-    summary = json.loads((merge_folds(model.folder, (0, 1, 2), allow_missing=True) / "summary.json").read_text())
+    summary = json.loads((merge_folds(model.model_folder, (0, 1, 2), allow_missing=True) / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 6
     assert summary["missing_cases"] == []
 
@@ -148,9 +148,9 @@ def test_hyperparameters(tmp_path):
     for fold, weight in enumerate((0.1, 0.2)):
         model.write(fold, {f"case{fold}": made(fold)}, hyperparameters={"nacl_weight": weight, f"new{fold}": 1})
     with pytest.raises(ValueError, match=r"found hyperparameter nacl_weight 0\.1 in fold 0 and 0\.2 in fold 1"):
-        merge_folds(model.folder, (0, 1))
+        merge_folds(model.model_folder, (0, 1))
     model.write(1, model.cases[1], hyperparameters={"nacl_weight": 0.1})
-    merge_folds(model.folder, (0, 1))
+    merge_folds(model.model_folder, (0, 1))
 
 
 @pytest.mark.parametrize(

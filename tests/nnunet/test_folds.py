@@ -8,9 +8,9 @@ import pytest
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.integration import measured_cases
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import make_case

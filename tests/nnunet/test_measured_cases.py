@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nnunet_calib.integration import measured_cases
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.folds import write_fold
+from nnunet_calib.integration.model_folder import case_file
 from tests.nnunet.measured_folds import fit_cases
 from tests.nnunet.test_folds import LABELS, MODEL, REGIONS, case, files, fold, load
 

@@ -77,9 +77,9 @@ def test_nothing_there(model, capsys):
     assert "(fold_0/validation, fold_1/validation, fold_2/validation)" in error
     shutil.rmtree(model.calibration(1))
     with pytest.raises(ValueError, match=r"make it with nnunet_calib validate -f 1, .*\(fold_0/validation, fold_2"):
-        find_results(model.folder, ["1"])
+        find_results(model.model_folder, ["1"])
     with pytest.raises(ValueError, match="the numbers of several, got 0 all: fold all is never merged"):
-        find_results(model.folder, ["0", "all"])
+        find_results(model.model_folder, ["0", "all"])
 
 
 def test_images(raw, model, monkeypatch):
@@ -100,7 +100,7 @@ def test_images(raw, model, monkeypatch):
 def test_dice(model, raw):
     """Of the folds that have nnU-Net's summary; a class that is nowhere does not count."""
     write_dice(model, 0, {"case.0": (0.5, 0.7), "case.1": (float("nan"), float("nan"))})
-    dice = dice_of_cases(model.folder, ["0", "1"])
+    dice = dice_of_cases(model.model_folder, ["0", "1"])
     assert dice["case.0"] == pytest.approx(0.6)
     assert np.isnan(dice["case.1"])
     assert set(dice) == {"case.0", "case.1"}

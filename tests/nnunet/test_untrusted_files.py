@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.integration.case_files import case_file, load_case
+from nnunet_calib.integration.case_files import load_case
 from nnunet_calib.integration.cases import SavedProbabilities
 from nnunet_calib.integration.crossval import merge_folds
 from nnunet_calib.integration.fold_results import find_folds
 from nnunet_calib.integration.image_properties import image_spacing
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.prediction_files import find_predictions
 from nnunet_calib.report.results import Results
 from tests.nnunet.trained_fold import change_json
@@ -43,18 +44,18 @@ def test_names_in_folds(model):
             ("model.dataset", {"model": identity | {"dataset": name}}),
         ):
             file.write_text(json.dumps(valid | changed))
-            refused(lambda: find_folds(model.folder, [0, 1]), f"expected {place} {PLAIN}", f"in {file}: ")
+            refused(lambda: find_folds(model.model_folder, [0, 1]), f"expected {place} {PLAIN}", f"in {file}: ")
         file.write_text(json.dumps(valid))
         model.write_splits(val1=[name])
         told = f"expected the content[1].val[0] {PLAIN}"
-        refused(lambda: find_folds(model.folder, [0, 1]), told, f"in {model.splits}: ")
+        refused(lambda: find_folds(model.model_folder, [0, 1]), told, f"in {model.splits}: ")
         model.write_splits()
-    assert len(find_folds(model.folder, [0, 1])) == 2
+    assert len(find_folds(model.model_folder, [0, 1])) == 2
 
 
 def test_names_in_a_report(model):
     """Cases become paths there, too; a fold is a number."""
-    folder = merge_folds(model.folder, [0, 1, 2])
+    folder = merge_folds(model.model_folder, [0, 1, 2])
     valid = json.loads((folder / "summary.json").read_text())
     for name in ELSEWHERE:
         for entry, told in (({"case": name}, f"case {PLAIN}"), ({"fold": name}, "fold to be a whole number, found")):
@@ -69,7 +70,7 @@ def test_statistics_of_another_case(model):
     CaseStatistics.load(case_file(model.calibration(0), "case.0")).save(file)
     told = f"expected the statistics of case case.1, found those of 'case.0' in {file}: measure the case again"
     refused(lambda: load_case(model.calibration(0), "case.1"), told)
-    refused(lambda: merge_folds(model.folder, [0, 1]), told)
+    refused(lambda: merge_folds(model.model_folder, [0, 1]), told)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.image import imread
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.integration.case_files import case_file
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
+from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.report.figures import (
     boxes_figure,
     confidence_figure,

@@ -1,0 +1,114 @@
+"""Where the files of a trained model lie, what identifies it, and the commands that make its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+IDENTITY = ("dataset", "trainer", "plans", "configuration")
+CALIBRATION_FOLDER = "calibration"
+_CROSSVAL = "crossval_results_folds_"
+_LONGEST_NAME = 200  # of a folder; file systems take 255 bytes
+
+Fold = int | str
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """nnU-Net's folder of a trained model, and what identifies the model.
+
+    The folder is named TRAINER__PLANS__CONFIGURATION. Each of them may hold two underscores itself, so that the name
+    cannot be taken apart: they are known from what was typed, or from a file, and carried along.
+
+    Attributes:
+        path: of the folder; with plans.json, dataset.json and the folders `fold_X`.
+        dataset: the name in use, which may be another one than that of the training.
+        trainer: name of the class.
+        plans: name of the plans.
+        configuration: as in the plans.
+    """
+
+    path: Path
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def below(cls, results: Path, dataset: str, trainer: str, plans: str, configuration: str) -> ModelFolder:
+        """Return the folder that nnU-Net gives a model in its folder of results."""
+        path = results / dataset / f"{trainer}__{plans}__{configuration}"
+        return cls(path, dataset, trainer, plans, configuration)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells the model from others, by the names of `IDENTITY`."""
+        return {name: getattr(self, name) for name in IDENTITY}
+
+    def fold(self, fold: Fold) -> Path:
+        """Return nnU-Net's folder of a fold."""
+        return self.path / f"fold_{fold}"
+
+    def validation(self, fold: Fold) -> Path:
+        """Return where nnU-Net writes the validation of a fold."""
+        return self.fold(fold) / "validation"
+
+    def calibration(self, fold: Fold) -> Path:
+        """Return where the calibration files of a fold are."""
+        return self.validation(fold) / CALIBRATION_FOLDER
+
+    def crossval(self, folds: Sequence[Fold]) -> Path:
+        """Return where the calibration files of merged folds are: beside nnU-Net's own cross-validation."""
+        return self.path / f"{_CROSSVAL}{'_'.join(map(str, folds))}" / CALIBRATION_FOLDER
+
+    def crossvals(self, file: str) -> Iterator[tuple[tuple[str, ...], Path]]:
+        """Yield the folds of each cross-validation that has a file of this name, and the file."""
+        for found in sorted(self.path.glob(f"{_CROSSVAL}*/{CALIBRATION_FOLDER}/{file}")):
+            yield tuple(found.parents[1].name.removeprefix(_CROSSVAL).split("_")), found
+
+    def results(self) -> Iterator[Path]:
+        """Yield each calibration folder that has a summary.json, of folds first."""
+        file = "summary.json"
+        for found in sorted(self.path.glob(f"fold_*/validation/{CALIBRATION_FOLDER}/{file}")):
+            yield found.parent
+        for _, found in self.crossvals(file):
+            yield found.parent
+
+    def train_command(self, fold: Fold) -> str:
+        """Return what trains a fold, as the user types it."""
+        return f"nnUNetv2_train {self.dataset} {self.configuration} {fold} -tr {self.trainer} -p {self.plans}"
+
+    def command(self, name: str, *folds: Fold) -> str:
+        """Return a command of this package for folds of the model, as the user types it."""
+        return (
+            f"nnunet_calib {name} -d {self.dataset} -c {self.configuration} -tr {self.trainer} -p {self.plans} "
+            f"-f {' '.join(map(str, folds))}"
+        )
+
+    def validate_command(self, *folds: Fold) -> str:
+        """Return what measures trained folds again."""
+        return self.command("validate", *folds)
+
+
+def case_file(calibration_folder: Path, case: str) -> Path:
+    """Return where the statistics of a case are kept."""
+    return calibration_folder / "cases" / f"{case}.npz"
+
+
+def failure_file(case_path: Path) -> Path:
+    """Return where a worker leaves the traceback of a case that it could not measure."""
+    return case_path.with_suffix(".failed.txt")
+
+
+def comparison_folder(models: Sequence[ModelFolder], folds: Sequence[int]) -> Path:
+    """Return where a comparison is written by default: beside the models, named after them and the folds."""
+    parts = zip(*((model.trainer, model.plans, model.configuration) for model in models), strict=True)
+    name = "__".join("_vs_".join(dict.fromkeys(part)) for part in parts) + f"__folds_{'_'.join(map(str, folds))}"
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return models[0].path.parent / "calibration_comparisons" / name
