@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nnunet_calib.case_pass import Volume, region_members
 from nnunet_calib.histograms import Histograms
-from nnunet_calib.scopes import BOUNDARY_MM, scope_bits
+from nnunet_calib.scopes import check_boundary_mm, default_boundary_mm, scope_bits
 from nnunet_calib.slabs import Probabilities
 from nnunet_calib.slices import RepresentativeSlice, representative_slice
 from nnunet_calib.statistics_file import MAX_BYTES, Content, read, write
@@ -65,7 +65,7 @@ class CaseStatistics:
         ignore_label: int | None = None,
         spacing: Sequence[float] | None = None,
         max_voxels: int = MAX_VOXELS,
-        boundary_mm: float = BOUNDARY_MM,
+        boundary_mm: float | None = None,
         crop: tuple[slice, ...] | None = None,
         case: str = "",
         model: dict[str, Any] | None = None,
@@ -83,7 +83,8 @@ class CaseStatistics:
             ignore_label: label of voxels that are left out everywhere.
             spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
             max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole.
-            boundary_mm: half width of the boundary scope.
+            boundary_mm: half width of the boundary scope, at least 0; None means `scopes.default_boundary_mm` of the
+                spacing.
             crop: where in `labels` the probabilities lie, if they cover only a part of it. The voxels around count
                 with p(class 0) = 1, for regions with p = 0: what nnU-Net exports there.
             case: its name.
@@ -94,8 +95,10 @@ class CaseStatistics:
             The statistics; all zero where every voxel is ignored.
 
         Raises:
-            ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], or if a label has no head.
+            ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], if a label has no head, or if a
+                width is none.
         """
+        boundary_mm = check_boundary_mm(default_boundary_mm(spacing) if boundary_mm is None else boundary_mm)
         labels = np.asarray(labels)
         crop = (slice(None),) * labels.ndim if crop is None else crop
         crop = tuple(slice(*s.indices(n)[:2]) for s, n in zip(crop, labels.shape, strict=True))

@@ -57,6 +57,7 @@ SUMMARY: dict[str, Any] = {
         "note?": str,
     },
     "missing_cases": [str],
+    "notes?": [str],
     "metrics": {"uncalibrated": _MEANS, "calibrated": _MEANS},
     "intervals?": {"uncalibrated": _INTERVALS, "calibrated": _INTERVALS},
     "metric_per_case": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -103,6 +104,22 @@ def add_predictions(
     )
 
 
+def add_boundary(command: argparse.ArgumentParser, note: str = "") -> None:
+    """How wide the boundary scope is."""
+    command.add_argument(
+        "--boundary-mm", dest="boundary_mm", type=width_in_mm, metavar="MM",
+        help="half width of the band around label borders that is the boundary scope (default: 2, or three voxels "
+        f"where 2 mm are more than 20){note}",
+    )
+
+
+def width_in_mm(text: str) -> float:
+    """A half width of the boundary scope."""
+    if not 0 <= (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of mm, at least 0, got {text}")
+    return number
+
+
 def add_maps(command: argparse.ArgumentParser) -> None:
     """Which maps are written, and how."""
     # as nnunet_calib.integration.probability_maps knows them, which would import PyTorch
@@ -134,7 +151,7 @@ def predictions(args: argparse.Namespace) -> Predictions:
 
     found = find_predictions(
         args.predictions, args.labels, dataset_json=args.dataset_json, plans_json=args.plans_json,
-        allow_missing=args.allow_missing,
+        allow_missing=args.allow_missing, boundary_mm=getattr(args, "boundary_mm", None),
     )  # fmt: skip
     if found.missing:
         what = "label map" if args.labels else "segmentation"

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_predictions, predictions
+from nnunet_calib.commands.arguments import Commands, add_boundary, add_predictions, predictions
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
         epilog="Example: nnunet_calib evaluate -i predictions -gt nnUNet_raw/Dataset004_Hippocampus/labelsTs",
     )
     add_predictions(command)
+    add_boundary(command)
     command.add_argument(
         "--temperature", metavar="T",
         help="a number, or a temperature.json fitted on other cases, to judge these cases by (default: fit one here, "

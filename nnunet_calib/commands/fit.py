@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_predictions, predictions
+from nnunet_calib.commands.arguments import Commands, add_boundary, add_predictions, predictions
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -31,4 +31,5 @@ def add(commands: Commands) -> None:
         epilog="Example: nnunet_calib fit -i predictions -gt nnUNet_raw/Dataset004_Hippocampus/labelsTs",
     )
     add_predictions(command)
+    add_boundary(command, "; taken as by evaluate, no temperature depends on it")
     command.set_defaults(run=_run)

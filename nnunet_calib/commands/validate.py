@@ -4,7 +4,14 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_inference, add_model, at_least_one
+from nnunet_calib.commands.arguments import (
+    Commands,
+    add_boundary,
+    add_checkpoint,
+    add_inference,
+    add_model,
+    at_least_one,
+)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -17,7 +24,7 @@ def _run(args: argparse.Namespace) -> None:
 
         options = Options(
             checkpoint=args.checkpoint, device=args.device, processes=args.processes, part=args.part_id,
-            parts=args.num_parts, use_npz=args.npz, trust=args.trust,
+            parts=args.num_parts, use_npz=args.npz, trust=args.trust, boundary_mm=args.boundary_mm,
         )  # fmt: skip
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folds = fold_numbers(model_folder, args.folds, args.checkpoint)
@@ -52,6 +59,7 @@ def add(commands: Commands) -> None:
     )
     add_checkpoint(command, "; with another one, .npz are not used")
     add_inference(command)
+    add_boundary(command)
     command.add_argument(
         "-np", dest="processes", type=at_least_one, metavar="N",
         help="processes that measure; each holds a case (default: nnU-Net's, nnUNet_def_n_proc or 8)",

@@ -26,16 +26,17 @@ def load_case(calibration_folder: Path, case: str) -> CaseStatistics:
     return statistics
 
 
-def is_measured(calibration_folder: Path, case: str, model: dict[str, Any]) -> bool:
-    """Whether there are statistics of a case that were measured with this model, in a file that can be read."""
+def is_measured(calibration_folder: Path, case: str, model: dict[str, Any], boundary_mm: float) -> bool:
+    """Whether there are statistics of a case that were measured so with this model, in a file that can be read."""
     try:
-        return is_of(load_case(calibration_folder, case), model)
+        return is_of(load_case(calibration_folder, case), model, boundary_mm)
     except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
         return False
 
 
-def is_of(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
-    """Whether the weights are the same, and the plans, which older files do not name."""
+def is_of(statistics: CaseStatistics, model: dict[str, Any], boundary_mm: float) -> bool:
+    """Whether weights and boundary scope are the same, and the plans, which older files do not name."""
     found = statistics.model
     same_plans = found.get("plans_sha256", model.get("plans_sha256")) == model.get("plans_sha256")
-    return found.get("weights_sha256") == model["weights_sha256"] and same_plans
+    same_width = statistics.boundary_mm == boundary_mm
+    return found.get("weights_sha256") == model["weights_sha256"] and same_plans and same_width

@@ -33,6 +33,7 @@ def measure_case(
     case: str,
     model: dict[str, Any],
     spacing: Sequence[float] | None = None,
+    boundary_mm: float | None = None,
     crop: tuple[slice, ...] | None = None,
 ) -> CaseStatistics:
     """Measure probabilities against a label file; `spacing` in mm is that of the file unless given.
@@ -48,6 +49,7 @@ def measure_case(
         regions=heads.regions,
         ignore_label=heads.ignore_label,
         spacing=properties["spacing"] if spacing is None else spacing,
+        boundary_mm=boundary_mm,
         crop=crop,
         case=case,
         model=model,

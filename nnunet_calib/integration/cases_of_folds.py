@@ -34,7 +34,7 @@ def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[
         if (ours := (statistics.num_heads, statistics.regions, statistics.boundary_mm)) != expected:
             raise ValueError(
                 f"expected statistics with (heads, regions, boundary_mm) = {expected}, found {ours} for {name} in fold "
-                f"{result.fold}: measure its fold again with nnunet_calib validate"
+                f"{result.fold}: measure its fold again with nnunet_calib validate, all with the same --boundary-mm"
             )
         cases.append(keeper.keep(statistics, result.folder, result.fold))
     if missing and not allow_missing:

@@ -50,6 +50,7 @@ class ComparedModel:
         cases: by name.
         expected: names of all cases that should be there.
         without_dice: folds without nnU-Net's summary.json.
+        boundary_mm: half width of the boundary scope.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ComparedModel:
     cases: dict[str, JudgedCase]
     expected: frozenset[str]
     without_dice: tuple[int, ...]
+    boundary_mm: float
 
 
 def read_models(
@@ -122,7 +124,7 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
         for case, temperature, calibrated in zip(cases, temperatures, after, strict=True)
     }  # fmt: skip
     expected = frozenset(name for result in found for name in result.cases)
-    return ComparedModel(folder.path.name, model, heads, judged, expected, tuple(without_dice))
+    return ComparedModel(folder.path.name, model, heads, judged, expected, tuple(without_dice), cases[0].boundary_mm)
 
 
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
@@ -165,6 +167,12 @@ def _check_comparable(models: Sequence[ComparedModel]) -> None:
                     f"expected models of the same labels, found heads ({name}) {a!r} of {first.name} and {b!r} of "
                     f"{model.name}: train them on the same dataset.json"
                 )
+        if model.boundary_mm != first.boundary_mm:
+            raise ValueError(
+                f"expected models measured with one width of the boundary scope, found {first.boundary_mm:g} mm for "
+                f"{first.name} and {model.boundary_mm:g} mm for {model.name}: measure one of them again with "
+                f"nnunet_calib validate --boundary-mm"
+            )
         for case in sorted({*first.cases} & {*model.cases}):
             if (a := first.cases[case].voxels) != (b := model.cases[case].voxels):
                 raise ValueError(

@@ -15,7 +15,7 @@ import nnunet_calib
 from nnunet_calib.definitions import DEFINITIONS
 from nnunet_calib.integration.compared_models import STAGES, ComparedModel, JudgedCase, read_models
 from nnunet_calib.integration.model_folder import ModelFolder
-from nnunet_calib.integration.summary import BINNED, SCORES
+from nnunet_calib.integration.summary import BINNED, SCORES, scope_definitions
 from nnunet_calib.metrics import NUM_BINS
 from nnunet_calib.significance import (
     LEVEL,
@@ -66,10 +66,6 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*BINNED, *SCORES[:2], "per_
     "bins": NUM_BINS,
     "min_count": 1,
     "foreground_mean": "of each case the mean over the foreground classes that have a value in it",
-    "scopes": {
-        "image": "all voxels of the exported image that are not ignored",
-        "foreground": "voxels whose true label is not background",
-    },
     "mean": "over the shared cases in which the model has a value",
     "interval": f"[low, high], {LEVEL:.0%} bootstrap interval over cases ({RESAMPLES} resamples, widened for few "
     "cases; null for fewer than two) at the given networks and temperatures",
@@ -126,7 +122,9 @@ def compare_models(
         "models": [{"name": model.name, **model.model, "temperature": _temperatures(model, cases)} for model in models],
         "cases": cases,
         "left_out": left_out,
-        "definitions": _DEFINITIONS | {"calibrated": _CALIBRATED.format(others)},
+        "definitions": _DEFINITIONS | {
+            "scopes": scope_definitions(models[0].boundary_mm), "calibrated": _CALIBRATED.format(others),
+        },
         "notes": _notes(models, cases, numbers, results),
         "results": results,
         "metric_per_case": [

@@ -80,7 +80,9 @@ def _measured(
     with tempfile.TemporaryDirectory(prefix=temporary_name(""), dir=existing) as folder:
         case_file(Path(folder), "").parent.mkdir()
         predictions.save_all(Path(folder), processes)
-        cases, _ = read_cases(Path(folder), predictions.cases, predictions.heads, predictions.model)
+        cases, _ = read_cases(
+            Path(folder), predictions.cases, predictions.heads, predictions.model, predictions.boundary_mm
+        )
         yield cases
 
 

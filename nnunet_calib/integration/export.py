@@ -16,6 +16,7 @@ from nnunet_calib.files import forget, replaced_when_complete
 from nnunet_calib.integration.cases import measure_case
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import case_file, failure_file
+from nnunet_calib.scopes import BOUNDARY_MM
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread
 
@@ -66,6 +67,7 @@ class ExportAndMeasure:
         labels_folder: the ground truth, one file per case.
         heads: of the network.
         model: what identifies the network.
+        boundary_mm: half width of the boundary scope.
     """
 
     export: Callable[..., None]
@@ -73,6 +75,7 @@ class ExportAndMeasure:
     labels_folder: Path
     heads: Heads
     model: dict[str, Any]
+    boundary_mm: float = BOUNDARY_MM
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Export as nnU-Net does, then measure; only the export can raise."""
@@ -105,6 +108,7 @@ class ExportAndMeasure:
             plans.image_reader_writer_class(),
             self.heads,
             spacing=arguments["properties_dict"]["spacing"],
+            boundary_mm=self.boundary_mm,
             crop=crop,
             case=case,
             model=self.model,

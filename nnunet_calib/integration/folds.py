@@ -14,19 +14,20 @@ from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.measured_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, results
 from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.summary import definitions
+from nnunet_calib.scopes import BOUNDARY_MM
 
 FORMAT_VERSION = 1
 
 
 def read_cases(
-    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any]
+    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any], boundary_mm: float
 ) -> tuple[list[MeasuredCase], list[str]]:
-    """The cases measured with this model, sorted, and the names of the others (no file, or other weights)."""
+    """The cases measured with this model and width, sorted, and the names of the others (no file, or other weights)."""
     found, missing, keeper = [], [], Keeper(heads)
     for case in sorted(cases):
         path = case_file(calibration_folder, case)
         statistics = load_case(calibration_folder, case) if path.is_file() else None
-        if statistics is not None and is_of(statistics, model):
+        if statistics is not None and is_of(statistics, model, boundary_mm):
             found.append(keeper.keep(statistics, calibration_folder, model["fold"]))
         else:
             missing.append(case)
@@ -61,7 +62,8 @@ def fitted_temperature(
 
 
 def write_fold(
-    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any]
+    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any],
+    boundary_mm: float = BOUNDARY_MM,
 ) -> dict[str, Any]:
     """Merge the case files of a fold into temperature.json and summary.json.
 
@@ -70,6 +72,7 @@ def write_fold(
         cases: the validation cases.
         heads: of the network.
         model: what identifies the model; case files of other weights are not used.
+        boundary_mm: half width of the boundary scope; case files of another one are not used.
 
     Returns:
         The content of summary.json, with NaN where the file has null.
@@ -77,7 +80,7 @@ def write_fold(
     Raises:
         ValueError: if no case was measured.
     """
-    measured, missing = read_cases(calibration_folder, cases, heads, model)
+    measured, missing = read_cases(calibration_folder, cases, heads, model, boundary_mm)
     if not any(case.kept for case in measured):
         raise ValueError(f"expected statistics of {len(cases)} cases in {calibration_folder}, found none with a voxel")
     temperature, without = fitted_temperature(measured, model)

@@ -20,6 +20,7 @@ from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.sampled_errors import SampledErrors
 from nnunet_calib.integration.summary import Tree, brief, combine, described, measure
 from nnunet_calib.joint_fit import Key, fit_jointly
+from nnunet_calib.scopes import SCOPES, scope_members, scope_notes
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.temperature import TemperatureFit
 from nnunet_calib.voxel_sample import VoxelSample
@@ -40,6 +41,7 @@ class MeasuredCase:
         weights_sha256: of that network.
         boundary_mm: half width of the boundary scope.
         voxels: of the case.
+        in_scopes: its voxels in each scope.
         kept: voxels of its sample.
         uncalibrated: its errors, from `measure`.
         held: its statistics, if they stay in memory.
@@ -51,6 +53,7 @@ class MeasuredCase:
     weights_sha256: str | None
     boundary_mm: float
     voxels: int
+    in_scopes: Mapping[str, int]
     kept: int
     uncalibrated: Tree
     held: CaseStatistics | None = field(default=None, repr=False)
@@ -85,7 +88,9 @@ class Keeper:
         self._room -= sum(getattr(part, entry.name).nbytes for part in parts for entry in fields(part))
         return MeasuredCase(
             statistics.cases[0], fold, folder, statistics.model.get("weights_sha256"), statistics.boundary_mm,
-            int(statistics.histograms.voxels.sum()), len(statistics.sample), measure(statistics, self._heads),
+            int((voxels := statistics.histograms.voxels).sum()),
+            {scope: int(voxels[scope_members(scope)].sum()) for scope in SCOPES},
+            len(statistics.sample), measure(statistics, self._heads),
             replace(statistics, shown=None) if self._room >= 0 else None,
         )  # fmt: skip
 
@@ -168,6 +173,8 @@ def results(
     return {
         **means_with_intervals(before, after, heads, width),
         "sampling_error": described(sampled.spread(), width),
+        "voxels": (in_scopes := {scope: sum(case.in_scopes[scope] for case in cases) for scope in SCOPES}),
+        "notes": scope_notes(in_scopes, width),
         "metric_per_case": [
             {
                 "case": case.name, "voxels": case.voxels, "kept_voxels": case.kept, "temperature": t,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import reason
+from nnunet_calib.integration.boundary_width import spacing_of_plans
 from nnunet_calib.integration.cases import SAVE_THEM, npz_shape
+from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import LABEL, Heads, check_dataset
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.json_files import NAME, read_json
+from nnunet_calib.scopes import default_boundary_mm
 
 # fold_X/validation lies two folders below the dataset.json of its model
 _FOLDERS_ABOVE = 2
@@ -28,6 +31,7 @@ def find_predictions(
     dataset_json: Path | None = None,
     plans_json: Path | None = None,
     allow_missing: bool = False,
+    boundary_mm: float | None = None,
 ) -> Predictions:
     """Find the cases of a folder and check all of their files that can be checked without reading them whole.
 
@@ -39,6 +43,8 @@ def find_predictions(
         plans_json: None means the plans.json beside dataset.json. Without one, as in nnUNetv2_ensemble's output,
             dataset.json alone says how label maps are read.
         allow_missing: leave out cases of which a file is missing instead of refusing.
+        boundary_mm: half width of the boundary scope; None means the default for the voxel size in plans.json, or
+            without one in the first case.
 
     Raises:
         ValueError: in one sentence, if something is missing, damaged, or of another dataset.
@@ -63,14 +69,19 @@ def find_predictions(
         )
     cases, missing = _complete(probabilities, labels, _cases(folder, ending), what, allow_missing)
     heads = _heads(dataset, plans, dataset_json)
+    first_labels = labels_folder / f"{cases[0]}{ending}"
+    reader = _reader(dataset, plans, first_labels)
+    if boundary_mm is None:
+        spacing = spacing_of_plans(plans) or image_spacing(folder / f"{cases[0]}.npz")
+        boundary_mm = default_boundary_mm(spacing or _label_spacing(reader, first_labels))
     _check_archives([folder / f"{case}.npz" for case in cases], heads, dataset_json)
     return Predictions(
-        folder, labels_folder, ending, _reader(dataset, plans, labels_folder / f"{cases[0]}{ending}"), heads,
+        folder, labels_folder, ending, reader, heads,
         {
             "dataset": plans.get("dataset_name", dataset.get("name")), "plans": plans.get("plans_name"),
             "fold": None, "weights_sha256": None, "predictions": str(folder.resolve()),
         },
-        cases, missing,
+        cases, missing, boundary_mm,
     )  # fmt: skip
 
 
@@ -93,6 +104,14 @@ def _read_json(path: Path, form: dict[str, Any]) -> dict[str, Any]:
             f"expected a JSON file of nnU-Net's, found {path} unreadable ({error}): name another, or restore it"
         ) from error
     return content
+
+
+def _label_spacing(reader: Any, file: Path) -> Sequence[float] | None:
+    """The voxel size of a label map; None where it cannot be read, which measuring will tell."""
+    with contextlib.suppress(Exception):
+        spacing: Sequence[float] = reader.read_seg(str(file))[1]["spacing"]
+        return spacing
+    return None
 
 
 def _cases(folder: Path, ending: str) -> set[str]:

@@ -19,6 +19,7 @@ from nnunet_calib.integration.cases import SavedProbabilities, measure_case
 from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import case_file
+from nnunet_calib.scopes import BOUNDARY_MM
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread
 
@@ -38,6 +39,7 @@ class Predictions:
         model: what identifies it, as JSON values.
         cases: their names, sorted.
         missing: names of cases of which the .npz or the label map is missing, sorted.
+        boundary_mm: half width of the boundary scope.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Predictions:
     model: dict[str, Any]
     cases: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    boundary_mm: float = BOUNDARY_MM
 
     def measure(self, case: str) -> CaseStatistics:
         """Statistics of one case; its probabilities are in memory once, at their full resolution.
@@ -60,8 +63,9 @@ class Predictions:
         # ITK tells in many lines why it cannot read a file, NumPy in one what is wrong with an array
         try:
             return measure_case(
-                probabilities, labels_file, self.reader, self.heads, case=case, model=self.model, spacing=spacing
-            )
+                probabilities, labels_file, self.reader, self.heads, case=case, model=self.model, spacing=spacing,
+                boundary_mm=self.boundary_mm,
+            )  # fmt: skip
         except MemoryError:
             raise
         except ValueError as error:

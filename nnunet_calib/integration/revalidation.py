@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from nnunet_calib.integration.boundary_width import width_of_trainer
 from nnunet_calib.integration.case_files import is_measured
 from nnunet_calib.integration.cases import npz_shape
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint
@@ -44,6 +45,7 @@ class Options:
         part: which part of the cases to measure, from 0.
         parts: into how many parts they are split.
         use_npz: whether .npz of nnU-Net's are measured where there are some.
+        boundary_mm: half width of the boundary scope; None means that of the trainer.
         trust: load the checkpoint as nnU-Net does, which can run code that is in it.
     """
 
@@ -54,6 +56,7 @@ class Options:
     parts: int = 1
     use_npz: bool = True
     trust: bool = False
+    boundary_mm: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a part that there is not."""
@@ -109,13 +112,14 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
         if options.checkpoint != FINAL:
             model["checkpoint"] = options.checkpoint
         heads = Heads.of(trainer.label_manager)
+        width = width_of_trainer(trainer) if options.boundary_mm is None else options.boundary_mm
         cases = _validation_cases(trainer, checkpoint.parent / "validation")
         labels = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
         _check_labels(trainer, labels, cases)
 
         folder = checkpoint.parent / "validation" / CALIBRATION_FOLDER
         share = cases[options.part :: options.parts]
-        remaining = [case for case in share if not is_measured(folder, case, model)]
+        remaining = [case for case in share if not is_measured(folder, case, model, width)]
         usable = options.use_npz and options.checkpoint == FINAL
         saved = [case for case in remaining if usable and _has_npz(folder.parent, case, checkpoint, heads)]
         others = [case for case in remaining if case not in saved]
@@ -128,18 +132,18 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
         _make_folder(folder)
         if saved:
             ending, reader = trainer.dataset_json["file_ending"], trainer.plans_manager.image_reader_writer_class()
-            Predictions(folder.parent, labels, ending, reader, heads, model, tuple(saved)).save_all(
+            Predictions(folder.parent, labels, ending, reader, heads, model, tuple(saved), boundary_mm=width).save_all(
                 folder, options.processes
             )
         if others:
             for case in others:
                 failure_file(case_file(folder, case)).unlink(missing_ok=True)
-            measure = ExportAndMeasure(export_for(trainer), folder, labels, heads, model)
+            measure = ExportAndMeasure(export_for(trainer), folder, labels, heads, model, width)
             predict(trainer, weights, others, measure, options.processes)
             _check_results(folder, others, type(trainer).__name__)
-    if not all(is_measured(folder, case, model) for case in cases if case not in share):
+    if not all(is_measured(folder, case, model, width) for case in cases if case not in share):
         return None
-    return write_fold(folder, cases, heads, model)
+    return write_fold(folder, cases, heads, model, width)
 
 
 def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> None:

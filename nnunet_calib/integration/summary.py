@@ -124,6 +124,15 @@ def described(tree: Tree, boundary_mm: float) -> Tree:
     return result
 
 
+def scope_definitions(boundary_mm: float) -> dict[str, str]:
+    """Which voxels each scope holds."""
+    return {
+        "image": "all voxels of the exported image that are not ignored",
+        "foreground": "voxels whose true label is not background",
+        "boundary": f"voxels within {boundary_mm} mm of a voxel at a true label border",
+    }
+
+
 def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
     """What the names in the file mean; `cross_fits` is None where the temperature was not fitted on these cases."""
     fitted = {
@@ -140,11 +149,7 @@ def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
         "ace_min_count": f"ace with min_count = {MIN_COUNT} voxels",
         **{f"top_label_{bins}_bins": f"top_label with {bins} bins" for bins in OTHER_BINS},
         "averaging": "per case, then the mean over the cases (for a class: those that contain it)",
-        "scopes": {
-            "image": "all voxels of the exported image that are not ignored",
-            "foreground": "voxels whose true label is not background",
-            "boundary": f"voxels within {boundary_mm} mm of a voxel at a true label border",
-        },
+        "scopes": scope_definitions(boundary_mm),
         "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for few "
         "cases; null for fewer than two) at the given networks and temperatures; change: calibrated - uncalibrated of "
         "the same cases",

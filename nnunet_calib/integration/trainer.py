@@ -29,6 +29,7 @@ from nnunet_calib.losses.backends import choice as losses_choice
 from nnunet_calib.losses.bin_errors import AbsentClasses, Reduction
 from nnunet_calib.losses.ml1_ace import Binning
 from nnunet_calib.losses.nacl import On, Penalty, Prior
+from nnunet_calib.scopes import check_boundary_mm
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
@@ -43,12 +44,14 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
 
     Attributes:
         measure_validation: off, the validation is exactly nnU-Net's.
+        boundary_mm: half width of the boundary scope; None means the default for the voxel size in the plans.
         draw_figures: called with the calibration folder once its files are written; None draws nothing.
         hyperparameters: names of the class attributes that a mixin adds.
         promised_terms: what a mixin puts into the loss.
     """
 
     measure_validation = True
+    boundary_mm: float | None = None
     draw_figures: Callable[[Path], None] | None = None
     hyperparameters: tuple[str, ...] = ()
     promised_terms: tuple[type[nn.Module], ...] = ()
@@ -74,6 +77,8 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
 
     def initialize(self) -> None:
         """nnU-Net's, and tells the logger the hyperparameters of the calibration losses."""
+        if self.boundary_mm is not None:
+            check_boundary_mm(self.boundary_mm)  # rather than after the last epoch
         super().initialize()
         with self._failure_logged("The loggers were not told the calibration hyperparameters"):
             self.logger.update_config({"calibration": self.calibration_hyperparameters()})

@@ -25,6 +25,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_calib.integration.boundary_width import width_of_trainer
 from nnunet_calib.integration.export import ExportAndMeasure
 from nnunet_calib.integration.fold_results import some
 from nnunet_calib.integration.folds import write_fold
@@ -154,7 +155,7 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
             failed.unlink()
         if lost := [case for case in cases if case not in told and not case_file(folder, case).is_file()]:
             _log_failure(trainer, f"nothing was written of {some(lost)}: see above what the workers have printed")
-        summary = write_fold(folder, cases, measure.heads, measure.model)
+        summary = write_fold(folder, cases, measure.heads, measure.model, measure.boundary_mm)
         _print_headline(trainer, summary, folder)
         with _loggers_that_may_fail(trainer, folder):
             _tell_loggers(trainer, summary)
@@ -176,6 +177,7 @@ def _measure_for(trainer: Any) -> ExportAndMeasure:
         labels_folder=Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
         heads=Heads.of(trainer.label_manager),
         model=describe_model(trainer, weights_fingerprint(trainer.network)),
+        boundary_mm=width_of_trainer(trainer),
     )
 
 
@@ -188,6 +190,8 @@ def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None
         f"temperature {temperature:.3f}: ACE {after['foreground_mean']['ace']:.4f}, NLL {after['nll']:.4f} ({folder})",
         also_print_to_console=True,
     )
+    for note in summary["notes"]:
+        trainer.print_to_log_file(note, also_print_to_console=True)
 
 
 def _tell_loggers(trainer: Any, summary: dict[str, Any]) -> None:

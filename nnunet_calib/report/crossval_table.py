@@ -19,7 +19,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
 
     Returns:
         Lines of text: a row for each fold and one for all, a row for each error, "-" where there is no value, cases
-        that were left out, and what the temperature is not.
+        that were left out, notes, and what the temperature is not.
     """
     rows: list[Sequence[str]] = [("fold", "cases", "T", "+-", "T of the other folds")]
     for fold in summary["temperature_per_fold"]:
@@ -47,7 +47,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
     bounds = [("all", summary["temperature"]), *((f["fold"], f) for f in summary["temperature_per_fold"])]
     if at_bound := [str(name) for name, fit in bounds if fit["at_bound"]]:
         lines.append(f"T lies on the bound of the search, do not use it: {', '.join(at_bound)}")
-    return "\n".join([*lines, summary["temperature"]["note"]])
+    return "\n".join([*lines, *summary["notes"], summary["temperature"]["note"]])
 
 
 def _temperature(fit: dict[str, Any]) -> tuple[str, str]:

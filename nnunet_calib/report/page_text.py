@@ -66,6 +66,7 @@ def notes(summary: dict[str, Any]) -> Iterator[str]:
         yield "Intervals: 95 %, by bootstrap over cases."
     if summary["missing_cases"]:
         yield f"Not measured: {', '.join(summary['missing_cases'])}."
+    yield from summary.get("notes", ())
     if "note" in fit:
         yield fit["note"]
 

@@ -17,7 +17,7 @@ def summary_table(summary: dict[str, Any]) -> str:
 
     Returns:
         Lines of text: a row for each class, their foreground mean and the top label, "-" where no case has a value;
-        then scores, and where the temperature comes from.
+        then scores, where the temperature comes from, and notes.
     """
     before, after = (summary["metrics"][name]["image"] for name in ("uncalibrated", "calibrated"))
     rows = [("class", "cases", *(f"{m.upper()}{at}" for m in _METRICS for at in (" T=1", " T")))]
@@ -31,7 +31,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         f"{label} {number(before[name])} -> {number(after[name])}"
         for name, label in (("nll", "NLL"), ("brier", "Brier score"))
     )
-    return "\n".join([*aligned(rows), "", scores, _origin(summary)])
+    return "\n".join([*aligned(rows), "", scores, _origin(summary), *summary["notes"]])
 
 
 def _origin(summary: dict[str, Any]) -> str:

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from nnunet_calib import scopes
-from nnunet_calib.scopes import SCOPES, boundary_band, boundary_voxels, scope_bits, scope_members
+from nnunet_calib import CaseStatistics, calibration_errors, scopes
+from nnunet_calib.scopes import (
+    SCOPES,
+    boundary_band,
+    boundary_voxels,
+    default_boundary_mm,
+    scope_bits,
+    scope_members,
+    scope_notes,
+)
 from tests.measuring.conftest import IGNORE_LABEL, make_case
 
 
@@ -128,3 +136,49 @@ def test_width_of_a_multiple_of_the_spacing():
     """3 x 0.1 > 0.3 in floating point; the third neighbour is in all the same."""
     labels = np.repeat([0, 1], 6)
     assert boundary_band(labels, spacing_mm=(0.1,), width_mm=0.3).sum() == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("spacing", "width"),
+    [
+        (None, 2.0), ((3.0, 0.8, 0.8), 2.0), ((5.0, 5.0, 5.0), 2.0), ((999.0, 1.0, 1.0), 2.0), ((0.1, 0.1, 0.1), 2.0),
+        ((0.02, 0.02, 0.02), 0.06), ((0.001, 0.0008, 0.0008), 0.0024), ((5e-6, 5e-6, 5e-6), 1.5e-5),
+        ((0.3, 0.0333333), 0.1), ((float("nan"), 0.0, 3.0), 2.0),
+    ],
+)  # fmt: skip
+def test_default_width(spacing, width):
+    """2 mm, as long as it is no more than 20 of the finest voxels; else three of them, whatever the unit is."""
+    assert default_boundary_mm(spacing) == pytest.approx(width, rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", [0.02, 0.001, 5e-6])
+def test_fine_voxels_have_a_band(unit):
+    """A scan of 20 um, in metres or of 5 nm has the band of one of 1 mm with 3 mm, where 2 mm were everything."""
+    case = make_case(shape=(20, 40, 40))
+    case.labels[:] = np.indices(case.labels.shape)[0] // 10
+    measured = case.measure(spacing=(unit,) * 3)
+    expected = case.measure(spacing=(1.0,) * 3, boundary_mm=3.0)
+    np.testing.assert_array_equal(measured.histograms.counts, expected.histograms.counts)
+    assert measured.histograms.voxels[scope_members("boundary")].sum() == 8 * 40 * 40
+    errors = calibration_errors(measured, scope="boundary")
+    assert errors.definition("ece")["boundary_mm"] == pytest.approx(3 * unit)
+    assert boundary_band(case.labels, spacing_mm=(unit,) * 3).all()
+
+
+@pytest.mark.parametrize("width", [-1.0, float("nan"), float("inf"), "2", True])
+def test_no_width(width):
+    """Refused before anything is measured."""
+    with pytest.raises(ValueError, match=r"^expected a width of the boundary scope in mm, at least 0, got "):
+        CaseStatistics.from_probabilities(np.full((2, 3, 3), 0.5), np.zeros((3, 3), int), boundary_mm=width)
+
+
+def test_notes():
+    """Of scopes with 99 % of the voxels or more, foreground too; of an empty image none."""
+    assert scope_notes({"image": 1000, "foreground": 989, "boundary": 100}, 2.0) == []
+    assert scope_notes({"image": 0, "foreground": 0, "boundary": 0}, 2.0) == []
+    foreground, boundary = scope_notes({"image": 1000, "foreground": 1000, "boundary": 995}, 0.5)
+    assert foreground == "The foreground holds 100.0% of the voxels: its values are those of the whole image."
+    assert boundary == (
+        "The boundary scope of 0.5 mm holds 99.5% of the voxels: its values are those of the whole image; measure "
+        "again with a smaller --boundary-mm."
+    )

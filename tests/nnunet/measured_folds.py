@@ -10,6 +10,7 @@ from nnunet_calib import fit_temperature
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import ModelFolder, case_file
+from nnunet_calib.scopes import BOUNDARY_MM
 from nnunet_calib.voxel_sample import VoxelSample
 from tests.measuring.conftest import make_case
 
@@ -77,7 +78,8 @@ class Model:
             path = case_file(self.calibration(fold), name)
             path.parent.mkdir(parents=True, exist_ok=True)
             case.measure(case=name, model=model, **options or {}).save(path)
-        write_fold(self.calibration(fold), [*cases, *also], heads, model)
+        width = (options or {}).get("boundary_mm", BOUNDARY_MM)
+        write_fold(self.calibration(fold), [*cases, *also], heads, model, width)
         self.cases[fold] = cases
         self.write_splits()
 

@@ -231,3 +231,14 @@ def test_command(models, capsys):
         (line,) = (line for line in captured.err.splitlines() if line.startswith("nnunet_calib: "))
         assert text in line
     assert not (models[0].results / DATASET / "calibration_comparisons").exists()
+
+
+def test_widths_of_the_boundary_scope(models):
+    """Bands of two widths are two scopes; no flag compares them."""
+    for fold in (0, 1):
+        measured = models[1].cases[fold]
+        models[1].write(fold, measured, options={"boundary_mm": 1.0})
+    for allow in (False, True):
+        assert "expected models measured with one width of the boundary scope, found 2 mm for" in refusal(
+            models, allow_missing=allow
+        )

@@ -226,3 +226,44 @@ def test_chill(tmp_path, capsys):
     assert summary["missing_cases"] == ["case.0", "case.1", "case.4"]
     assert [row["case"] for row in summary["metric_per_case"]] == ["case.2", "case.3"]
     assert "left out, for want of a label map or an .npz: case.0, case.1, case.4\n" in capsys.readouterr().err
+
+
+def test_width_of_the_boundary_scope(tmp_path, capsys):
+    """As asked for, in the definitions and in a note where it holds the image; else by the plans' voxel size."""
+    write_world(tmp_path, "labels", ".nii.gz", [0, 1])
+    file = tmp_path / "pred" / "calibration" / "summary.json"
+    assert cli.main([*arguments(tmp_path), "--no-figures", "--boundary-mm", "500"]) == 0
+    summary = json.loads(file.read_text())
+    (note,) = summary["notes"]
+    assert note.startswith("The boundary scope of 500 mm holds 100.0% of the voxels")
+    assert note in capsys.readouterr().out
+    assert summary["voxels"]["boundary"] == summary["voxels"]["image"] > summary["voxels"]["foreground"] > 0
+    for stage in summary["metrics"].values():
+        assert stage["boundary"]["definition"]["boundary_mm"] == 500
+        assert stage["boundary"]["top_label"] == stage["image"]["top_label"]
+    assert "within 500.0 mm" in summary["definitions"]["scopes"]["boundary"]
+
+    plans = tmp_path / "pred" / "plans.json"
+    plans.write_text(json.dumps(
+        json.loads(plans.read_text()) | {"original_median_spacing_after_transp": [0.05, 0.01, 0.01]}
+    ))  # fmt: skip
+    assert cli.main([*arguments(tmp_path), "--no-figures"]) == 0
+    summary = json.loads(file.read_text())
+    assert summary["notes"] == []
+    assert summary["metrics"]["uncalibrated"]["boundary"]["definition"]["boundary_mm"] == 0.03
+    with pytest.raises(SystemExit):
+        cli.main([*arguments(tmp_path), "--boundary-mm", "-1"])
+
+
+@pytest.mark.parametrize("kept", [".pkl", "label map"])
+def test_width_without_plans(tmp_path, kept):
+    """By the first case's voxels: of the image, else of the label map."""
+    write_world(tmp_path, "labels", ".tif", [0, 1])
+    (tmp_path / "pred" / "plans.json").unlink()
+    fine = {"spacing": [5.0, 0.02, 0.02]}
+    if kept == ".pkl":
+        (tmp_path / "pred" / "case.0.pkl").write_bytes(pickle.dumps(fine))
+    else:
+        (tmp_path / "labels" / "case.0.json").write_text(json.dumps(fine))
+    found = find_predictions(tmp_path / "pred", tmp_path / "labels")
+    assert found.boundary_mm == 0.06

@@ -9,6 +9,7 @@ import pytest
 
 from nnunet_calib import CaseStatistics
 from nnunet_calib.integration import revalidation
+from nnunet_calib.integration.trainer import CalibrationMixin
 from tests.nnunet.trained_fold import make_older, snapshot
 
 pytestmark = [
@@ -104,6 +105,19 @@ def test_which_npz(trained, to_predict):
     assert to_predict(trained, "--no-npz") == trained.cases
     shutil.copy2(final, trained.fold / "checkpoint_best.pth")
     assert to_predict(trained, "-chk", "checkpoint_best.pth") == trained.cases
+
+
+def test_another_width_is_measured_again(trained, in_threads, monkeypatch, capsys):
+    """Of the boundary scope: as asked for, or as the trainer has it; cases of one width are kept."""
+    assert trained.validate("--boundary-mm", "1.25") == 0
+    summary = json.loads((trained.calibration / "summary.json").read_text())
+    assert summary["metrics"]["calibrated"]["boundary"]["definition"]["boundary_mm"] == 1.25
+    assert summary["missing_cases"] == []
+    assert {CaseStatistics.load(trained.case_file(number)).boundary_mm for number in range(5)} == {1.25}
+    capsys.readouterr()
+    monkeypatch.setattr(CalibrationMixin, "boundary_mm", 1.25)
+    assert trained.validate() == 0
+    assert "5 measured before" in capsys.readouterr().err
 
 
 def test_stale_files(trained, in_threads, capsys):
