@@ -1,4 +1,4 @@
-"""The forms of the JSON files of this package, as far as they are read; see `json_files`."""
+"""The forms of the JSON files of this package, as far as they are read (see `json_files`), and what they warn of."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ _INTERVALS = {
 
 HEADS: dict[str, Any] = {"keys": [str], "names": [str], "regions": (None, [[int]]), "ignore_label": (int, None)}
 
+# Which cases a fold was trained on and which it held out.
+SPLIT: dict[str, Any] = {"training": [NAME], "validation": [NAME]}
+
 # What folds are merged by.
 FOLD: dict[str, Any] = {
     "model": {
         "dataset": NAME, "trainer": NAME, "plans": NAME, "configuration": NAME, "fold": (int, str),
-        "weights_sha256": str, "hyperparameters?": dict,
+        "weights_sha256": str, "hyperparameters?": dict, "checkpoint?": (str, None), "plans_sha256?": str,
     },
+    "nnunet_calib?": str,
     "heads": HEADS,
+    "split?": (None, SPLIT),
     "metric_per_case": [{"case": NAME}],
     "missing_cases": [NAME],
 }  # fmt: skip
@@ -35,6 +40,7 @@ TEMPERATURE: dict[str, Any] = {
     "standard_error?": _NUMBER,
     "at_bound?": (bool, None),
     "in_sample?": (bool, None),
+    "seen_in_training?": (None, [str]),
     "folds?": ([(int, str)], None),
     "cases?": ([str], None),
     "model?": (
@@ -54,7 +60,7 @@ SUMMARY: dict[str, Any] = {
     "definitions": {str: (str, int, {str: str})},
     "temperature": {
         "temperature": float, "standard_error?": _NUMBER, "at_bound?": (bool, None), "in_sample?": (bool, None),
-        "note?": str,
+        "seen_in_training?": (None, [str]), "note?": str,
     },
     "missing_cases": [str],
     "notes?": [str],
@@ -67,3 +73,19 @@ SUMMARY: dict[str, Any] = {
         }
     ],
 }  # fmt: skip
+
+
+def in_sample_note(fit: dict[str, Any]) -> str | None:
+    """What must be said wherever a temperature is used that is not of new cases.
+
+    Args:
+        fit: the "temperature" of a summary.json, or the content of a temperature.json.
+    """
+    if not fit.get("in_sample"):
+        return None
+    seen = len(fit.get("seen_in_training") or ())
+    # a given temperature may also be in sample because it was fitted on the cases of an evaluation
+    if seen or fit.get("cross_fitted", True) or "all" in (fit.get("folds") or ()):
+        what = f"{seen} case{'s' * (seen > 1)}" if seen else "cases"
+        return f"T was fitted on {what} that the network was trained on: expect larger errors on others."
+    return "T was fitted on cases that it is judged by: expect larger errors on others."

@@ -55,7 +55,7 @@ OWN = {
     "trainers": {"integration/", "report/"},
     "demo_truth": {"integration/", "synthetic", *MEASURING},
     "demo": {"demo_truth", "integration/", "synthetic", *MEASURING},
-    "commands/": {"commands/", "integration/", "report/", "trainers", "demo", "json_files"},
+    "commands/": {"commands/", "integration/", "report/", "trainers", "demo", "json_files", "summary_forms"},
     "cli": {"commands/"},
     "": {"statistics", "metrics", "temperature"},  # the package itself: its public names
 }

@@ -12,12 +12,13 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.integration.baking import bake
         from nnunet_calib.integration.deployment import find_temperature
         from nnunet_calib.integration.lookup import find_model
+        from nnunet_calib.summary_forms import in_sample_note
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folds = [*dict.fromkeys(args.folds)]
         deployed = find_temperature(model_folder, folds, args.temperature)
-        if deployed.content.get("in_sample"):
-            print("T was fitted on cases that the model was trained on: it is no match for new ones", file=sys.stderr)
+        if note := in_sample_note(deployed.content):
+            print(note, file=sys.stderr)
         baked = bake(model_folder, folds, deployed, name=args.checkpoint, portable=args.portable, trust=args.trust)
     print(deployed.describe())
     for made in baked:

@@ -12,8 +12,11 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.integration.evaluation import given_temperature
         from nnunet_calib.integration.map_folder import MAPS_FOLDER
         from nnunet_calib.integration.npz_maps import export_maps
+        from nnunet_calib.summary_forms import in_sample_note
 
         temperature = None if args.temperature is None else given_temperature(args.temperature)
+        if temperature is not None and (note := in_sample_note(temperature)):
+            print(note, file=sys.stderr)
         folder = args.output or args.predictions / MAPS_FOLDER
         export_maps(predictions(args), folder, map_options(args), temperature, args.processes)
     print(folder / "maps.json")

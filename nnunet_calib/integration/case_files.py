@@ -35,8 +35,12 @@ def is_measured(calibration_folder: Path, case: str, model: dict[str, Any], boun
 
 
 def is_of(statistics: CaseStatistics, model: dict[str, Any], boundary_mm: float) -> bool:
-    """Whether weights and boundary scope are the same, and the plans, which older files do not name."""
+    """Whether the network and the boundary scope are the same."""
+    return is_of_network(statistics, model) and statistics.boundary_mm == boundary_mm
+
+
+def is_of_network(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
+    """Whether the weights are the same, and the plans, which older files do not name."""
     found = statistics.model
     same_plans = found.get("plans_sha256", model.get("plans_sha256")) == model.get("plans_sha256")
-    same_width = statistics.boundary_mm == boundary_mm
-    return found.get("weights_sha256") == model["weights_sha256"] and same_plans and same_width
+    return found.get("weights_sha256") == model["weights_sha256"] and same_plans

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 
 from tqdm import tqdm
 
-from nnunet_calib.integration.case_files import load_case
+from nnunet_calib.integration.case_files import is_of_network, load_case
 from nnunet_calib.integration.fold_results import FoldResult, some
 from nnunet_calib.integration.measured_cases import Keeper, MeasuredCase, fit_sets
 from nnunet_calib.joint_fit import Key
@@ -53,12 +53,12 @@ def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[
 
 
 def _load(result: FoldResult, case: str) -> CaseStatistics | None:
-    """None for a case without a file, or with that of other weights: a validation that runs, or was killed."""
+    """None for a case without a file, or with that of other weights or plans: a validation that runs, or was killed."""
     try:
         statistics = load_case(result.folder, case)
     except FileNotFoundError:
         return None
-    return statistics if statistics.model.get("weights_sha256") == result.model["weights_sha256"] else None
+    return statistics if is_of_network(statistics, result.model) else None
 
 
 def fit_folds(cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]]) -> dict[Key, TemperatureFit]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_calib.integration.cases_of_folds import fits_without_fold, read_measured
-from nnunet_calib.integration.fold_results import find_folds, read_json, some
+from nnunet_calib.integration.fold_results import find_folds, merged_model, read_json, some
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.measured_cases import cross_fitted, errors_after
-from nnunet_calib.integration.model_folder import IDENTITY, ModelFolder
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.summary import Tree, brief
 from nnunet_calib.json_files import NAME, SHARE
 
@@ -84,7 +84,10 @@ def read_models(
             models.append(_read_model(folder, folds, allow_missing))
         except ValueError as error:
             raise ValueError(f"{folder.path.name}: {error}") from error
-    parts = [(folder.trainer, folder.plans, folder.configuration) for folder in model_folders]
+    parts = [
+        (folder.trainer, folder.plans, folder.configuration, str(model.model["checkpoint"]))
+        for folder, model in zip(model_folders, models, strict=True)
+    ]
     differing = [i for i, values in enumerate(zip(*parts, strict=True)) if len({*values}) > 1]
     models = [
         replace(model, name=", ".join(part[i] for i in differing)) for model, part in zip(models, parts, strict=True)
@@ -113,9 +116,6 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
             dice |= dice_per_case(file, _file_ending(folder.path / "dataset.json"), heads)
         else:
             without_dice.append(result.fold)
-    model = {name: found[0].model[name] for name in IDENTITY}
-    model["hyperparameters"] = found[0].model.get("hyperparameters")
-    model["weights_sha256"] = {str(result.fold): result.model["weights_sha256"] for result in found}
     judged = {
         case.name: JudgedCase(
             case.fold, case.voxels, temperature, dice.get(case.name, float("nan")),
@@ -124,7 +124,9 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
         for case, temperature, calibrated in zip(cases, temperatures, after, strict=True)
     }  # fmt: skip
     expected = frozenset(name for result in found for name in result.cases)
-    return ComparedModel(folder.path.name, model, heads, judged, expected, tuple(without_dice), cases[0].boundary_mm)
+    return ComparedModel(
+        folder.path.name, merged_model(found), heads, judged, expected, tuple(without_dice), cases[0].boundary_mm
+    )
 
 
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:

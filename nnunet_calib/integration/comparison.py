@@ -5,7 +5,7 @@ Of each metric: the means, the differences from the first model, and how sure th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 import nnunet_calib
 from nnunet_calib.definitions import DEFINITIONS
+from nnunet_calib.integration.checkpoint_files import FINAL
 from nnunet_calib.integration.compared_models import STAGES, ComparedModel, JudgedCase, read_models
+from nnunet_calib.integration.fold_results import versions_note
 from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.summary import BINNED, SCORES, scope_definitions
 from nnunet_calib.metrics import NUM_BINS
@@ -165,6 +167,29 @@ def _temperatures(model: ComparedModel, cases: Sequence[str]) -> dict[str, float
     return {"mean": float(np.mean(known)), "min": min(known), "max": max(known)}
 
 
+def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
+    """In what the models differ, or their numbers, beside their names."""
+    first = models[0]
+    for model in models:
+        if (file := model.model["checkpoint"]) != FINAL:
+            yield (
+                f"The calibration of {model.name} is that of {file or 'an unknown checkpoint'}; its Dice is that of "
+                f"nnU-Net's last validation, whichever checkpoint that was of."
+            )
+        ours, theirs = (m.model["split_sha256"] for m in (model, first))
+        if folds := [fold for fold in ours if None not in (ours[fold], theirs[fold]) and ours[fold] != theirs[fold]]:
+            yield (
+                f"{model.name} was not trained on the same cases as {first.name} in fold{'s' * (len(folds) > 1)} "
+                f"{', '.join(folds)}."
+            )
+    versions = {
+        f"fold {fold} of {model.name}": version
+        for model in models for fold, version in model.model["measured_with"].items()
+    }  # fmt: skip
+    if note := versions_note(versions):
+        yield note
+
+
 def _notes(
     models: Sequence[ComparedModel], cases: Sequence[str], folds: Sequence[int], results: Sequence[dict[str, Any]]
 ) -> list[str]:
@@ -187,6 +212,7 @@ def _notes(
             notes.append(f"No Dice of {model.name} from {named}, which nnU-Net writes at the end of its validation.")
         if any(model.cases[case].temperature in TEMPERATURE_BOUNDS for case in cases):
             notes.append(f"A temperature of {model.name} lies on the bound of the search: do not use it.")
+    notes += _differences(models)
     fewer = {group["metric"]: None for group in results for row in group["models"] if row["cases"] < len(cases)}
     if fewer:
         notes.append(f"Not every case has a value of {', '.join(fewer)}: `cases` and `pairs` say how many have.")

@@ -6,7 +6,7 @@ network that predicted it, and maybe the case itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import nnunet_calib
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.cases_of_folds import fit_folds, read_measured
-from nnunet_calib.integration.fold_results import find_folds
+from nnunet_calib.integration.fold_results import FoldResult, find_folds, merged_model, versions_note
 from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.measured_cases import results
-from nnunet_calib.integration.model_folder import IDENTITY, ModelFolder
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.summary import definitions
 from nnunet_calib.temperature import TemperatureFit
 
@@ -51,10 +51,12 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     fits = fit_folds(cases, {folds: folds for folds in (pool, *own.values(), *others.values())})
 
     first = found[0]
-    model = {name: first.model.get(name) for name in (*IDENTITY, "hyperparameters")}
-    model["weights_sha256"] = {str(result.fold): result.model["weights_sha256"] for result in found}
+    model = merged_model(found)
     about = {"format_version": FORMAT_VERSION, "nnunet_calib": nnunet_calib.__version__, "model": model}
-    temperature = _fitted(fits[pool]) | {"in_sample": False, "folds": numbers, "note": ENSEMBLE_NOTE}
+    temperature = _fitted(fits[pool]) | {
+        "in_sample": False, "seen_in_training": [] if all(result.split for result in found) else None,
+        "folds": numbers, "note": " ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
+    }  # fmt: skip
     per_fold = [
         {
             "fold": fold, "cases": sum(case.fold == fold for case in cases), **_fitted(fits[own[fold]]),
@@ -83,6 +85,19 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     write_json(about | temperature | {"per_fold": per_fold, "cases": names}, target / "temperature.json")
     write_json(summary, target / "summary.json")
     return target
+
+
+def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator[str]:
+    """In what the folds differ beside what they may."""
+    if note := versions_note({f"fold {fold}": version for fold, version in model["measured_with"].items()}):
+        yield note
+    everything = {result.fold: {*result.split.training, *result.split.validation} for result in found if result.split}
+    first = found[0].fold
+    if others := [str(fold) for fold, names in everything.items() if names != everything.get(first, names)]:
+        yield (
+            f"The splits of fold{'s' * (len(others) > 1)} {', '.join(others)} were made of other cases than those of "
+            f"fold {first}."
+        )
 
 
 def _fitted(fit: TemperatureFit) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_calib.files import one_line
 from nnunet_calib.integration.evaluation import given_temperature
+from nnunet_calib.integration.fold_results import some, splits_of
 from nnunet_calib.integration.model_folder import Fold, ModelFolder
 
 
@@ -107,12 +108,23 @@ def find_temperature(model_folder: ModelFolder, folds: Sequence[Fold], given: st
 def read_temperature(found: Path, model_folder: ModelFolder) -> Deployed:
     """The temperature in a file of the model, fitted on data it had not seen; errors as `find_temperature`."""
     content = given_temperature(str(found))
-    if content.get("in_sample"):
+    seen = _seen_in_training(content, model_folder)
+    if content.get("in_sample") or seen:
+        named = f" ({some(seen)})" if seen else ""
         raise ValueError(
             f"expected a temperature fitted on cases the model was not trained on, found {found} fitted on training "
-            f"cases: fit one to a hold-out set with nnunet_calib fit and name it with --temperature"
+            f"cases{named}: fit one to a hold-out set with nnunet_calib fit and name it with --temperature"
         )
     return Deployed(content, _relative(found, model_folder))
+
+
+def _seen_in_training(content: dict[str, Any], model_folder: ModelFolder) -> list[str]:
+    """The cases of a fit that its networks were trained on; of older files, those that splits_final.json tells."""
+    if (recorded := content.get("seen_in_training")) is not None:
+        return list(recorded)
+    _, splits = splits_of(model_folder.dataset)
+    folds = [fold for fold in content.get("folds") or () if isinstance(fold, int) and 0 <= fold < len(splits)]
+    return sorted({case for fold in folds for case in splits[fold].overlap} & {*content.get("cases", ())})
 
 
 def merged_temperature(model_folder: ModelFolder, folds: Sequence[Fold]) -> Path | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import one_line
+from nnunet_calib.integration.checkpoint_files import FINAL
 from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import IDENTITY, ModelFolder
+from nnunet_calib.integration.training_split import Split, read_split
 from nnunet_calib.json_files import NAME, check_form, read_json
 from nnunet_calib.summary_forms import FOLD
 
@@ -28,6 +30,8 @@ class FoldResult:
         model: what identifies the model.
         heads: of the network.
         cases: the validation cases, measured or not.
+        split: that the network was trained with; None if it was not recorded.
+        version: of the nnunet_calib that measured it; None if the files do not say.
     """
 
     fold: int
@@ -35,6 +39,13 @@ class FoldResult:
     model: dict[str, Any]
     heads: Heads
     cases: tuple[str, ...]
+    split: Split | None = None
+    version: str | None = None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Name of the checkpoint that was measured, which files do not say that were written before it could differ."""
+        return self.model.get("checkpoint", FINAL)
 
 
 def find_folds(
@@ -42,8 +53,8 @@ def find_folds(
 ) -> list[FoldResult]:
     """The folds of a model, in rising order, checked to be of one model and to share no case.
 
-    Their cases are those of `splits_final.json` in nnUNet_preprocessed, where that is there, and those that were
-    validated.
+    Their cases are those that the fold has recorded as held out, or of older files those of `splits_final.json` in
+    nnUNet_preprocessed, where that is there, and those that were validated.
 
     Args:
         model_folder: of nnU-Net, with the folders `fold_X`.
@@ -58,7 +69,7 @@ def find_folds(
     found = [_read_fold(model_folder, fold) for fold in numbers]
     first = found[0]
     for other in found[1:]:
-        _check_same_model(first, other)
+        _check_same_model(first, other, model_folder)
     networks: dict[str, int] = {}
     for result in found:
         twin = networks.setdefault(result.model["weights_sha256"], result.fold)
@@ -67,7 +78,7 @@ def find_folds(
                 f"expected a network of its own in each fold, found the same weights in folds {twin} and "
                 f"{result.fold} of {model_folder}: train the fold that was copied, or leave it out with -f"
             )
-    found = [_with_split(result, allow_missing) for result in found]
+    found = [_with_split(_held_out(result), allow_missing) for result in found]
     owner: dict[str, int] = {}
     for result in found:
         for case in result.cases:
@@ -129,15 +140,53 @@ def _read_fold(model_folder: ModelFolder, fold: int) -> FoldResult:
         fold, folder, model,
         Heads.of_summary(summary["heads"]),
         tuple(sorted([*(row["case"] for row in summary["metric_per_case"]), *summary["missing_cases"]])),
+        None if (split := summary.get("split")) is None else Split.of(split["training"], split["validation"]),
+        summary.get("nnunet_calib"),
     )  # fmt: skip
 
 
-def _check_same_model(first: FoldResult, other: FoldResult) -> None:
+def merged_model(found: Sequence[FoldResult]) -> dict[str, Any]:
+    """What identifies the networks of folds of one model: what they share, and by fold what each has of its own."""
+    first = found[0]
+    plans = [result.model["plans_sha256"] for result in found if "plans_sha256" in result.model]
+    return {
+        **{name: first.model[name] for name in IDENTITY},
+        "hyperparameters": first.model.get("hyperparameters"),
+        "checkpoint": first.checkpoint,
+        "plans_sha256": plans[0] if plans else None,
+        "weights_sha256": {str(result.fold): result.model["weights_sha256"] for result in found},
+        "split_sha256": {str(result.fold): result.split and result.split.fingerprint() for result in found},
+        "measured_with": {str(result.fold): result.version for result in found},
+    }
+
+
+def versions_note(measured_with: Mapping[str, str | None]) -> str | None:
+    """What to know where numbers of several versions of this package stand side by side."""
+    if len({*measured_with.values()}) < 2:
+        return None
+    named = ", ".join(f"{where} with {version or 'an unknown one'}" for where, version in measured_with.items())
+    return f"Measured with several versions of nnunet_calib: {named}."
+
+
+def _check_same_model(first: FoldResult, other: FoldResult, model_folder: ModelFolder) -> None:
     pairs = [(name, first.model[name], other.model[name]) for name in IDENTITY]
     pairs += [(f"heads ({name})", getattr(first.heads, name), getattr(other.heads, name)) for name in vars(first.heads)]
     # a name that only one has is of another version of the trainer
     ours, theirs = (result.model.get("hyperparameters", {}) for result in (first, other))
     pairs += [(f"hyperparameter {one_line(name)}", ours[name], theirs[name]) for name in ours if name in theirs]
+    if first.checkpoint != other.checkpoint:
+        raise ValueError(
+            f"expected folds measured from the same checkpoint, found {first.checkpoint!r:.99} in fold {first.fold} "
+            f"and {other.checkpoint!r:.99} in fold {other.fold}: measure both from {FINAL} with "
+            f"{model_folder.validate_command(first.fold, other.fold)}, or from another one with -chk"
+        )
+    plans = [result.model.get("plans_sha256") for result in (first, other)]
+    if None not in plans and plans[0] != plans[1]:
+        raise ValueError(
+            f"expected folds measured with the same plans and labels, found other ones (plans_sha256) in fold "
+            f"{first.fold} than in fold {other.fold}: measure both again with "
+            f"{model_folder.validate_command(first.fold, other.fold)}"
+        )
     for name, a, b in pairs:
         if a != b:
             raise ValueError(
@@ -146,28 +195,51 @@ def _check_same_model(first: FoldResult, other: FoldResult) -> None:
             )
 
 
+def _held_out(result: FoldResult) -> FoldResult:
+    """Return the fold, unless it has recorded that its network was trained on cases that it validates."""
+    if result.split is not None and (seen := result.split.overlap):
+        raise ValueError(
+            f"expected fold {result.fold} to be trained without its validation cases, found {some(seen)} among its "
+            f"training cases in {result.folder / 'summary.json'}: their errors would not be those of new cases, so "
+            f"leave the fold out with -f"
+        )
+    return result
+
+
 def _with_split(result: FoldResult, allow_missing: bool) -> FoldResult:
-    """With the cases that splits_final.json adds; folds beyond it have a random split, which only the fold knows."""
-    root = os.environ.get("nnUNet_preprocessed")
-    file = Path(root, result.model["dataset"], "splits_final.json") if root else None
-    again = "restore the splits that the folds were trained with"
-    splits = read_json(file, [{"train": [NAME], "val": [NAME]}], again) if file is not None and file.is_file() else []
+    """With the cases that the split adds; folds beyond splits_final.json have a random one, which only they know."""
+    if (recorded := read_split(result.folder.parents[1])) is not None:  # whatever splits_final.json has become
+        return replace(result, cases=tuple(sorted({*recorded.validation, *result.cases})))
+    file, splits = splits_of(result.model["dataset"])
     if result.fold >= len(splits):
         return result
     split = splits[result.fold]
-    if seen := sorted({*split["val"]} & {*split["train"]}):
+    if seen := split.overlap:
         raise ValueError(
             f"expected fold {result.fold} to be trained without its validation cases, found {some(seen)} in both lists "
             f"of {file}: their errors would not be those of new cases, so leave the fold out with -f"
         )
-    if (others := sorted({*result.cases} - {*split["val"]})) and not allow_missing:
+    if (others := sorted({*result.cases} - {*split.validation})) and not allow_missing:
         raise ValueError(
             f"expected fold {result.fold} to validate the cases of {file}, found {some(others)} in {result.folder} "
             f"besides: restore the splits that it was trained with, or take what was validated with --chill"
         )
-    return FoldResult(
-        result.fold, result.folder, result.model, result.heads, tuple(sorted({*split["val"], *result.cases}))
-    )
+    return replace(result, cases=tuple(sorted({*split.validation, *result.cases})))
+
+
+def splits_of(dataset: str) -> tuple[Path | None, list[Split]]:
+    """The splits_final.json of a dataset in nnUNet_preprocessed, and its splits: none where it is not there.
+
+    Raises:
+        ValueError: in one sentence, if it is damaged.
+    """
+    root = os.environ.get("nnUNet_preprocessed")
+    file = Path(root, dataset, "splits_final.json") if root else None
+    if file is None or not file.is_file():
+        return file, []
+    again = "restore the splits that the folds were trained with"
+    splits = read_json(file, [{"train": [NAME], "val": [NAME]}], again)
+    return file, [Split.of(split["train"], split["val"]) for split in splits]
 
 
 def some(names: Sequence[str]) -> str:

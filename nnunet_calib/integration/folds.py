@@ -14,6 +14,7 @@ from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.measured_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, results
 from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.summary import definitions
+from nnunet_calib.integration.training_split import Split
 from nnunet_calib.scopes import BOUNDARY_MM
 
 FORMAT_VERSION = 1
@@ -35,9 +36,14 @@ def read_cases(
 
 
 def fitted_temperature(
-    cases: Sequence[MeasuredCase], model: dict[str, Any]
+    cases: Sequence[MeasuredCase], model: dict[str, Any], split: Split | None = None
 ) -> tuple[dict[str, Any], list[float]]:
     """The content of temperature.json, one temperature for all cases, and for each case one fitted without it.
+
+    Args:
+        cases: that were measured.
+        model: what identifies the model.
+        split: which cases its network was trained on; None if that is not known.
 
     Raises:
         ValueError: if no case has a voxel that counts.
@@ -45,6 +51,7 @@ def fitted_temperature(
     if not any(case.kept for case in cases):
         raise ValueError(f"expected cases to fit a temperature on, found no voxel that counts in {len(cases)} cases")
     fit, without = cross_fitted(cases)
+    seen = None if split is None else [case.name for case in cases if case.name in {*split.training}]
     return {
         "format_version": FORMAT_VERSION,
         "temperature": fit.temperature,
@@ -53,7 +60,8 @@ def fitted_temperature(
         "nll_after": fit.nll_after,
         "at_bound": fit.at_bound,
         # fold "all" validates on its training cases; of predictions of unknown origin, nothing is known
-        "in_sample": None if model["fold"] is None else model["fold"] == "all",
+        "in_sample": None if model["fold"] is None else bool(seen) or model["fold"] == "all",
+        "seen_in_training": seen,
         "folds": None if model["fold"] is None else [model["fold"]],
         "cases": [case.name for case in cases],
         "model": model,
@@ -63,7 +71,7 @@ def fitted_temperature(
 
 def write_fold(
     calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any],
-    boundary_mm: float = BOUNDARY_MM,
+    boundary_mm: float = BOUNDARY_MM, split: Split | None = None,
 ) -> dict[str, Any]:
     """Merge the case files of a fold into temperature.json and summary.json.
 
@@ -73,6 +81,7 @@ def write_fold(
         heads: of the network.
         model: what identifies the model; case files of other weights are not used.
         boundary_mm: half width of the boundary scope; case files of another one are not used.
+        split: which cases its network was trained on; None if that is not known.
 
     Returns:
         The content of summary.json, with NaN where the file has null.
@@ -83,8 +92,9 @@ def write_fold(
     measured, missing = read_cases(calibration_folder, cases, heads, model, boundary_mm)
     if not any(case.kept for case in measured):
         raise ValueError(f"expected statistics of {len(cases)} cases in {calibration_folder}, found none with a voxel")
-    temperature, without = fitted_temperature(measured, model)
+    temperature, without = fitted_temperature(measured, model, split)
     summary = summarise(measured, missing, heads, model, temperature, without)
+    summary["split"] = None if split is None else split.as_json()
     write_json(temperature, calibration_folder / "temperature.json")
     write_json(summary, calibration_folder / "summary.json")
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nnunet_calib.integration.predicted_maps import LOGITS, ExportWithMaps
 from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.integration.probability_maps import MapOptions
 from nnunet_calib.integration.trained_weights import unwrapped, weights_fingerprint
+from nnunet_calib.summary_forms import in_sample_note
 
 
 def predict(
@@ -72,6 +74,9 @@ def predict(
     _refuse_baked(checkpoints, checkpoint, temperature)
     del checkpoints  # nnU-Net reads them itself
     temperatures = find_temperatures(model_folder, folds, temperature)
+    for note in {in_sample_note(deployed.content): None for deployed in temperatures}:
+        if note is not None:
+            print(note, file=sys.stderr)
     nnunet = _load(model_folder, folds, checkpoint, predictor or {})
     weights = _fingerprints(nnunet, folds)
     for fold, deployed in zip(folds, temperatures, strict=True):

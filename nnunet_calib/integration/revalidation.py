@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from nnunet_calib.integration.boundary_width import width_of_trainer
-from nnunet_calib.integration.case_files import is_measured
+from nnunet_calib.integration.case_files import is_measured, is_of_network, load_case
 from nnunet_calib.integration.cases import npz_shape
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint
 from nnunet_calib.integration.export import ExportAndMeasure
@@ -29,6 +29,7 @@ from nnunet_calib.integration.predicting import check_inputs, export_for, predic
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.integration.remade_trainer import preprocess_command, remade_trainer
 from nnunet_calib.integration.trained_weights import TrainedWeights, read_weights, state_fingerprint
+from nnunet_calib.integration.training_split import Split, read_split
 from nnunet_calib.integration.validation import describe_model
 
 _CLOCKS_DIFFER = 3600  # seconds, of machines that share a disk
@@ -108,12 +109,11 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
     weights = read_weights(checkpoint, trust=options.trust)
     with remade_trainer(model_folder, fold, torch.device(options.device)) as trainer:
         _check_origin(weights, trainer, checkpoint)
-        model = describe_model(trainer, state_fingerprint(weights.state))
-        if options.checkpoint != FINAL:
-            model["checkpoint"] = options.checkpoint
+        model = describe_model(trainer, state_fingerprint(weights.state), options.checkpoint)
         heads = Heads.of(trainer.label_manager)
         width = width_of_trainer(trainer) if options.boundary_mm is None else options.boundary_mm
-        cases = _validation_cases(trainer, checkpoint.parent / "validation")
+        split = _split_of_training(trainer, checkpoint)
+        cases = [*split.validation]
         labels = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
         _check_labels(trainer, labels, cases)
 
@@ -121,7 +121,7 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
         share = cases[options.part :: options.parts]
         remaining = [case for case in share if not is_measured(folder, case, model, width)]
         usable = options.use_npz and options.checkpoint == FINAL
-        saved = [case for case in remaining if usable and _has_npz(folder.parent, case, checkpoint, heads)]
+        saved = [case for case in remaining if usable and _has_npz(folder.parent, case, checkpoint, heads, model)]
         others = [case for case in remaining if case not in saved]
         print(
             f"fold {fold}: {len(share)} of {len(cases)} cases, {len(share) - len(remaining)} measured before, "
@@ -143,7 +143,7 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
             _check_results(folder, others, type(trainer).__name__)
     if not all(is_measured(folder, case, model, width) for case in cases if case not in share):
         return None
-    return write_fold(folder, cases, heads, model, width)
+    return write_fold(folder, cases, heads, model, width, split)
 
 
 def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> None:
@@ -158,23 +158,36 @@ def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> No
             )
 
 
-def _validation_cases(trainer: Any, validation_folder: Path) -> list[str]:
-    """The cases that the fold holds out, sorted."""
+def _split_of_training(trainer: Any, checkpoint: Path) -> Split:
+    """The split that the fold has recorded; of a training that recorded none, that of splits_final.json."""
     prepared = Path(trainer.preprocessed_dataset_folder)
     if not prepared.is_dir() or not any(prepared.iterdir()):
         raise ValueError(f"expected preprocessed images in {prepared}, found none: {preprocess_command(trainer)}")
-    training, validation = trainer.do_split()
-    ending = trainer.dataset_json["file_ending"]
-    if trainer.fold != "all":
-        # nnU-Net has segmented what the fold held out then
-        known = sorted(case for case in training if (validation_folder / f"{case}{ending}").is_file())
-        if known:
-            raise ValueError(
-                f"expected the splits that fold {trainer.fold} was trained with, found its training cases "
-                f"{some(known)} among those validated in {validation_folder}: restore splits_final.json in "
-                f"{trainer.preprocessed_dataset_folder_base}"
-            )
-    return sorted(validation)
+    if (recorded := read_split(checkpoint.parent)) is not None:
+        return recorded
+    split = Split.of(*trainer.do_split())
+    folder, ending = checkpoint.parent / "validation", trainer.dataset_json["file_ending"]
+    final = checkpoint.with_name(FINAL)
+    trained = (final if final.is_file() else checkpoint).stat().st_mtime
+    # nnU-Net has segmented what the fold held out then; older files are of an earlier training in this folder
+    known = [
+        case for case in split.training
+        if case not in split.validation and _is_newer(folder / f"{case}{ending}", trained)
+    ]  # fmt: skip
+    if known:
+        raise ValueError(
+            f"expected the splits that fold {trainer.fold} was trained with, found its training cases {some(known)} "
+            f"among those validated in {folder} after the training: restore splits_final.json in "
+            f"{trainer.preprocessed_dataset_folder_base}"
+        )
+    return split
+
+
+def _is_newer(file: Path, time: float) -> bool:
+    try:
+        return file.stat().st_mtime >= time
+    except OSError:
+        return False
 
 
 def _check_labels(trainer: Any, folder: Path, cases: list[str]) -> None:
@@ -186,14 +199,27 @@ def _check_labels(trainer: Any, folder: Path, cases: list[str]) -> None:
         )
 
 
-def _has_npz(validation_folder: Path, case: str, checkpoint: Path, heads: Heads) -> bool:
-    """Whether nnU-Net has written the probabilities of a case, all of them, after the checkpoint."""
+def _has_npz(validation_folder: Path, case: str, checkpoint: Path, heads: Heads, model: dict[str, Any]) -> bool:
+    """Whether nnU-Net has written the probabilities of a case, all of them, after the checkpoint, of its weights."""
     path = validation_folder / f"{case}.npz"
     try:
+        written = path.stat().st_mtime
         # one from the future tells of a clock that was wrong, and could be older than the checkpoint
-        newer = checkpoint.stat().st_mtime <= path.stat().st_mtime <= time.time() + _CLOCKS_DIFFER
-        return newer and npz_shape(path)[:1] == (len(heads.keys),)
+        newer = checkpoint.stat().st_mtime <= written <= time.time() + _CLOCKS_DIFFER
+        return newer and npz_shape(path)[:1] == (len(heads.keys),) and not _is_of_others(path, case, model)
     except (FileNotFoundError, ValueError):
+        return False
+
+
+def _is_of_others(npz: Path, case: str, model: dict[str, Any]) -> bool:
+    """Whether the hook has measured other weights with the .npz, as after nnUNetv2_train --val_best --npz."""
+    folder = npz.parent / CALIBRATION_FOLDER
+    measured = case_file(folder, case)
+    if not _is_newer(measured, npz.stat().st_mtime):
+        return False
+    try:
+        return not is_of_network(load_case(folder, case), model)
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
         return False
 
 

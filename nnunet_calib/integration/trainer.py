@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nnunet_calib.integration.checkpoint_files import FINAL
 from nnunet_calib.integration.labels import check_dataset, plan_kernel_size
 from nnunet_calib.integration.loss import LossWithTerm, NoTerm, add_term, replace_cross_entropy
 from nnunet_calib.integration.loss_parts import missing_terms, parts
 from nnunet_calib.integration.pseudo_ace import PseudoACEMixin
 from nnunet_calib.integration.schedule import Schedule, scheduled_weight, warmed_up
+from nnunet_calib.integration.training_split import recorded_training
 from nnunet_calib.integration.validation import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.backends import choice as losses_choice
@@ -48,6 +50,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         draw_figures: called with the calibration folder once its files are written; None draws nothing.
         hyperparameters: names of the class attributes that a mixin adds.
         promised_terms: what a mixin puts into the loss.
+        loaded_checkpoint: name of the checkpoint that has the weights of the network; None if that is not known.
     """
 
     measure_validation = True
@@ -57,6 +60,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     promised_terms: tuple[type[nn.Module], ...] = ()
     _has_trained = False
     _missing_told = False
+    loaded_checkpoint: str | None = FINAL
 
     # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added. They are passed on by
     # name, as nnU-Net does: another trainer may have them in another order, or more of them.
@@ -74,6 +78,17 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         # nnU-Net goes on if it cannot write its log, and would lose the first checkpoint
         if os.path.isdir(self.output_folder) and not os.access(self.output_folder, os.W_OK):
             raise OSError(wanted.format("no permission to write", self.output_folder))
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """nnU-Net's, and remembers the file, which `nnUNetv2_train --val_best` changes before the validation."""
+        super().load_checkpoint(*args, **kwargs)
+        file = next(iter((*args, *kwargs.values())), None)
+        self.loaded_checkpoint = os.path.basename(file) if isinstance(file, str | os.PathLike) else None
+
+    def on_train_end(self) -> None:
+        """nnU-Net's, which saves the final checkpoint."""
+        super().on_train_end()
+        self.loaded_checkpoint = FINAL
 
     def initialize(self) -> None:
         """nnU-Net's, and tells the logger the hyperparameters of the calibration losses."""
@@ -98,12 +113,13 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     def on_train_start(self) -> None:
         """Refuse losses that cannot be computed here, then nnU-Net's; refuse a loss without what is promised.
 
-        `initialize` and what else comes before may have replaced it.
+        `initialize` and what else comes before may have replaced it. Of a training that starts, the split is recorded.
         """
         losses_choice()
-        super().on_train_start()
-        if self.current_epoch < self.num_epochs:
-            self._check_promised_terms()
+        with recorded_training(self):
+            super().on_train_start()
+            if self.current_epoch < self.num_epochs:
+                self._check_promised_terms()
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's, with the epoch's weights."""

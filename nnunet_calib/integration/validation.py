@@ -26,19 +26,27 @@ from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_calib.integration.boundary_width import width_of_trainer
+from nnunet_calib.integration.checkpoint_files import FINAL
 from nnunet_calib.integration.export import ExportAndMeasure
 from nnunet_calib.integration.fold_results import some
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import CALIBRATION_FOLDER, ModelFolder, case_file, failure_file
 from nnunet_calib.integration.trained_weights import weights_fingerprint
+from nnunet_calib.integration.training_split import Split, collected_splits, read_split
 from nnunet_calib.integration.watched_pool import Watched
 
 EXPORT_NAME = "export_prediction_from_logits"
 
 
-def describe_model(trainer: Any, weights_sha256: str) -> dict[str, Any]:
-    """What identifies the model of any nnU-Net trainer, as JSON values."""
+def describe_model(trainer: Any, weights_sha256: str, checkpoint: str | None = FINAL) -> dict[str, Any]:
+    """What identifies the model of any nnU-Net trainer, as JSON values.
+
+    Args:
+        trainer: the trainer.
+        weights_sha256: of its network.
+        checkpoint: name of the file that the weights are of, or will be of; None if it is not known.
+    """
     hyperparameters = getattr(trainer, "calibration_hyperparameters", dict)
     return {
         "dataset": trainer.plans_manager.dataset_name,
@@ -47,6 +55,7 @@ def describe_model(trainer: Any, weights_sha256: str) -> dict[str, Any]:
         "configuration": trainer.configuration_name,
         "fold": trainer.fold,
         "hyperparameters": hyperparameters(),
+        "checkpoint": checkpoint,
         "weights_sha256": weights_sha256,
         "plans_sha256": _plans_fingerprint(trainer),
     }
@@ -100,27 +109,6 @@ def validating_classes(trainer: Any) -> list[type]:
     return [cls for cls in type(trainer).__mro__ if "perform_actual_validation" in vars(cls)]
 
 
-@contextmanager
-def _recorded_split(trainer: Any, validation_cases: list[str]) -> Iterator[None]:
-    """Collects the cases that the trainer validates."""
-    split = trainer.do_split
-    own = vars(trainer).get("do_split")
-
-    def recorded_split(*arguments: Any, **named: Any) -> Any:
-        found = split(*arguments, **named)
-        validation_cases[:] = list(found[1])
-        return found
-
-    trainer.do_split = recorded_split
-    try:
-        yield
-    finally:
-        if own is None:
-            del trainer.do_split
-        else:
-            trainer.do_split = own
-
-
 def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
     """Run nnU-Net's validation and measure its cases; see the module's description.
 
@@ -128,13 +116,13 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
         trainer: an nnU-Net trainer with `CalibrationMixin`.
         validate: nnU-Net's own `perform_actual_validation`, with its arguments.
     """
-    cases: list[str] = []
+    splits: list[Split] = []
     measure: ExportAndMeasure | None = None
     started = False
     try:
         with ExitStack() as stack:
             measure = _measure_for(trainer)
-            stack.enter_context(_recorded_split(trainer, cases))
+            splits = stack.enter_context(collected_splits(trainer))
             stack.enter_context(replaced(trainer, **{EXPORT_NAME: measure}, **watched_workers()))
             started = True
             validate()
@@ -148,6 +136,8 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
         return
     folder = measure.calibration_folder
     try:
+        split = _validated_split(trainer, splits)
+        cases = split.validation
         told = [case for case in cases if failure_file(case_file(folder, case)).is_file()]
         for case in told:
             failed = failure_file(case_file(folder, case))
@@ -155,7 +145,7 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
             failed.unlink()
         if lost := [case for case in cases if case not in told and not case_file(folder, case).is_file()]:
             _log_failure(trainer, f"nothing was written of {some(lost)}: see above what the workers have printed")
-        summary = write_fold(folder, cases, measure.heads, measure.model, measure.boundary_mm)
+        summary = write_fold(folder, cases, measure.heads, measure.model, measure.boundary_mm, split)
         _print_headline(trainer, summary, folder)
         with _loggers_that_may_fail(trainer, folder):
             _tell_loggers(trainer, summary)
@@ -167,6 +157,13 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
         _log_failure(trainer, traceback.format_exc())
 
 
+def _validated_split(trainer: Any, splits: list[Split]) -> Split:
+    """The cases that were validated, beside those of the training: the splits may have changed between the two."""
+    split = splits[-1] if splits else Split((), ())
+    recorded = read_split(Path(trainer.output_folder))
+    return split if recorded is None else Split(recorded.training, split.validation)
+
+
 def _measure_for(trainer: Any) -> ExportAndMeasure:
     """What measures the cases of a trainer, with the folder that it writes to."""
     folder = Path(trainer.output_folder) / "validation" / CALIBRATION_FOLDER
@@ -176,7 +173,7 @@ def _measure_for(trainer: Any) -> ExportAndMeasure:
         calibration_folder=folder,
         labels_folder=Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
         heads=Heads.of(trainer.label_manager),
-        model=describe_model(trainer, weights_fingerprint(trainer.network)),
+        model=describe_model(trainer, weights_fingerprint(trainer.network), trainer.loaded_checkpoint),
         boundary_mm=width_of_trainer(trainer),
     )
 
@@ -192,6 +189,12 @@ def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None
     )
     for note in summary["notes"]:
         trainer.print_to_log_file(note, also_print_to_console=True)
+    if seen := summary["temperature"]["seen_in_training"]:
+        trainer.print_to_log_file(
+            f"WARNING: this network was trained on {len(seen)} of these {len(summary['metric_per_case'])} cases "
+            f"({some(seen)}). Their errors, and the temperature, are not those of new cases.",
+            also_print_to_console=True,
+        )
 
 
 def _tell_loggers(trainer: Any, summary: dict[str, Any]) -> None:

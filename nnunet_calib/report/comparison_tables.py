@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from nnunet_calib.files import replaced_when_complete, write_json
-from nnunet_calib.report.tables import aligned, missing, number
+from nnunet_calib.report.tables import aligned, checkpoint_line, missing, number
 
 COLUMNS = (
     "model", "metric", "of", "scope", "stage", "cases", "mean", "mean_low", "mean_high", "pairs", "difference",
@@ -191,8 +191,11 @@ def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -
 def comparison_about(comparison: dict[str, Any]) -> str:
     """Which cases, and what the differences and p are."""
     folds, others = comparison["folds"], len(comparison["models"]) - 1
+    used = {line for model in comparison["models"] for line in checkpoint_line(model)}
+    checkpoint = f", {', '.join(sorted(used))}" if used else ""
     return (
-        f"{len(comparison['cases'])} cases of fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}. Difference: "
+        f"{len(comparison['cases'])} cases of fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}{checkpoint}. "
+        f"Difference: "
         f"model - {comparison['first_model']}, paired over cases. p: Wilcoxon signed-rank test"
         + (f", corrected (Holm) for {others} other models." if others > 1 else ".")
     )

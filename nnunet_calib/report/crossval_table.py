@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_calib.report.tables import aligned, number
+from nnunet_calib.report.tables import aligned, checkpoint_line, number
 
 _OF_CLASSES = ("ece", "ace", "mce")
 _SCORES = ("nll", "brier")
@@ -47,7 +47,8 @@ def crossval_table(summary: dict[str, Any]) -> str:
     bounds = [("all", summary["temperature"]), *((f["fold"], f) for f in summary["temperature_per_fold"])]
     if at_bound := [str(name) for name, fit in bounds if fit["at_bound"]]:
         lines.append(f"T lies on the bound of the search, do not use it: {', '.join(at_bound)}")
-    return "\n".join([*lines, *summary["notes"], summary["temperature"]["note"]])
+    ends = [*summary["notes"], *checkpoint_line(summary["model"]), summary["temperature"]["note"]]
+    return "\n".join([*lines, *ends])
 
 
 def _temperature(fit: dict[str, Any]) -> tuple[str, str]:

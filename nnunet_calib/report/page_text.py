@@ -10,6 +10,7 @@ from typing import Any
 from nnunet_calib.report.pages import cell, column, text_cell
 from nnunet_calib.report.results import ReportedCase, case_error
 from nnunet_calib.report.tables import number
+from nnunet_calib.summary_forms import in_sample_note
 
 _OF_CLASSES = ("ece", "ace", "mce")
 _SCORES = ("nll", "brier")
@@ -60,8 +61,8 @@ def notes(summary: dict[str, Any]) -> Iterator[str]:
     yield f"{said}: on these cases the model is {sure}; dividing its logits by T gives the smallest NLL."
     if fit.get("at_bound"):
         yield "T lies on the bound of the search: do not use it."
-    if fit.get("in_sample"):
-        yield "T was fitted on cases that the model was trained on: expect larger errors on others."
+    if note := in_sample_note(fit):
+        yield note
     if "intervals" in summary:
         yield "Intervals: 95 %, by bootstrap over cases."
     if summary["missing_cases"]:

@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nnunet_calib.summary_forms import in_sample_note
+
 _METRICS = ("ece", "ace", "mce")
+_FINAL = "checkpoint_final.pth"
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -31,18 +34,26 @@ def summary_table(summary: dict[str, Any]) -> str:
         f"{label} {number(before[name])} -> {number(after[name])}"
         for name, label in (("nll", "NLL"), ("brier", "Brier score"))
     )
-    return "\n".join([*aligned(rows), "", scores, _origin(summary), *summary["notes"]])
+    ends = [_origin(summary), *summary["notes"], *checkpoint_line(summary["model"])]
+    return "\n".join([*aligned(rows), "", scores, *ends])
+
+
+def checkpoint_line(model: dict[str, Any]) -> list[str]:
+    """The name of the checkpoint that was measured, unless it is nnU-Net's final one."""
+    name = model.get("checkpoint", _FINAL)
+    return [] if name == _FINAL else [f"checkpoint: {name or 'unknown'}"]
 
 
 def _origin(summary: dict[str, Any]) -> str:
     """What the temperature was fitted on, and so how far the errors with it can be trusted."""
     of_all, rows = summary["temperature"], summary["metric_per_case"]
-    if not of_all["cross_fitted"]:
-        text, own = "as given", of_all["in_sample"]
-    else:
+    text, own = "as given", False
+    if of_all["cross_fitted"]:
         text, own = "for all cases", any(missing(row["temperature"]) for row in rows)
         text += "" if own else "; each case is judged by one that was fitted without it"
     own_text = ", which was fitted on cases that it is judged by: expect larger errors on others" if own else ""
+    if note := in_sample_note(of_all):
+        own_text = f"{own_text}. {note}" if of_all["cross_fitted"] else f", which{note.removeprefix('T')}"
     return f"T = {of_all['temperature']:.4f} {text}{own_text}"
 
 

@@ -63,7 +63,10 @@ LEANS = (
         f"{TRAINER}.build_network_architecture(plans_manager, configuration_manager, num_input_channels, "
         "num_output_channels, enable_deep_supervision)", "`bake` builds the network with it",
     ),
-    Lean(f"{TRAINER}.on_train_start()", "a loss without its term is refused there", "self.initialize()"),
+    Lean(f"{TRAINER}.on_train_start()", "a loss without its term is refused there, and the split is recorded",
+         "self.initialize() self.get_dataloaders()"),
+    Lean(f"{TRAINER}.on_train_end()", "the final checkpoint is saved there", "checkpoint_final.pth"),
+    Lean(f"{TRAINER}.load_checkpoint(filename_or_checkpoint)", "it tells which checkpoint is validated"),
     Lean(f"{TRAINER}.on_train_epoch_start()", "the NACL schedule sets the epoch's weight there"),
     Lean(f"{TRAINER}.on_train_epoch_end(train_outputs)", "a term that no step has called is told there"),
     Lean(f"{TRAINER}.on_validation_epoch_start()", "the pseudo ACE begins there"),

@@ -70,7 +70,7 @@ class Model:
         } | changed
 
     def write(
-        self, fold: int, cases: dict, /, heads: Heads = LABELS, also: tuple = (), options=None, **changed
+        self, fold: int, cases: dict, /, heads: Heads = LABELS, also: tuple = (), options=None, split=None, **changed
     ) -> None:
         """Measure and merge the cases of a fold; `also` are validation cases that could not be measured."""
         model = self.identity(fold, **changed)
@@ -79,7 +79,7 @@ class Model:
             path.parent.mkdir(parents=True, exist_ok=True)
             case.measure(case=name, model=model, **options or {}).save(path)
         width = (options or {}).get("boundary_mm", BOUNDARY_MM)
-        write_fold(self.calibration(fold), [*cases, *also], heads, model, width)
+        write_fold(self.calibration(fold), [*cases, *also], heads, model, width, split)
         self.cases[fold] = cases
         self.write_splits()
 

@@ -9,6 +9,7 @@ import pytest
 from nnunet_calib import cli
 from nnunet_calib.integration.comparison import compare_models
 from nnunet_calib.integration.model_folder import case_file
+from nnunet_calib.integration.training_split import Split
 from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, OTHER, TRAINER, two_models, write_dice
 from tests.nnunet.measured_folds import LABELS, Model, made
 
@@ -242,3 +243,41 @@ def test_widths_of_the_boundary_scope(models):
         assert "expected models measured with one width of the boundary scope, found 2 mm for" in refusal(
             models, allow_missing=allow
         )
+
+
+def test_other_checkpoints(models, capsys):
+    """Models of different checkpoints are named by them in every table, and the Dice is said to be of any."""
+    for fold in range(2):
+        models[1].write(fold, models[1].cases[fold], checkpoint="checkpoint_best.pth")
+    assert cli.main([*COMPARE, "-f", "0", "1"]) == 0
+    name = f"{OTHER}, checkpoint_best.pth"
+    (folder,) = (models[0].results / DATASET / "calibration_comparisons").iterdir()
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert [model["name"] for model in comparison["models"]] == [f"{TRAINER}, checkpoint_final.pth", name]
+    assert [m["checkpoint"] for m in comparison["models"]] == ["checkpoint_final.pth", "checkpoint_best.pth"]
+    (note,) = (note for note in comparison["notes"] if "its Dice is that of" in note)
+    assert note.startswith(f"The calibration of {name} is that of checkpoint_best.pth")
+    for text in (capsys.readouterr().out, *((folder / f"comparison.{kind}").read_text() for kind in ("md", "csv"))):
+        assert name in text
+
+
+def test_one_checkpoint_that_is_not_the_final_one(models, capsys):
+    """It is told once for all models."""
+    for model in models:
+        for fold in range(2):
+            model.write(fold, model.cases[fold], checkpoint="checkpoint_best.pth")
+    assert cli.main([*COMPARE, "-f", "0", "1"]) == 0
+    assert "cases of folds 0, 1, checkpoint: checkpoint_best.pth. Difference: " in capsys.readouterr().out
+
+
+def test_other_training_cases(models):
+    """Trained on more cases than the first model, or on its own validation cases: told, and refused."""
+    for model, more in zip(models, ((), ("more",)), strict=True):
+        for fold in range(2):
+            split = Split.of([*models[0].cases[1 - fold], *more], model.cases[fold])
+            model.write(fold, model.cases[fold], split=split)
+    notes = compare_models([model.model_folder for model in models], (0, 1))["notes"]
+    assert f"{OTHER} was not trained on the same cases as {TRAINER} in folds 0, 1." in notes
+    models[1].write(0, models[1].cases[0], split=Split.of(["case.1"], models[1].cases[0]))
+    for folds in ((0, 1), (0,)):
+        assert "expected fold 0 to be trained without its validation cases, found case.1" in refusal(models, folds)

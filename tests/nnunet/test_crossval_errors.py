@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from nnunet_calib import cli
+from nnunet_calib import __version__, cli
+from nnunet_calib.files import write_json
 from nnunet_calib.integration.crossval import merge_folds
+from nnunet_calib.integration.deployment import find_temperature
 from nnunet_calib.integration.model_folder import case_file
-from tests.nnunet.measured_folds import CROSSVAL, LABELS, TRAINER, Model, made
+from nnunet_calib.integration.training_split import FILE, Split
+from tests.nnunet.measured_folds import CROSSVAL, DATASET, LABELS, TRAINER, Model, made
 
 RUN = f"nnUNetv2_train Dataset004_Synthetic 3d_fullres 1 -tr {TRAINER} -p nnUNetPlans"
 
@@ -106,6 +109,93 @@ def test_trained_on_its_validation_cases(model):
     for allow in (False, True):
         text = refusal(model, allow_missing=allow)
         assert "expected fold 1 to be trained without its validation cases, found case.3 in both lists" in text
+
+
+def test_recorded_training_cases(model, monkeypatch):
+    """What the fold has recorded counts, also without splits_final.json, and where that has been put right."""
+    split = Split.of(["case.0", "case.3"], model.cases[1])
+    model.write(1, model.cases[1], split=split)
+    for _ in range(2):
+        for allow in (False, True):
+            text = refusal(model, allow_missing=allow)
+            assert "expected fold 1 to be trained without its validation cases, found case.3 among its training" in text
+            assert text.endswith("leave the fold out with -f")
+        monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    content = json.loads((model.calibration(1) / "temperature.json").read_text())
+    assert content["in_sample"] is True
+    assert content["seen_in_training"] == ["case.3"]
+    model.write(1, model.cases[1], split=Split.of(["case.0"], model.cases[1]))
+    assert json.loads((model.calibration(1) / "temperature.json").read_text())["in_sample"] is False
+    merge_folds(model.model_folder, (0, 1, 2))
+
+
+def test_older_temperatures(model):
+    """Files from before the cases were recorded: splits_final.json tells what is not deployed."""
+    file = model.calibration(1) / "temperature.json"
+    content = json.loads(file.read_text())
+    assert content.pop("seen_in_training") is None
+    file.write_text(json.dumps(content))
+    assert find_temperature(model.model_folder, [1]).temperature == content["temperature"]
+    model.write_splits(train1=["case.0", "case.3"])
+    with pytest.raises(ValueError, match=r"found .* fitted on training cases \(case\.3\): fit one to a hold-out set"):
+        find_temperature(model.model_folder, [1])
+    assert find_temperature(model.model_folder, [1], str(file)).content["in_sample"] is False
+
+
+def test_split_of_the_training(model):
+    """What the training has written down is expected of the fold, and splits_final.json may have changed since."""
+    model.write_splits(val1=["case.3"], train1=["case.2", "case.3"])
+    assert "found case.3 in both lists" in refusal(model)
+    write_json(Split.of(["case.0"], ["case.2", "case.3"]).as_json(), model.folder / "fold_1" / FILE)
+    merge_folds(model.model_folder, (0, 1, 2))
+    shutil.rmtree(model.folder / "crossval_results_folds_0_1_2")
+    write_json(Split.of(["case.0"], ["case.2", "case.3", "lost"]).as_json(), model.folder / "fold_1" / FILE)
+    assert "expected statistics of every validation case with its fold's network, found none for fold 1: lost" in (
+        refusal(model)
+    )
+    (model.folder / "fold_1" / FILE).write_text("[]")
+    assert f"in {model.folder / 'fold_1' / FILE}: remove it, and restore the splits_final.json" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"checkpoint": "checkpoint_best.pth"}, "found 'checkpoint_final.pth' in fold 0 and 'checkpoint_best.pth' in"),
+        ({"checkpoint": None}, "found 'checkpoint_final.pth' in fold 0 and None in fold 1"),
+        ({"plans_sha256": "other"}, "found other ones (plans_sha256) in fold 0 than in fold 1"),
+    ],
+)
+def test_mixed_checkpoints(model, changed, text):
+    """Networks of one training that cannot be deployed together: what measures them alike."""
+    model.write(0, model.cases[0], plans_sha256="ours")
+    model.write(1, model.cases[1], **changed)
+    for allow in (False, True):
+        said = refusal(model, allow_missing=allow)
+        assert text in said
+        assert f"nnunet_calib validate -d {DATASET} -c 3d_fullres -tr {TRAINER} -p nnUNetPlans -f 0 1" in said
+
+
+def test_what_is_kept(model, capsys):
+    """Checkpoint, plans, splits and versions are in both files; the checkpoint and what differs are told."""
+    for fold in range(3):
+        other = {"other"} if fold == 2 else set()
+        split = Split.of({f"case.{i}" for i in range(6)} - {*model.cases[fold]} | other, model.cases[fold])
+        model.write(
+            fold, model.cases[fold], split=split, checkpoint="checkpoint_best.pth", plans_sha256="ours",
+        )  # fmt: skip
+    file = model.calibration(1) / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"nnunet_calib": "0.0.1"}))
+    assert cli.main([*CROSSVAL, "-f", "0", "1", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "\ncheckpoint: checkpoint_best.pth\n" in out
+    assert "fold 1 with 0.0.1" in out
+    assert "The splits of fold 2 were made of other cases than those of fold 0." in out
+    for name in ("summary.json", "temperature.json"):
+        merged = json.loads((model.folder / "crossval_results_folds_0_1_2" / "calibration" / name).read_text())
+        assert merged["model"]["checkpoint"] == "checkpoint_best.pth"
+        assert merged["model"]["plans_sha256"] == "ours"
+        assert merged["model"]["measured_with"] == {"0": __version__, "1": "0.0.1", "2": __version__}
+        assert len({*merged["model"]["split_sha256"].values()}) == 3
 
 
 def test_case_in_two_folds(model):

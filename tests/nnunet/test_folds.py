@@ -11,6 +11,9 @@ from nnunet_calib.integration import measured_cases
 from nnunet_calib.integration.folds import write_fold
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import case_file
+from nnunet_calib.integration.training_split import Split
+from nnunet_calib.report.page_text import notes
+from nnunet_calib.report.tables import summary_table
 from nnunet_calib.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import make_case
@@ -165,6 +168,21 @@ def test_in_sample(tmp_path, number, in_sample):
     summary, temperature = fold(tmp_path, {f"case{i}": case(i) for i in range(2)}, model=MODEL | {"fold": number})
     assert temperature["in_sample"] is summary["temperature"]["in_sample"] is in_sample
     assert temperature["folds"] == [number]
+
+
+@pytest.mark.parametrize("seen", [[], ["case1"], ["case0", "case1"]])
+def test_training_cases(tmp_path, seen):
+    """One case that the network was trained on is enough; both files, the table and the report say so."""
+    cases = {f"case{i}": case(i) for i in range(2)}
+    save(tmp_path, cases)
+    written = write_fold(tmp_path, [*cases], LABELS, MODEL, split=Split.of(["other", *seen], cases))
+    summary, temperature = files(tmp_path)
+    assert temperature["in_sample"] is summary["temperature"]["in_sample"] is bool(seen)
+    assert temperature["seen_in_training"] == seen
+    assert summary["split"] == {"training": sorted([*seen, "other"]), "validation": ["case0", "case1"]}
+    said = f"T was fitted on {len(seen)} case{'s' * (len(seen) > 1)} that the network was trained on: expect larger"
+    for text in (summary_table(written), " ".join(notes(written))):
+        assert (said in text) is bool(seen)
 
 
 def test_class_that_no_case_has(tmp_path):

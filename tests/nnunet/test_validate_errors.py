@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_calib import cli
+from nnunet_calib.integration.training_split import FILE
 from tests.nnunet.trained_fold import CONFIGURATION, PLANS, TRAINER, change_json, snapshot
 
 pytestmark = [
@@ -164,10 +165,31 @@ def test_other_fold(trained, said, capsys, in_threads):
         f"the folder that nnU-Net gave it"
     ) in said("-f", "0")
     make_fold(trained, 0)
+    (other / FILE).unlink()
+    for path in (other / "validation").glob("*.nii.gz"):
+        path.touch()
     assert (
         f"expected the splits that fold 0 was trained with, found its training cases case.1, case.2, case.3, case.4 "
-        f"among those validated in {other / 'validation'}: restore splits_final.json in {trained.preprocessed}"
+        f"among those validated in {other / 'validation'} after the training: restore splits_final.json in "
+        f"{trained.preprocessed}"
     ) in said("-f", "0")
+
+
+def test_overlapping_splits(trained, in_threads, capsys):
+    """A fold trained earlier, one of whose cases is in both lists, over the segmentations of an older training."""
+    split_in_two(trained)
+    split = {"train": ["case.0", "case.1", "case.3", "case.4"], "val": ["case.0", "case.2"]}
+    (trained.preprocessed / "splits_final.json").write_text(json.dumps([split]))
+    validation = trained.model / "fold_0" / "validation"
+    shutil.copytree(trained.fold / "validation", validation, ignore=shutil.ignore_patterns("calibration"))
+    assert (validation / "case.1.nii.gz").stat().st_mtime < (validation.parent / "checkpoint_final.pth").stat().st_mtime
+    (validation / "case.0.nii.gz").touch()
+    assert trained.validate("-f", "0") == 0
+    assert "T was fitted on 1 case that the network was trained on: expect larger errors" in capsys.readouterr().out
+    temperature = json.loads((validation / "calibration" / "temperature.json").read_text())
+    assert temperature["in_sample"] is True
+    assert temperature["seen_in_training"] == ["case.0"]
+    assert temperature["cases"] == ["case.0", "case.2"]
 
 
 def make_fold(trained, fold: int) -> Path:
