@@ -21,6 +21,7 @@ from nnunet_calib.slabs import Probabilities
 from nnunet_calib.statistics import CaseStatistics
 
 _KEY = "probabilities"
+_OPAQUE = (255, 65535)  # in 8 and 16 bits
 SAVE_THEM = "predict with --save_probabilities, or validate with --npz"
 
 
@@ -42,7 +43,7 @@ def measure_case(
     where it cannot read the file is raised too.
     """
     labels, properties = reader.read_seg(str(labels_file))
-    labels = _in_two_bytes(labels[0], labels_file)
+    labels = _in_two_bytes(_only_layer(labels, len(properties["spacing"]), labels_file), labels_file)
     return CaseStatistics.from_probabilities(
         probabilities,
         labels,
@@ -54,6 +55,36 @@ def measure_case(
         case=case,
         model=model,
     )
+
+
+def _only_layer(labels: NDArray, axes: int, file: Path) -> NDArray:
+    """The label map of a file, which may repeat it as the colours of a grey picture.
+
+    Args:
+        labels: (layers, *spatial) as nnU-Net's reader returns them.
+        axes: of the image. One less than those of `labels` without the layers tells of a vector image, whose layers
+            the readers leave behind the other axes.
+        file: for messages.
+
+    Raises:
+        ValueError: if layers differ, since nnU-Net and we would take the first for all.
+    """
+    layers = labels.shape[-1] if axes < labels.ndim - 1 else len(labels)
+    if layers == 1 or (layers == len(labels) and _is_grey(labels)):
+        return labels[0]
+    raise ValueError(
+        f"expected one label map, found {layers} layers in {file}: save one layer, in which each voxel has one number; "
+        f"structures that overlap are regions of dataset.json, with a number for what they share"
+    )
+
+
+def _is_grey(layers: NDArray) -> bool:
+    """Whether all layers are the same but for an alpha channel without transparency."""
+    same = [np.array_equal(layer, layers[0]) for layer in layers]
+    if len(layers) == 4 and not same[3]:
+        alpha = layers[3]
+        same[3] = alpha.min() == alpha.max() and alpha.flat[0] in _OPAQUE
+    return all(same)
 
 
 def _in_two_bytes(labels: NDArray, file: Path) -> NDArray[np.int16]:
