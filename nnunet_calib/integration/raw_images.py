@@ -43,17 +43,19 @@ def raw_images(model_folder: Path) -> Callable[[str], NDArray | None]:
 
 
 def _files(model_folder: Path) -> dict[str, list[str]]:
-    """Case -> its image files."""
+    """Case -> its image files, where nnU-Net reads them: those that dataset.json names, else those of imagesTr."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    raw = Path(os.environ.get("nnUNet_raw") or "", model_folder.parent.name)
-    if not os.environ.get("nnUNet_raw") or not (raw / "imagesTr").is_dir():
-        return {}
     description = model_folder / "dataset.json"
     if not (description.is_file() and (model_folder / "plans.json").is_file()):
         return {}
+    raw = Path(os.environ.get("nnUNet_raw") or "", model_folder.parent.name)
     try:
-        found = get_filenames_of_train_images_and_targets(str(raw), read_json(description))
+        dataset = read_json(description)
+        # named with their folders they need neither the variable nor imagesTr
+        if "dataset" not in dataset and not (os.environ.get("nnUNet_raw") and (raw / "imagesTr").is_dir()):
+            return {}
+        found = get_filenames_of_train_images_and_targets(str(raw), dataset)
+        return {case: [str(name) for name in of_case["images"]] for case, of_case in found.items()}
     except Exception:  # nnU-Net's checks are assertions
         return {}
-    return {case: [str(name) for name in of_case["images"]] for case, of_case in found.items()}

@@ -97,6 +97,26 @@ def test_images(raw, model, monkeypatch):
     assert raw_images(model.folder)("case.3") is None
 
 
+@pytest.mark.parametrize("named", ["absolute", "relative", "variable"])
+def test_images_elsewhere(raw, model, monkeypatch, named):
+    """Where the entries of dataset.json say that nnU-Net reads them, without imagesTr."""
+    (raw / "imagesTr").rename(raw.parent / "elsewhere")
+    monkeypatch.setenv("IMAGES", str(raw.parent / "elsewhere"))
+    folder = {"absolute": str(raw.parent / "elsewhere"), "relative": "../elsewhere", "variable": "$IMAGES"}[named]
+    entries = {
+        f"subject {i}": {"images": [f"{folder}/case.{i}_0000.nii.gz"], "label": f"labelsTr/case.{i}.nii.gz"}
+        for i in range(6)
+    }
+    (model.folder / "dataset.json").write_text(json.dumps(DESCRIPTION | {"dataset": entries}))
+    np.testing.assert_array_equal(raw_images(model.folder)("subject 3"), np.full((1, 9, 9, 6), 3))
+    assert raw_images(model.folder)("case.3") is None
+    if named != "relative":
+        monkeypatch.delenv("nnUNet_raw")
+        np.testing.assert_array_equal(raw_images(model.folder)("subject 3"), np.full((1, 9, 9, 6), 3))
+    (model.folder / "dataset.json").write_text(json.dumps(DESCRIPTION | {"dataset": [entries]}))
+    assert raw_images(model.folder)("subject 3") is None
+
+
 def test_dice(model, raw):
     """Of the folds that have nnU-Net's summary; a class that is nowhere does not count."""
     write_dice(model, 0, {"case.0": (0.5, 0.7), "case.1": (float("nan"), float("nan"))})
