@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nnunet_calib.binner import Binner
 from nnunet_calib.histograms import Histograms
-from nnunet_calib.slabs import Probabilities, check_range, slab_slices
+from nnunet_calib.slabs import Probabilities, check_range, check_sums, slab_slices
 from nnunet_calib.sure_voxels import columns
 from nnunet_calib.temperature import log_probabilities
 from nnunet_calib.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, gradient_spread, strata_of
@@ -64,7 +64,7 @@ class Volume:
             strata: (*spatial) array for the stratum of each voxel, see `voxel_sample.strata_of`.
 
         Raises:
-            ValueError: if a probability is NaN or outside [0, 1].
+            ValueError: if a probability is NaN or outside [0, 1], or those of classes do not sum to 1.
         """
         heads, shape = self.probabilities.shape[0], self.labels[self.crop].shape
         binner = Binner(heads, regions=self.members is not None)
@@ -85,6 +85,8 @@ class Volume:
                 if not p.size:
                     continue
                 check_range(p)
+                if self.members is None:
+                    check_sums(p)
                 binner.add(p, self.target(y), bits)
                 if strata is not None:
                     here[piece][kept] = strata_of(p, y, self.members)

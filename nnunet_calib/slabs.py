@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SLAB_VALUES = 1 << 19
+# What the sum over the classes may differ from 1. float16 rounds each p by up to 2**-11 of it, and so the sum, however
+# many classes there are; bfloat16 by 2**-9. The rest is for arithmetic in such types.
+_SUMS_DIFFER = 0.01
 
 
 class Probabilities(Protocol):
@@ -39,4 +42,23 @@ def check_range(p: NDArray) -> None:
         raise ValueError(
             f"expected probabilities in [0, 1], got values from {low} to {high}: pass the outputs of softmax or "
             f"sigmoid, without NaN"
+        )
+
+
+def check_sums(p: NDArray, rounded: float = 0) -> None:
+    """Raise ValueError where the probabilities (C, ...) of classes do not sum to 1.
+
+    Args:
+        p: in [0, 1].
+        rounded: by how much each of them may be rounded.
+    """
+    if not p.size:
+        return
+    sums = p.sum(0, dtype=None if p.itemsize > 2 else np.float32)
+    low, high, allowed = sums.min(), sums.max(), _SUMS_DIFFER + len(p) * rounded
+    if not (low >= 1 - allowed and high <= 1 + allowed):
+        worst = low if 1 - low > high - 1 else high
+        raise ValueError(
+            f"expected probabilities of {len(p)} classes that sum to 1 in each voxel, got a sum of {worst:.4g}: pass "
+            f"the output of softmax; what comes from a sigmoid is of regions, which dataset.json must name"
         )

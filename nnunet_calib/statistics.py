@@ -95,11 +95,13 @@ class CaseStatistics:
             The statistics; all zero where every voxel is ignored.
 
         Raises:
-            ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], if a label has no head, or if a
-                width is none.
+            ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], if those of classes do not sum
+                to 1 (within .01), if a label has no head, or if a width is none.
         """
         boundary_mm = check_boundary_mm(default_boundary_mm(spacing) if boundary_mm is None else boundary_mm)
         labels = np.asarray(labels)
+        if isinstance(probabilities, np.ndarray):  # PyTorch knows no other order of bytes
+            probabilities = probabilities.astype(probabilities.dtype.newbyteorder("="), copy=False)
         crop = (slice(None),) * labels.ndim if crop is None else crop
         crop = tuple(slice(*s.indices(n)[:2]) for s, n in zip(crop, labels.shape, strict=True))
         valid = None if ignore_label is None else labels != ignore_label

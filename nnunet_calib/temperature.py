@@ -70,10 +70,12 @@ def log_probabilities(probabilities: Array, *, regions: bool = False) -> Array:
 
 def _as_tensor(x: ArrayLike) -> Tensor:
     """A tensor, without a copy where PyTorch can share the memory (not of read-only and of flipped arrays)."""
+    if isinstance(x, np.ndarray):
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)
     if isinstance(x, np.ndarray) and not (x.flags.writeable and all(stride >= 0 for stride in x.strides)):
         x = x.copy()
-    if isinstance(x, np.ndarray) and x.dtype == np.uint16:  # which PyTorch before 2.3 does not have
-        x = x.astype(np.int32)
+    if isinstance(x, np.ndarray) and x.dtype.kind == "u" and x.itemsize > 1:  # which PyTorch has not or hardly
+        x = x.astype(np.int64 if x.itemsize > 2 else np.int32)
     return torch.as_tensor(x)
 
 
@@ -136,8 +138,8 @@ def fit_temperature(
         The fit. Where no temperature changes the likelihood, T = 1 with an infinite standard error.
 
     Raises:
-        ValueError: if there are no voxels, if shapes do not belong together, if a weight is negative or all are 0, or
-            if a logit is NaN or infinite.
+        ValueError: if there are no voxels, if shapes do not belong together, if a label is none of the classes, if a
+            weight is negative or all are 0, if a group is no number from 0, or if a logit is NaN or infinite.
 
     References:
         Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
@@ -211,9 +213,29 @@ def _checked(
         )
     if z.dtype == torch.float32 and max(map(abs, z.aminmax())) > _LARGEST_IN_FLOAT32:
         z = z.double()
+    _check_whole(y, "labels", 1 if regions else z.shape[1] - 1)
     total = float(len(z) if w is None else w.sum(dtype=torch.float64))
     if w is not None and not (w.shape == z.shape[:1] and w.min() >= 0 and 0 < total < math.inf):
         raise ValueError(
             f"expected weights ({len(z)},) of at least 0, not all of them 0, got {tuple(w.shape)} with sum {total}"
         )
-    return Voxels(z, y, w, None if groups is None else _as_tensor(groups).long(), regions), total
+    return Voxels(z, y, w, None if groups is None else _numbered(groups, len(z)), regions), total
+
+
+def _check_whole(numbers: Tensor, what: str, largest: int | None = None) -> None:
+    """Raise ValueError for anything but whole numbers from 0."""
+    low, high = numbers.min().item(), numbers.max().item()
+    whole = not numbers.is_floating_point() or bool((numbers == numbers.floor()).all())
+    if not (whole and low >= 0 and high <= (math.inf if largest is None else largest)):
+        to = "" if largest is None else f" to {largest}"
+        raise ValueError(f"expected {what} that are whole numbers from 0{to}, got values from {low} to {high}")
+
+
+def _numbered(groups: ArrayLike, voxels: int) -> Tensor:
+    """The groups of voxels, with numbers that are no larger than the number of voxels."""
+    found = _as_tensor(groups)
+    if found.shape != (voxels,):
+        raise ValueError(f"expected groups ({voxels},), one for each voxel, got {tuple(found.shape)}")
+    _check_whole(found, "groups")
+    # sums are kept for each number up to the largest
+    return found.long() if found.max() < voxels else found.unique(return_inverse=True)[1]

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from nnunet_calib.archives import Described, open_arrays
 from nnunet_calib.files import reason
 from nnunet_calib.integration.labels import Heads
-from nnunet_calib.slabs import Probabilities
+from nnunet_calib.slabs import Probabilities, check_sums
 from nnunet_calib.statistics import CaseStatistics
 
 _KEY = "probabilities"
+_OF_ZERO = 0.125  # of a step
 _OPAQUE = (255, 65535)  # in 8 and 16 bits
 SAVE_THEM = "predict with --save_probabilities, or validate with --npz"
 
@@ -99,28 +100,24 @@ def _in_two_bytes(labels: NDArray, file: Path) -> NDArray[np.int16]:
     return integers
 
 
-def npz_shape(path: Path) -> tuple[int, ...]:
-    """The shape of the probabilities in an .npz of nnU-Net's, without decompressing them.
-
-    Raises:
-        ValueError: if the file is no archive, or holds no floating-point array of that name.
-    """
-    return _described(path).shape
-
-
 class SavedProbabilities:
     """The probabilities (C, *spatial) of an .npz of nnU-Net's, which are unpacked, whole, when they are first indexed.
 
     Until then only their shape is known: a file of another case, or one that was made to unpack to more than a case can
-    have, takes no memory. Errors as `npz_shape`; indexing raises ValueError if the file is damaged.
+    have, takes no memory. Errors as `describe_npz`; indexing raises ValueError if the file is damaged.
+
+    uint8 and uint16, which save room, are steps of which the largest number is 1.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.shape = npz_shape(path)
+    def __init__(self, path: Path, *, regions: bool) -> None:
+        self._path, self._regions = path, regions
+        described = describe_npz(path)
+        self.shape = described.shape
+        self._steps = _steps(described.dtype)
 
     def __getitem__(self, key: Any) -> NDArray:
-        return self._unpacked[key]
+        values = self._unpacked[key]
+        return of_steps(values, self._steps, regions=self._regions) if self._steps else values
 
     @cached_property
     def _unpacked(self) -> NDArray:
@@ -134,8 +131,12 @@ class SavedProbabilities:
         return values.astype(values.dtype.newbyteorder("="), copy=False)  # which PyTorch needs
 
 
-def _described(path: Path) -> Described:
-    """The header of the probabilities; errors as `npz_shape`."""
+def describe_npz(path: Path) -> Described:
+    """The shape and type of the probabilities in an .npz of nnU-Net's, without decompressing them.
+
+    Raises:
+        ValueError: if the file is no archive, or holds no array of that name and of a type that probabilities have.
+    """
     try:
         with open_arrays(path) as arrays:
             names = [*arrays]
@@ -149,9 +150,37 @@ def _described(path: Path) -> Described:
             f"expected an .npz with an array {_KEY!r}, as nnU-Net writes it, found {', '.join(names)!r:.99} in {path}: "
             f"{SAVE_THEM}"
         )
-    if found.dtype.kind != "f" or found.dtype.itemsize > 8:
-        raise ValueError(f"expected floating-point probabilities, found {found.dtype} in {path}: {SAVE_THEM}")
+    if not _steps(found.dtype) and (found.dtype.kind != "f" or found.dtype.itemsize > 8):
+        raise ValueError(
+            f"expected floating-point probabilities, or uint8 or uint16 as steps to 1, found {found.dtype} in {path}: "
+            f"{SAVE_THEM}"
+        )
     return found
+
+
+def _steps(dtype: np.dtype) -> int:
+    """How many steps from 0 to 1 an integer type has; 0 for others."""
+    return int(np.iinfo(dtype).max) if dtype.kind == "u" and dtype.itemsize <= 2 else 0
+
+
+def of_steps(values: NDArray, steps: int, *, regions: bool) -> NDArray[np.float32]:
+    """Probabilities (C, ...) that were rounded to so many steps.
+
+    A step of 0 is read as a small probability, as -log of 0 would outweigh all other voxels where such a class is the
+    true one: an eighth of a step, which the other classes share, so that a voxel that was certain nearly stays so.
+
+    Raises:
+        ValueError: where those of classes do not sum to 1.
+    """
+    p = values.astype(np.float32)
+    if regions:
+        p.clip(_OF_ZERO, steps - _OF_ZERO, out=p)
+        p /= steps
+        return p
+    check_sums(p / np.float32(steps), 0.5 / steps)
+    p[values == 0] = _OF_ZERO / max(1, len(p) - 1)
+    p /= p.sum(0)
+    return p
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
@@ -132,18 +133,23 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
     """From nnU-Net's summary.json, where a class has no Dice (NaN) if neither labels nor prediction hold it."""
     found = {}
-    form = {
-        "metric_per_case": [
-            {"prediction_file": str, "metrics": {key: {"Dice": SHARE} for key in heads.foreground}},
-        ]
-    }  # fmt: skip
-    content = read_json(file, form, "validate again with nnUNetv2_train ... --val")
-    for row in content["metric_per_case"]:
+    form = {"metric_per_case": [{"prediction_file": str, "metrics": {str: {"Dice": SHARE}}}]}
+    again = "validate again with nnUNetv2_train ... --val"
+    for number, row in enumerate(read_json(file, form, again)["metric_per_case"]):
         name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
-        values = [row["metrics"][key]["Dice"] for key in heads.foreground]
+        dice = {_labels_of(key): metrics["Dice"] for key, metrics in row["metrics"].items()}
+        for key, label in zip(heads.foreground, heads.foreground_labels, strict=True):
+            if label not in dice:
+                raise ValueError(f"expected metric_per_case[{number}].metrics.{key}, found none in {file}: {again}")
+        values = [dice[label] for label in heads.foreground_labels]
         known = [value for value in values if not np.isnan(value)]
         found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
     return found
+
+
+def _labels_of(key: str) -> tuple[int, ...]:
+    """The labels that a key of nnU-Net's names: 1, (1, 2), or (1.0, 2.0) as a dataset.json may have them."""
+    return tuple(int(number) for number in re.findall(r"(\d{1,9})(?:\.\d+)?", key))
 
 
 def _file_ending(dataset_json: Path) -> str:

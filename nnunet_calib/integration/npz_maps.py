@@ -12,7 +12,7 @@ from nnunet_calib.integration.cases import SavedProbabilities
 from nnunet_calib.integration.map_folder import MapFolder
 from nnunet_calib.integration.predictions import Predictions, for_each_case, last_line
 from nnunet_calib.integration.probability_maps import MapOptions
-from nnunet_calib.slabs import Probabilities, check_range
+from nnunet_calib.slabs import Probabilities, check_range, check_sums
 from nnunet_calib.temperature import apply_temperature
 
 
@@ -29,6 +29,8 @@ class _Calibrated:
     def __getitem__(self, key: Any) -> np.ndarray:
         p = self._probabilities[key]
         check_range(p)  # a temperature would make numbers in [0, 1] of others
+        if not self._regions:
+            check_sums(p)
         if self._temperature == 1:
             return p
         calibrated = apply_temperature(p, self._temperature, regions=self._regions)
@@ -51,7 +53,8 @@ class _Export:
         predictions = self.predictions
         npz = predictions.folder / f"{case}.npz"
         segmentation = predictions.labels_folder / f"{case}{predictions.file_ending}"
-        probabilities = SavedProbabilities(npz)
+        regions = predictions.heads.regions is not None
+        probabilities = SavedProbabilities(npz, regions=regions)
         try:
             size = predictions.reader.read_seg(str(segmentation))[0].shape[1:]
         except Exception as error:  # each reader has its own
@@ -64,7 +67,6 @@ class _Export:
                 f"case {case}: expected probabilities (C, *spatial) on the grid {size} of {segmentation}, found shape "
                 f"{probabilities.shape} in {npz}: predict the case again with --save_probabilities"
             )
-        regions = predictions.heads.regions is not None
         self.maps.write(case, _Calibrated(probabilities, self.temperature, regions=regions), segmentation)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import reason
 from nnunet_calib.integration.boundary_width import spacing_of_plans
-from nnunet_calib.integration.cases import SAVE_THEM, npz_shape
+from nnunet_calib.integration.cases import SAVE_THEM, describe_npz
 from nnunet_calib.integration.image_properties import image_spacing
-from nnunet_calib.integration.labels import LABEL, Heads, check_dataset
+from nnunet_calib.integration.labels import Heads, check_dataset
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.json_files import NAME, read_json
 from nnunet_calib.scopes import default_boundary_mm
@@ -20,7 +21,7 @@ from nnunet_calib.scopes import default_boundary_mm
 # fold_X/validation lies two folders below the dataset.json of its model
 _FOLDERS_ABOVE = 2
 _NAMED = 20
-_DATASET = {"labels": {str: LABEL}, "file_ending": NAME, "regions_class_order?": ([int], None), "name?": (str, None)}
+_DATASET = {"labels": dict, "file_ending": NAME}
 _PLANS = {"image_reader_writer": str, "dataset_name?": NAME, "plans_name?": NAME}
 
 
@@ -59,7 +60,7 @@ def find_predictions(
     if plans_json is None and (beside := dataset_json.parent / "plans.json").is_file():
         plans_json = beside
     plans = {} if plans_json is None else _read_json(plans_json, _PLANS)
-    ending = dataset["file_ending"]
+    ending = _file_ending(dataset, dataset_json)
     probabilities, labels = _cases(folder, ".npz"), _cases(labels_folder, ending)
     if not probabilities:
         raise ValueError(f"expected an .npz for each case, found none in {folder}: {SAVE_THEM}")
@@ -78,11 +79,26 @@ def find_predictions(
     return Predictions(
         folder, labels_folder, ending, reader, heads,
         {
-            "dataset": plans.get("dataset_name", dataset.get("name")), "plans": plans.get("plans_name"),
+            "dataset": plans.get("dataset_name", _text(dataset.get("name"))), "plans": plans.get("plans_name"),
             "fold": None, "weights_sha256": None, "predictions": str(folder.resolve()),
         },
         cases, missing, boundary_mm,
     )  # fmt: skip
+
+
+def _file_ending(dataset: dict[str, Any], dataset_json: Path) -> str:
+    """That of the label maps, with the dot that nnU-Net's readers want."""
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+
+    ending: str = dataset["file_ending"]
+    if any(f".{ending}".lower() in reader.supported_file_endings for reader in LIST_OF_IO_CLASSES):
+        raise ValueError(f"expected file_ending .{ending} in {dataset_json}, found {ending}: add the dot")
+    return ending
+
+
+def _text(name: Any) -> str | None:
+    """A dataset's name, which nnU-Net does not look at, so that it may be anything."""
+    return str(name) if isinstance(name, str | int | float) else None
 
 
 def _dataset_json_of(folder: Path) -> Path:
@@ -153,7 +169,7 @@ def _heads(dataset: dict[str, Any], plans: dict[str, Any], dataset_json: Path) -
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    check_dataset(dataset)
+    check_dataset(dataset, dataset_json)
     try:
         if plans:
             return Heads.of(PlansManager(plans).get_label_manager(dataset))
@@ -181,13 +197,21 @@ def _reader(dataset: dict[str, Any], plans: dict[str, Any], example: Path) -> An
         ) from error
 
 
-def _check_archives(paths: Iterable[Path], heads: Heads, dataset_json: Path) -> None:
-    """Raise ValueError for the first .npz that cannot be opened, or that is of another model."""
+def _check_archives(paths: Sequence[Path], heads: Heads, dataset_json: Path) -> None:
+    """Raise ValueError for the first .npz that cannot be opened, or that is of another model; tell of coarse ones."""
+    coarse = []
     for path in paths:
-        shape = npz_shape(path)
-        if len(shape) != 4 or shape[0] != len(heads.keys):
+        found = describe_npz(path)
+        if len(found.shape) != 4 or found.shape[0] != len(heads.keys):
             raise ValueError(
                 f"expected probabilities (C, *spatial) of the {len(heads.keys)} "
                 f"{'classes' if heads.regions is None else 'regions'} of {dataset_json} ({', '.join(heads.names)}), "
-                f"found shape {shape} in {path}: is it of the same dataset?"
+                f"found shape {found.shape} in {path}: is it of the same dataset?"
             )
+        coarse += [found.dtype.name] * (found.dtype.kind == "u")
+    if coarse:
+        print(
+            f"{len(coarse)} .npz hold {' and '.join(sorted({*coarse}))}, which do not tell small probabilities from 0: "
+            f"NLL and temperature are rough estimates; save float32 to know them",
+            file=sys.stderr,
+        )

@@ -59,7 +59,8 @@ class Predictions:
             ValueError: in one sentence that names the case, if its files are damaged or do not belong together.
         """
         npz, labels_file = self.folder / f"{case}.npz", self.labels_folder / f"{case}{self.file_ending}"
-        probabilities, spacing = SavedProbabilities(npz), image_spacing(npz)
+        probabilities = SavedProbabilities(npz, regions=self.heads.regions is not None)
+        spacing = image_spacing(npz)
         # ITK tells in many lines why it cannot read a file, NumPy in one what is wrong with an array
         try:
             return measure_case(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nnunet_calib.integration.labels import LABEL, check_dataset
+from nnunet_calib.integration.labels import check_dataset
 from nnunet_calib.integration.lookup import find_trainer
 from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.predictions import last_line
@@ -35,9 +35,9 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
     configuration = model_folder.configuration
     plans, dataset = (_described(model_folder.path / file, form) for file, form in (
         ("plans.json", {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}),
-        ("dataset.json", {"labels": {str: LABEL}, "file_ending": NAME}),
+        ("dataset.json", {"labels": dict, "file_ending": NAME}),
     ))  # fmt: skip
-    check_dataset(dataset)
+    check_dataset(dataset, model_folder.path / "dataset.json")
     if configuration not in plans["configurations"]:
         raise ValueError(
             f"expected the configuration {configuration} in {model_folder.path / 'plans.json'}, found "

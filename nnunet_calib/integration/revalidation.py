@@ -18,7 +18,7 @@ import torch
 
 from nnunet_calib.integration.boundary_width import width_of_trainer
 from nnunet_calib.integration.case_files import is_measured, is_of_network, load_case
-from nnunet_calib.integration.cases import npz_shape
+from nnunet_calib.integration.cases import describe_npz
 from nnunet_calib.integration.checkpoint_files import FINAL, find_checkpoint
 from nnunet_calib.integration.export import ExportAndMeasure
 from nnunet_calib.integration.fold_results import some
@@ -206,7 +206,9 @@ def _has_npz(validation_folder: Path, case: str, checkpoint: Path, heads: Heads,
         written = path.stat().st_mtime
         # one from the future tells of a clock that was wrong, and could be older than the checkpoint
         newer = checkpoint.stat().st_mtime <= written <= time.time() + _CLOCKS_DIFFER
-        return newer and npz_shape(path)[:1] == (len(heads.keys),) and not _is_of_others(path, case, model)
+        found = describe_npz(path)
+        usable = found.shape[:1] == (len(heads.keys),) and found.dtype.kind == "f"  # integers are too coarse
+        return newer and usable and not _is_of_others(path, case, model)
     except (FileNotFoundError, ValueError):
         return False
 

@@ -161,7 +161,7 @@ def _use(path: Path, known: CaseStatistics) -> None:
 
 def _measure(path: Path) -> None:
     labels = synthetic_case(0, SHAPE).labels[None]
-    found = CaseStatistics.from_probabilities(SavedProbabilities(path), labels)
+    found = CaseStatistics.from_probabilities(SavedProbabilities(path, regions=False), labels)
     assert found.histograms.voxels.sum() == labels.size
 
 

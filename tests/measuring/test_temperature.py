@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logsumexp, softmax
 
-from nnunet_calib import fit_temperature
+from nnunet_calib import CaseStatistics, apply_temperature, fit_temperature
 from nnunet_calib.synthetic import synthetic_case
 from nnunet_calib.temperature import TEMPERATURE_BOUNDS, TemperatureFit, nll_at
 from tests.measuring.conftest import Case
@@ -231,3 +231,72 @@ def test_logits_whose_differences_overflow(regions):
     both = fit_temperature(np.concatenate([logits, most]), np.concatenate([labels, sure]), regions=regions)
     assert both.temperature == pytest.approx(alone.temperature, rel=1e-6)
     assert both.nll_after == pytest.approx(alone.nll_after / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "said"),
+    [
+        ([0, 1, 2], None, "expected labels that are whole numbers from 0 to 1, got values from 0 to 2"),
+        ([0, -1, 1], None, "from 0 to 1, got values from -1 to 1"),
+        ([0, 0.5, 1], None, "expected labels that are whole numbers from 0 to 1, got values from 0.0 to 1.0"),
+        (np.array([0, 1, 2**32 + 1], np.uint64), None, "got values from 0 to 4294967297"),
+        ([[0, 1], [2, 1], [0, 0]], None, "expected labels that are whole numbers from 0 to 1, got values from 0 to 2"),
+        ([0, 1, 1], [0, 1], r"expected groups \(3,\), one for each voxel, got \(2,\)"),
+        ([0, 1, 1], [0, -1, 1], "expected groups that are whole numbers from 0, got values from -1 to 1"),
+        ([0, 1, 1], [0, 0.5, 1], "expected groups that are whole numbers from 0, got values from 0.0 to 1.0"),
+        ([0, 1, 1], [0, math.nan, 1], "expected groups that are whole numbers from 0, got values from nan to nan"),
+    ],
+)
+def test_labels_and_groups(labels, groups, said):
+    """Those that are none are named; PyTorch would speak of an index, or of nothing."""
+    logits = np.random.default_rng(0).normal(size=(3, 2))
+    with pytest.raises(ValueError, match=said):
+        fit_temperature(logits, labels, groups=groups, regions=np.ndim(labels) == 2)
+
+
+def test_large_numbers_of_groups():
+    """As of dates or identifiers: only which voxels share one counts."""
+    voxels = draw(1.6, n=300)
+    groups = np.arange(300) // 3
+    fits = [voxels.fit(groups=numbers) for numbers in (groups, 10**15 + groups[::-1] * 10**12)]
+    assert fits[0].standard_error == pytest.approx(fits[1].standard_error, rel=1e-12)
+
+
+@REGIONS
+def test_other_byte_order(regions):
+    """Arrays as they are read from files of other machines: the same numbers."""
+    voxels = draw(1.6, regions=regions, n=300)
+    weights, groups = np.arange(1.0, 301), np.arange(300) // 3
+
+    def swapped(x):
+        return x.astype(x.dtype.newbyteorder(">"))
+
+    labels = voxels.labels.astype(np.int64)
+    other = voxels._replace(logits=swapped(voxels.logits), labels=swapped(labels))
+    assert other.fit(weights=swapped(weights), groups=swapped(groups)) == voxels.fit(weights=weights, groups=groups)
+    p = np.moveaxis(softmax(voxels.logits.reshape(5, 6, 10, -1), axis=-1), -1, 0)
+    scaled = apply_temperature(swapped(p), 2.0, regions=regions)
+    np.testing.assert_array_equal(scaled, apply_temperature(p, 2.0, regions=regions))
+    y = voxels.labels.reshape(5, 6, 10, -1)[..., 0].astype(np.int16)
+    options = {"regions": [(c,) for c in range(1, len(p) + 1)] if regions else None}
+    for kind in (np.float16, np.float32, np.float64):
+        ours, theirs = (
+            CaseStatistics.from_probabilities(order(p.astype(kind)), order(y), **options).histograms
+            for order in (swapped, np.asarray)
+        )
+        np.testing.assert_array_equal(ours.counts, theirs.counts)
+        np.testing.assert_array_equal(ours.nll, theirs.nll)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_sums(dtype):
+    """Of classes they are 1, in each voxel that counts; of regions they may be anything."""
+    p = np.random.default_rng(0).dirichlet(np.ones(3), (4, 5)).transpose(2, 0, 1).astype(dtype)
+    y = np.zeros((4, 5), int)
+    p[:, 1, 2] /= 2
+    with pytest.raises(ValueError, match=r"of 3 classes that sum to 1 in each voxel, got a sum of 0\.5"):
+        CaseStatistics.from_probabilities(p, y)
+    y[1, 2] = 3
+    assert CaseStatistics.from_probabilities(p, y, ignore_label=3).histograms.voxels.sum() == 19
+    y[1, 2] = 0
+    assert CaseStatistics.from_probabilities(p, y, regions=[(1,), (2,), (3,)]).histograms.voxels.sum() == 20

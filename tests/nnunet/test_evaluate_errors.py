@@ -87,8 +87,8 @@ REFUSALS = {
         "expected an .npz with an array 'probabilities', as nnU-Net writes it, found 'softmax' in {f}/pred/case.1.npz",
     ),
     "integers": (
-        lambda f: np.savez(f / "pred/case.1.npz", probabilities=np.ones((3, 2, 2, 2), np.uint8)),
-        "expected floating-point probabilities, found uint8 in {f}/pred/case.1.npz",
+        lambda f: np.savez(f / "pred/case.1.npz", probabilities=np.ones((3, 2, 2, 2), np.int16)),
+        "expected floating-point probabilities, or uint8 or uint16 as steps to 1, found int16 in {f}/pred/case.1.npz",
     ),
     "other classes": (
         lambda f: shape(f, 2, 12, 14, 15),

@@ -93,14 +93,16 @@ def to_predict(monkeypatch):
 
 
 def test_which_npz(trained, to_predict):
-    """Not those that are incomplete, older than the checkpoint, of other heads, or of another checkpoint."""
+    """Not those that are incomplete, older than the checkpoint, of other heads, integers, or of another checkpoint."""
     trained.without_results(npz=True)
     validation = trained.fold / "validation"
     final = trained.fold / "checkpoint_final.pth"
     (validation / "case.0.npz").write_bytes((validation / "case.0.npz").read_bytes()[:-100])
     make_older(validation / "case.1.npz", than=final)
     np.savez_compressed(validation / "case.3.npz", probabilities=np.zeros((2, 5, 5, 5), np.float32))
-    assert to_predict(trained) == ["case.0", "case.1", "case.3"]
+    steps = np.rint(np.load(validation / "case.4.npz")["probabilities"] * 255).astype(np.uint8)
+    np.savez_compressed(validation / "case.4.npz", probabilities=steps)
+    assert to_predict(trained) == ["case.0", "case.1", "case.3", "case.4"]
     shutil.rmtree(trained.calibration)
     assert to_predict(trained, "--no-npz") == trained.cases
     shutil.copy2(final, trained.fold / "checkpoint_best.pth")
