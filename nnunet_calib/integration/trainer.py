@@ -111,7 +111,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         return {}
 
     def on_train_start(self) -> None:
-        """Refuse losses that cannot be computed here, then nnU-Net's; refuse a loss without what is promised.
+        """Refuse losses that cannot be computed here and, after nnU-Net's start, a loss without what is promised.
 
         `initialize` and what else comes before may have replaced it. Of a training that starts, the split is recorded.
         """
@@ -133,7 +133,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         self._has_trained = True
 
     def on_train_epoch_end(self, *arguments: Any, **named: Any) -> None:
-        """nnU-Net's; tells of a loss that no training step has called."""
+        """Tell of a term that no training step has called, after nnU-Net's."""
         super().on_train_epoch_end(*arguments, **named)
         with self._failure_logged("It is unknown whether the calibration losses are trained with"):
             if unused := [type(part.term).__name__ for part in self._added_terms() if not part.called]:
