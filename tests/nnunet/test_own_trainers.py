@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from nnunet_calib.integration import remade_trainer as module
+from nnunet_calib.integration.model_folder import ModelFolder
 from nnunet_calib.integration.pseudo_ace import MEAN, PER_CLASS
 from nnunet_calib.integration.remade_trainer import remade_trainer
 from nnunet_calib.integration.trainer import CalibrationMixin, ML1ACEMixin, NACLMixin
 from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerNACL
 from tests.nnunet import own_trainers as own
+from tests.nnunet.conftest import PLANS
 from tests.nnunet.test_mixins import make
 
 nnunet = pytest.mark.filterwarnings("ignore")
@@ -154,23 +156,24 @@ def test_constructors(world, cls):
 def test_made_again(world, cls, tmp_path, monkeypatch):
     """`validate` makes a trainer as nnUNetv2_train does."""
     first = make(cls, world, "2d")
-    folder = tmp_path / world.dataset / f"{cls.__name__}__nnUNetPlans__2d"
-    folder.mkdir(parents=True)
+    folder = ModelFolder.below(tmp_path, world.dataset, cls.__name__, PLANS, "2d")
+    folder.path.mkdir(parents=True)
     for name, content in (("plans", first.plans_manager.plans), ("dataset", first.dataset_json)):
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        (folder.path / f"{name}.json").write_text(json.dumps(content))
     monkeypatch.setattr(module, "find_trainer", lambda name: cls)
     with remade_trainer(folder, 3, torch.device("cpu")) as trainer:
         assert type(trainer) is cls
         assert (trainer.device, trainer.fold, trainer.configuration_name) == (torch.device("cpu"), 3, "2d")
 
 
-def stub_model(tmp_path: Path) -> Path:
+def stub_model(tmp_path: Path) -> ModelFolder:
     """A model's folder with as little as can be."""
-    folder = tmp_path / "Dataset001_A" / "Stub__nnUNetPlans__2d"
-    folder.mkdir(parents=True)
-    plans = {"dataset_name": "Dataset001_A", "plans_name": "nnUNetPlans", "configurations": {"2d": {}}}
-    (folder / "plans.json").write_text(json.dumps(plans))
-    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}))
+    folder = ModelFolder.below(tmp_path, "Dataset001_A", "Stub", PLANS, "2d")
+    folder.path.mkdir(parents=True)
+    plans = {"dataset_name": folder.dataset, "plans_name": PLANS, "configurations": {"2d": {}}}
+    (folder.path / "plans.json").write_text(json.dumps(plans))
+    dataset = {"labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    (folder.path / "dataset.json").write_text(json.dumps(dataset))
     return folder
 
 
