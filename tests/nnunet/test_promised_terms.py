@@ -19,6 +19,7 @@ class Base:
 
     was_initialized = False
     num_epochs, current_epoch, iterations = 2, 0, 1
+    local_rank = 1  # which writes no file
     label_manager = SimpleNamespace(has_regions=False, ignore_label=None, num_segmentation_heads=3)
     configuration_manager = SimpleNamespace(network_arch_init_kwargs={}, batch_dice=False)
 
@@ -48,6 +49,10 @@ class Base:
     def on_train_epoch_end(self, train_outputs):
         """End an epoch."""
         pass
+
+    def do_split(self):
+        """Return no cases."""
+        return [], []
 
     def print_to_log_file(self, text):
         """Keep the line."""
