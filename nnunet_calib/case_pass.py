@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.binner import Binner
+from nnunet_calib.class_lumps import lump_classes, sample_bytes
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.slabs import Probabilities, check_range, check_sums, slab_slices
 from nnunet_calib.sure_voxels import columns
@@ -123,14 +124,24 @@ class Volume:
         if self.valid is not None:
             strata[~self.valid] = NOT_VALID
 
-    def sample(self, strata: NDArray[np.uint8], max_voxels: int) -> VoxelSample:
-        """The voxel sample, see `choose_voxels`; a first one of an eighth of the size shows how to share the budget."""
+    def sample(self, strata: NDArray[np.uint8], max_voxels: int, room: int) -> VoxelSample:
+        """Choose the voxel sample; a first one of an eighth of the size shows how to share the budget.
+
+        Of many heads, small classes are lumped, and fewer voxels are kept where they would take more than `room` bytes.
+        """
         strata = strata.ravel()
         spread = None
         if np.count_nonzero(strata != NOT_VALID) > max_voxels >= 8 * STRATA:
             chosen, weights = choose_voxels(strata, max_voxels // 8)
             spread = gradient_spread(self._voxels(chosen, weights), strata[chosen])
-        return self._voxels(*choose_voxels(strata, max_voxels, spread))
+        while True:
+            sample = self._voxels(*choose_voxels(strata, max_voxels, spread))
+            if self.members is None:
+                sample = replace(sample, logits=lump_classes(sample.logits, sample.labels))
+            needed = sample_bytes(sample.logits, regions=self.members is not None)
+            if needed <= room or max_voxels == STRATA:
+                return sample
+            max_voxels = max(int(len(sample) * room / needed * 0.98), STRATA)
 
     def _voxels(self, chosen: NDArray[np.int64], weights: NDArray[np.float32]) -> VoxelSample:
         position = np.unravel_index(chosen, self.labels.shape)

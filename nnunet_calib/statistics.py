@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.case_pass import Volume, region_members
+from nnunet_calib.class_lumps import room_for_sample
 from nnunet_calib.histograms import Histograms
 from nnunet_calib.scopes import check_boundary_mm, default_boundary_mm, scope_bits
 from nnunet_calib.slabs import Probabilities
@@ -82,7 +83,8 @@ class CaseStatistics:
                 C - 1.
             ignore_label: label of voxels that are left out everywhere.
             spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
-            max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole.
+            max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole. Of
+                more than 8 heads fewer are kept where a file would be larger than 4 MB.
             boundary_mm: half width of the boundary scope, at least 0; None means `scopes.default_boundary_mm` of the
                 spacing.
             crop: where in `labels` the probabilities lie, if they cover only a part of it. The voxels around count
@@ -121,7 +123,7 @@ class CaseStatistics:
         volume = Volume(probabilities, labels, valid, bits, crop, members)
         strata = np.empty(labels.shape, np.uint8)
         histograms = volume.histograms(strata)
-        sample = volume.sample(strata, max_voxels)
+        sample = volume.sample(strata, max_voxels, room_for_sample(histograms.counts))
         shown = representative_slice(
             labels, volume.slab, foreground=foreground, valid=valid, spacing=spacing, image=image,
             regions=regions is not None,

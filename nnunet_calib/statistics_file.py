@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.archives import Arrays, open_arrays
+from nnunet_calib.class_lumps import DENSE_HEADS, from_listed, listed_classes
 from nnunet_calib.files import reason, replaced_when_complete
 from nnunet_calib.fine_bins import FINE_BINS, PARTS
 from nnunet_calib.histograms import Histograms
@@ -24,6 +26,8 @@ from nnunet_calib.slices import RepresentativeSlice
 from nnunet_calib.voxel_sample import VoxelSample
 
 FORMAT_VERSION = 2
+LISTED_VERSION = 3  # of files that list the classes that matter of each voxel, in the place of all
+_LISTED = ("sample.common", "sample.number", "sample.classes", "sample.values")
 MAX_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 1 << 24
 _TOO_FEW = 1e-4  # of a voxel: by how much sums of float32 probabilities, up to 1 + 1e-5, may be off for each of them
@@ -49,8 +53,12 @@ def write(content: Content, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, Any] = {
         f"{name}.{f.name}": getattr(part, f.name) for name, part in parts.items() for f in fields(part)
     }
+    version = FORMAT_VERSION
+    if not content.regions and content.sample.logits.shape[1] > DENSE_HEADS:
+        version = LISTED_VERSION
+        arrays |= zip(_LISTED, listed_classes(arrays.pop("sample.logits")), strict=True)
     with replaced_when_complete(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, header=np.array(json.dumps({"format_version": FORMAT_VERSION} | header)), **arrays)
+        np.savez_compressed(file, header=np.array(json.dumps({"format_version": version} | header)), **arrays)
 
 
 def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Content:
@@ -69,7 +77,8 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Content
             arrays.check_total(["header"], _MAX_HEADER_BYTES)
             header = json.loads(str(arrays.read("header")[()]))
             version = header["format_version"]
-            content = _read_parts(arrays, header, max_bytes) if version == FORMAT_VERSION else None
+            known = version in (FORMAT_VERSION, LISTED_VERSION)
+            content = _read_parts(arrays, header, max_bytes, listed=version == LISTED_VERSION) if known else None
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib, json and NumPy each have their own way to say "damaged"
@@ -78,17 +87,29 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Content
         ) from error
     if content is None:
         raise ValueError(
-            f"expected calibration statistics of format {FORMAT_VERSION}, found {version!r:.99} in {path}: use the "
-            f"nnunet-calib that wrote it, or measure the case again"
+            f"expected calibration statistics of format {FORMAT_VERSION} or {LISTED_VERSION}, found {version!r:.99} in "
+            f"{path}: use the nnunet-calib that wrote it, or measure the case again"
         )
     return content
 
 
-def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int) -> Content:
+def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, listed: bool) -> Content:
     parts = {name: part for name, part in _PARTS.items() if name != "shown" or "shown.where" in arrays}
-    arrays.check_total((f"{name}.{f.name}" for name, part in parts.items() for f in fields(part)), max_bytes)
-    _check_sizes(arrays)
-    read = {name: part(*(arrays.read(f"{name}.{f.name}") for f in fields(part))) for name, part in parts.items()}
+    names = {f"{name}.{f.name}" for name, part in parts.items() for f in fields(part)}
+    whole = "sample.logits"
+    heads = 0
+    if listed:
+        counts = arrays.describe("histograms.counts").shape
+        heads = counts[1] - 1 if len(counts) == 3 else 0
+        voxels = math.prod(arrays.describe("sample.common").shape)
+        max_bytes -= 2 * voxels * heads  # of what is made of the lists
+        names = {*names, *_LISTED} - {whole}
+    arrays.check_total(names, max(max_bytes, 0))
+    _check_sizes(arrays, names)
+    unpacked = {name: arrays.read(name) for name in names}
+    if listed:
+        unpacked[whole] = _from_lists([unpacked[name] for name in _LISTED], heads)
+    read = {name: part(*(unpacked[f"{name}.{f.name}"] for f in fields(part))) for name, part in parts.items()}
     regions, width, cases, model = (header[name] for name in ("regions", "boundary_mm", "cases", "model"))
     _expect(isinstance(regions, bool), "regions", regions)
     _expect(isinstance(width, int | float) and 0 <= width < math.inf, "boundary_mm", width)
@@ -101,13 +122,27 @@ def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int) -> Conte
     return content
 
 
-def _check_sizes(arrays: Arrays) -> None:
+def _from_lists(lists: list[NDArray], heads: int) -> NDArray:
+    """The log-probabilities of all classes, from lists that can be those of a case."""
+    common, number, classes, values = lists
+    _has(common, (len(common),), "f2", "sample.common")
+    _has(number, common.shape, "u2", "sample.number")
+    _has(classes, (int(number.sum(dtype=np.int64)),), "u2", "sample.classes")
+    _has(values, classes.shape, "f2", "sample.values")
+    _expect(number.max(initial=0) <= heads, "sample.number up to", number.max(initial=0))
+    _expect(classes.max(initial=0) < max(heads, 1), "sample.classes up to", classes.max(initial=0))
+    return from_listed(common, number, classes, values, heads)
+
+
+def _check_sizes(arrays: Arrays, names: Collection[str]) -> None:
     """Before it is unpacked, no sample has more voxels than the case: an archive can claim any number in no space."""
     arrays.check_total(["histograms.voxels"], 8 * PARTS)
     voxels = arrays.read("histograms.voxels").sum()
-    for f in fields(VoxelSample):
-        shape = arrays.describe(f"sample.{f.name}").shape
-        _expect(0 < len(shape) <= 2 and shape[0] <= voxels, f"sample.{f.name} of shape", f"{shape} for {voxels} voxels")
+    several = ("sample.classes", "sample.values")  # for each voxel
+    for name in names:
+        if name.startswith("sample.") and name not in several:
+            shape = arrays.describe(name).shape
+            _expect(0 < len(shape) <= 2 and shape[0] <= voxels, f"{name} of shape", f"{shape} for {voxels} voxels")
 
 
 def check(content: Content) -> None:

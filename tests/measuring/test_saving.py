@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.statistics_file import FORMAT_VERSION
+from nnunet_calib.statistics_file import FORMAT_VERSION, LISTED_VERSION
 from tests.measuring.conftest import assert_same_histograms, assert_same_sample, make_case
 
 
@@ -106,14 +106,14 @@ def test_foreign(tmp_path, write):
     refused(path, f"expected calibration statistics of a case, found {path} unreadable (")
 
 
-@pytest.mark.parametrize("other", [1, FORMAT_VERSION + 1])
+@pytest.mark.parametrize("other", [1, LISTED_VERSION + 1])
 def test_other_format(tmp_path, other):
     """Whatever an older or newer format holds."""
     path = tmp_path / "case.npz"
     np.savez(path, header=np.array(json.dumps({"format_version": other})))
     text = (
-        f"expected calibration statistics of format {FORMAT_VERSION}, found {other} in {path}: use the nnunet-calib "
-        f"that wrote it, or measure the case again"
+        f"expected calibration statistics of format {FORMAT_VERSION} or {LISTED_VERSION}, found {other} in {path}: use "
+        f"the nnunet-calib that wrote it, or measure the case again"
     )
     refused(path, text)
 
