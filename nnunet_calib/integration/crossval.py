@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.files import write_json
 from nnunet_calib.integration.cases_of_folds import fit_folds, read_measured
 from nnunet_calib.integration.fold_results import FoldResult, find_folds, merged_model, versions_note
 from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.measured_cases import results
 from nnunet_calib.integration.model_folder import ModelFolder
+from nnunet_calib.integration.result_files import write_results
 from nnunet_calib.integration.summary import definitions
 from nnunet_calib.temperature import TemperatureFit
 
@@ -82,8 +82,7 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     target = model_folder.crossval(numbers)
     target.mkdir(parents=True, exist_ok=True)
     names = [case.name for case in cases]
-    write_json(about | temperature | {"per_fold": per_fold, "cases": names}, target / "temperature.json")
-    write_json(summary, target / "summary.json")
+    write_results(target, summary, about | temperature | {"per_fold": per_fold, "cases": names})
     return target
 
 

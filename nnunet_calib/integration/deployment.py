@@ -57,13 +57,15 @@ class Deployed:
     def check(self, model_folder: ModelFolder, fold: Fold, weights_sha256: str) -> None:
         """Raise ValueError, in one sentence, if it was fitted on another model, as far as it records its model."""
         recorded = self.content.get("model") or {}
+        weights = recorded.get("weights_sha256")
+        if weights is not None and (weights.get(str(fold)) if isinstance(weights, dict) else weights) == weights_sha256:
+            return  # the same network, whatever its dataset has been called
         for name, value in model_folder.identity.items():
             if recorded.get(name) not in (None, value):
                 raise ValueError(
                     f"expected a temperature of {name} {value}, found one of {one_line(str(recorded[name]))} in "
                     f"{self.source}: name another with --temperature, or give a number to use it all the same"
                 )
-        weights = recorded.get("weights_sha256")
         if isinstance(weights, dict) and str(fold) not in weights:
             raise ValueError(
                 f"expected a temperature of fold {fold}, found one of folds {one_line(' '.join(weights))} in "

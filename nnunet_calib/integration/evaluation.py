@@ -16,6 +16,7 @@ from nnunet_calib.integration.folds import FORMAT_VERSION, fitted_temperature, r
 from nnunet_calib.integration.measured_cases import MeasuredCase
 from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.predictions import Predictions
+from nnunet_calib.integration.result_files import write_results
 from nnunet_calib.json_files import read_json
 from nnunet_calib.summary_forms import TEMPERATURE
 
@@ -43,18 +44,14 @@ def evaluate(
         OSError: if the folder cannot be written, or memory runs out.
     """
     with _measured(predictions, calibration_folder, processes) as cases:
+        fitted, without = None, None
         if temperature is None:
             fitted, without = fitted_temperature(cases, predictions.model)
-            summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, fitted, without)
-        else:
-            known = _judged_by_own_cases(temperature, predictions.cases)
-            summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, known, None)
+        used = fitted or _judged_by_own_cases(temperature or {}, predictions.cases)
+        summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, used, without)
         case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
-        for case in cases:
-            os.replace(case_file(case.folder, case.name), case_file(calibration_folder, case.name))
-    if temperature is None:
-        write_json(fitted, calibration_folder / "temperature.json")
-    write_json(summary, calibration_folder / "summary.json")
+        files = {case.name: case_file(case.folder, case.name) for case in cases}
+        write_results(calibration_folder, summary, fitted, files)
     return summary
 
 

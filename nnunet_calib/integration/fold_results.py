@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nnunet_calib.files import one_line
+from nnunet_calib.integration.case_files import same_plans
 from nnunet_calib.integration.checkpoint_files import FINAL
 from nnunet_calib.integration.folds import FORMAT_VERSION
 from nnunet_calib.integration.labels import Heads
@@ -78,7 +78,7 @@ def find_folds(
                 f"expected a network of its own in each fold, found the same weights in folds {twin} and "
                 f"{result.fold} of {model_folder}: train the fold that was copied, or leave it out with -f"
             )
-    found = [_with_split(_held_out(result), allow_missing) for result in found]
+    found = [_with_split(_held_out(result), model_folder, allow_missing) for result in found]
     owner: dict[str, int] = {}
     for result in found:
         for case in result.cases:
@@ -87,7 +87,7 @@ def find_folds(
                     f"expected each case in one fold, found {case} in folds {before} and {result.fold}: no temperature "
                     f"of the other folds would be fitted without it, so name folds that share no case with -f"
                 )
-    return found
+    return [replace(result, model=result.model | model_folder.identity) for result in found]
 
 
 def _fold_numbers(folds: Sequence[int | str], at_least: int) -> list[int]:
@@ -169,7 +169,8 @@ def versions_note(measured_with: Mapping[str, str | None]) -> str | None:
 
 
 def _check_same_model(first: FoldResult, other: FoldResult, model_folder: ModelFolder) -> None:
-    pairs = [(name, first.model[name], other.model[name]) for name in IDENTITY]
+    names = IDENTITY[1:] if same_plans(first.model, other.model) else IDENTITY  # a dataset may have been renamed
+    pairs = [(name, first.model[name], other.model[name]) for name in names]
     pairs += [(f"heads ({name})", getattr(first.heads, name), getattr(other.heads, name)) for name in vars(first.heads)]
     # a name that only one has is of another version of the trainer
     ours, theirs = (result.model.get("hyperparameters", {}) for result in (first, other))
@@ -180,8 +181,7 @@ def _check_same_model(first: FoldResult, other: FoldResult, model_folder: ModelF
             f"and {other.checkpoint!r:.99} in fold {other.fold}: measure both from {FINAL} with "
             f"{model_folder.validate_command(first.fold, other.fold)}, or from another one with -chk"
         )
-    plans = [result.model.get("plans_sha256") for result in (first, other)]
-    if None not in plans and plans[0] != plans[1]:
+    if same_plans(first.model, other.model) is False:
         raise ValueError(
             f"expected folds measured with the same plans and labels, found other ones (plans_sha256) in fold "
             f"{first.fold} than in fold {other.fold}: measure both again with "
@@ -206,11 +206,11 @@ def _held_out(result: FoldResult) -> FoldResult:
     return result
 
 
-def _with_split(result: FoldResult, allow_missing: bool) -> FoldResult:
+def _with_split(result: FoldResult, model_folder: ModelFolder, allow_missing: bool) -> FoldResult:
     """With the cases that the split adds; folds beyond splits_final.json have a random one, which only they know."""
     if (recorded := read_split(result.folder.parents[1])) is not None:  # whatever splits_final.json has become
         return replace(result, cases=tuple(sorted({*recorded.validation, *result.cases})))
-    file, splits = splits_of(result.model["dataset"])
+    file, splits = splits_of(model_folder.preprocessed(result.model["dataset"]))
     if result.fold >= len(splits):
         return result
     split = splits[result.fold]
@@ -227,14 +227,13 @@ def _with_split(result: FoldResult, allow_missing: bool) -> FoldResult:
     return replace(result, cases=tuple(sorted({*split.validation, *result.cases})))
 
 
-def splits_of(dataset: str) -> tuple[Path | None, list[Split]]:
-    """The splits_final.json of a dataset in nnUNet_preprocessed, and its splits: none where it is not there.
+def splits_of(preprocessed: Path | None) -> tuple[Path | None, list[Split]]:
+    """The splits_final.json in a dataset's folder of preprocessed data, and its splits: none where it is not there.
 
     Raises:
         ValueError: in one sentence, if it is damaged.
     """
-    root = os.environ.get("nnUNet_preprocessed")
-    file = Path(root, dataset, "splits_final.json") if root else None
+    file = None if preprocessed is None else preprocessed / "splits_final.json"
     if file is None or not file.is_file():
         return file, []
     again = "restore the splits that the folds were trained with"

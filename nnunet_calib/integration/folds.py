@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.files import write_json
 from nnunet_calib.integration.case_files import is_of, load_case
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.measured_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, results
 from nnunet_calib.integration.model_folder import case_file
+from nnunet_calib.integration.result_files import write_results
 from nnunet_calib.integration.summary import definitions
 from nnunet_calib.integration.training_split import Split
 from nnunet_calib.scopes import BOUNDARY_MM
@@ -73,7 +73,7 @@ def write_fold(
     calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any],
     boundary_mm: float = BOUNDARY_MM, split: Split | None = None,
 ) -> dict[str, Any]:
-    """Merge the case files of a fold into temperature.json and summary.json.
+    """Merge the case files of a fold into temperature.json and summary.json; files of other cases are removed.
 
     Args:
         calibration_folder: the fold's `validation/calibration`.
@@ -95,8 +95,8 @@ def write_fold(
     temperature, without = fitted_temperature(measured, model, split)
     summary = summarise(measured, missing, heads, model, temperature, without)
     summary["split"] = None if split is None else split.as_json()
-    write_json(temperature, calibration_folder / "temperature.json")
-    write_json(summary, calibration_folder / "summary.json")
+    files = {case.name: case_file(calibration_folder, case.name) for case in measured}
+    write_results(calibration_folder, summary, temperature, files)
     return summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,16 @@ class ModelFolder:
             yield found.parent
         for _, found in self.crossvals(file):
             yield found.parent
+
+    def preprocessed(self, *trained_as: str) -> Path | None:
+        """Return the dataset's folder in nnUNet_preprocessed; None if that is not set.
+
+        Args:
+            trained_as: other names that the dataset had; the first folder that is there is taken.
+        """
+        root = os.environ.get("nnUNet_preprocessed")
+        folders = [Path(root, name) for name in (self.dataset, *trained_as)] if root else [None]
+        return next((folder for folder in folders if folder is not None and folder.is_dir()), folders[0])
 
     def train_command(self, fold: Fold) -> str:
         """Return what trains a fold, as the user types it."""

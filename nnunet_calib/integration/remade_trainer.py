@@ -43,9 +43,11 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
             f"expected the configuration {configuration} in {model_folder.path / 'plans.json'}, found "
             f"{', '.join(plans['configurations'])}: restore the plans that the model was trained with"
         )
-    if not os.environ.get("nnUNet_preprocessed"):
+    preprocessed = model_folder.preprocessed(plans["dataset_name"])
+    if preprocessed is None:
         raise ValueError("expected nnUNet_preprocessed to name the folder of nnU-Net's preprocessed data, found it "
                          "unset: export it as for nnUNetv2_train")  # fmt: skip
+    plans["dataset_name"] = preprocessed.name  # the name in use, by which nnU-Net finds the data
     trainer_class = find_trainer(model_folder.trainer)
     with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:
         # nnU-Net reads the variable whenever it needs the folder
@@ -57,7 +59,7 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
         previous = trainer.folder_with_segs_from_previous_stage
         if previous is not None and Path(previous).is_relative_to(scratch):
             trainer.folder_with_segs_from_previous_stage = str(
-                model_folder.path.parents[1] / Path(previous).relative_to(scratch)
+                model_folder.path.parent.joinpath(*Path(previous).relative_to(scratch).parts[1:])
             )
         yield trainer
 

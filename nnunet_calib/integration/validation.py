@@ -37,6 +37,7 @@ from nnunet_calib.integration.training_split import Split, collected_splits, rea
 from nnunet_calib.integration.watched_pool import Watched
 
 EXPORT_NAME = "export_prediction_from_logits"
+_NAMES = ("dataset_name", "plans_name", "data_identifier")  # in plans; no prediction depends on them
 
 
 def describe_model(trainer: Any, weights_sha256: str, checkpoint: str | None = FINAL) -> dict[str, Any]:
@@ -71,9 +72,11 @@ def _model_folder(trainer: Any) -> ModelFolder:
 
 def _plans_fingerprint(trainer: Any) -> str:
     """SHA-256 of what the predictions depend on besides the weights: the plans of the configuration, and the labels."""
-    plans = {name: value for name, value in trainer.plans_manager.plans.items() if name != "configurations"}
+    left_out = ("configurations", *_NAMES)
+    plans = {name: value for name, value in trainer.plans_manager.plans.items() if name not in left_out}
+    configuration = {n: v for n, v in trainer.configuration_manager.configuration.items() if n not in _NAMES}
     labels = {name: trainer.dataset_json.get(name) for name in ("labels", "regions_class_order")}
-    content = [plans, trainer.configuration_manager.configuration, labels]
+    content = [plans, configuration, labels]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
