@@ -42,5 +42,15 @@ def is_of(statistics: CaseStatistics, model: dict[str, Any], boundary_mm: float)
 def is_of_network(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
     """Whether the weights are the same, and the plans, which older files do not name."""
     found = statistics.model
-    same_plans = found.get("plans_sha256", model.get("plans_sha256")) == model.get("plans_sha256")
-    return found.get("weights_sha256") == model["weights_sha256"] and same_plans
+    if found.get("weights_sha256") != model["weights_sha256"]:
+        return False
+    return same_plans(found, model) is not False
+
+
+def same_plans(one: dict[str, Any], other: dict[str, Any]) -> bool | None:
+    """Return whether two models have the same plans and labels, whatever their names; None if files do not say so."""
+    for name in ("plans_content_sha256", "plans_sha256"):  # the second is of names too: all that older files have
+        a, b = one.get(name), other.get(name)
+        if None not in (a, b):
+            return bool(a == b)
+    return None

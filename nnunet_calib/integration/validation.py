@@ -59,6 +59,7 @@ def describe_model(trainer: Any, weights_sha256: str, checkpoint: str | None = F
         "checkpoint": checkpoint,
         "weights_sha256": weights_sha256,
         "plans_sha256": _plans_fingerprint(trainer),
+        "plans_content_sha256": _plans_fingerprint(trainer, without=_NAMES),
     }
 
 
@@ -70,11 +71,12 @@ def _model_folder(trainer: Any) -> ModelFolder:
     )  # fmt: skip
 
 
-def _plans_fingerprint(trainer: Any) -> str:
-    """SHA-256 of what the predictions depend on besides the weights: the plans of the configuration, and the labels."""
-    left_out = ("configurations", *_NAMES)
-    plans = {name: value for name, value in trainer.plans_manager.plans.items() if name not in left_out}
-    configuration = {n: v for n, v in trainer.configuration_manager.configuration.items() if n not in _NAMES}
+def _plans_fingerprint(trainer: Any, without: tuple[str, ...] = ()) -> str:
+    """Return the SHA-256 of what the predictions depend on besides the weights: plans of the configuration, labels."""
+    plans, configuration = (
+        {name: value for name, value in entries.items() if name not in ("configurations", *without)}
+        for entries in (trainer.plans_manager.plans, trainer.configuration_manager.configuration)
+    )
     labels = {name: trainer.dataset_json.get(name) for name in ("labels", "regions_class_order")}
     content = [plans, configuration, labels]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

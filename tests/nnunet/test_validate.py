@@ -125,7 +125,7 @@ def test_another_width_is_measured_again(trained, in_threads, monkeypatch, capsy
 def test_stale_files(trained, in_threads, capsys):
     """Files of other weights or plans, damaged ones and those of another format are measured again; others are kept."""
     hook = trained.results()
-    for number, change in ((0, {"weights_sha256": "others"}), (1, {"plans_sha256": "others"})):
+    for number, change in ((0, {"weights_sha256": "others"}), (1, {"plans_content_sha256": "others"})):
         case = CaseStatistics.load(trained.case_file(number))
         replace(case, model=case.model | change).save(trained.case_file(number))
     trained.case_file(2).write_bytes(b"PK")
