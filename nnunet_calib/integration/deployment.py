@@ -124,7 +124,8 @@ def _seen_in_training(content: dict[str, Any], model_folder: ModelFolder) -> lis
     """The cases of a fit that its networks were trained on; of older files, those that splits_final.json tells."""
     if (recorded := content.get("seen_in_training")) is not None:
         return list(recorded)
-    _, splits = splits_of(model_folder.preprocessed(str((content.get("model") or {}).get("dataset") or "")))
+    trained_as = (content.get("model") or {}).get("dataset")
+    _, splits = splits_of(model_folder.preprocessed(str(trained_as or "")))
     folds = [fold for fold in content.get("folds") or () if isinstance(fold, int) and 0 <= fold < len(splits)]
     return sorted({case for fold in folds for case in splits[fold].overlap} & {*content.get("cases", ())})
 

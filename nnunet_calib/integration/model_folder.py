@@ -87,7 +87,8 @@ class ModelFolder:
             trained_as: other names that the dataset had; the first folder that is there is taken.
         """
         root = os.environ.get("nnUNet_preprocessed")
-        folders = [Path(root, name) for name in (self.dataset, *trained_as)] if root else [None]
+        names = (name for name in (self.dataset, *trained_as) if name)
+        folders = [Path(root, name) for name in names] if root else [None]
         return next((folder for folder in folders if folder is not None and folder.is_dir()), folders[0])
 
     def train_command(self, fold: Fold) -> str:
