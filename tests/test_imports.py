@@ -49,6 +49,7 @@ OWN = {
     "significance": set(),
     "synthetic": {"temperature"},
     "losses/": {"losses/", "binning"},
+    "losses/gpu/": {"losses/"},
     "integration/": {"integration/", "losses/", *MEASURING},
     "report/": {
         "report/", "metrics", "statistics", "files", "json_files", "summary_forms", "significance", "slices",
@@ -65,6 +66,7 @@ OWN = {
 # What they may import besides Python's own library.
 THIRD_PARTY = {
     "losses/": {"torch"},
+    "losses/gpu/": {"torch", "triton"},
     "integration/": {"numpy", "torch", "nnunetv2", "tqdm", "SimpleITK", "nibabel", "skimage", "tifffile"},
     "report/": {"numpy", "matplotlib", "PIL", "jinja2", "tqdm"},
     "trainers": {"nnunetv2"},
@@ -84,8 +86,9 @@ def module_name(path: Path) -> str:
 
 
 def entry(module: str) -> str:
-    """The entry of the tables that a module falls under."""
-    return module.split("/")[0] + "/" if "/" in module else module
+    """The entry of the tables that a module falls under: the innermost of its folders that has one."""
+    folders = [module[: at + 1] for at, sign in enumerate(module) if sign == "/"]
+    return next((folder for folder in reversed(folders) if folder in OWN), folders[0] if folders else module)
 
 
 def imported(source: str) -> Iterator[str]:

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from nnunet_calib.losses.bin_errors import ErrorOfBins, error_of_sums
 from nnunet_calib.losses.neighbourhood import KernelSize
 
 Binning = Literal["hard", "soft"]
@@ -50,6 +51,7 @@ class VoxelSums(NamedTuple):
     weight: Tensor  # (B, C, M), voxels whose p_c is in a bin, or with soft bins their shares; (B, C, 0) for M = 0
     probability: Tensor  # (B, C, M), of p_c, or p_c times the share
     positive: Tensor  # (B, C, M), those with y = c
+    error_of_bins: ErrorOfBins = error_of_sums  # how the error of the bins is computed from the last three
 
 
 class Backend(Protocol):
@@ -94,12 +96,16 @@ def _load(name: str) -> Backend:
         from nnunet_calib.losses import cpu
 
         return cpu
+    if name == "triton":
+        from nnunet_calib.losses import gpu
+
+        return gpu
     raise NotImplementedError(name)
 
 
-NAMES = ("cpu",)  # the backends that there are
+NAMES = ("cpu", "triton")  # the backends that there are
 # Those that are tried on a device, in this order, unless one is chosen.
-AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}
+AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}
 ELSEWHERE: tuple[str, ...] = ()
 
 _chosen: str | None = None

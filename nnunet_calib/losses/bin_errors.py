@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -44,3 +44,13 @@ def error_of_sums(
         error = torch.where(present | error.isnan(), error, 0)  # an absent class may have a NaN of its own (regions)
     per_image = error.sum(1) / counted.sum(1).clamp_min(1)
     return per_image.sum() / counted.any(1).sum().clamp_min(1)
+
+
+class ErrorOfBins(Protocol):
+    """A way to compute what `error_of_sums` says."""
+
+    def __call__(
+        self, weight: Tensor, probability: Tensor, positive: Tensor, least: float, reduction: Reduction,
+        absent_classes: AbsentClasses,
+    ) -> Tensor:
+        """Return the error."""

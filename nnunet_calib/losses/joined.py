@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from nnunet_calib.losses.backends import Binning, VoxelSums, choice, compute
-from nnunet_calib.losses.targets import at_least_float32
+from nnunet_calib.losses.targets import at_least_float32, loss_type
 
 if TYPE_CHECKING:
     from nnunet_calib.losses.module import FunctionalLoss
@@ -78,7 +78,7 @@ class JoinedLoss:
         loss = self.weight_ce * cross_entropy(sums, self.base.regions) - self.base.weight_dice * self._dice(sums)
         for formula in self.of_sums:
             loss = loss + formula(sums)
-        loss = loss.to(at_least_float32(self.logits).dtype)
+        loss = loss.to(loss_type(self.logits))
         for value in self.values:
             loss = loss + value
         return loss

@@ -9,10 +9,16 @@ from torch import Tensor, distributed
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.backends import Binning, compute
-from nnunet_calib.losses.bin_errors import MIN_SOFT_BIN_WEIGHT, AbsentClasses, Reduction, error_of_sums
+from nnunet_calib.losses.bin_errors import (
+    MIN_SOFT_BIN_WEIGHT,
+    AbsentClasses,
+    ErrorOfBins,
+    Reduction,
+    error_of_sums,
+)
 from nnunet_calib.losses.joined import JoinedLoss
 from nnunet_calib.losses.module import FunctionalLoss, check_options
-from nnunet_calib.losses.targets import activate, at_least_float32, check_shapes, prepare, widest
+from nnunet_calib.losses.targets import activate, check_shapes, loss_type, prepare, widest
 
 Pool = Literal["image", "batch"]
 
@@ -44,8 +50,10 @@ def _bin_shares(p: Tensor, num_bins: int, binning: Binning) -> list[tuple[Tensor
     return [(lower, 1 - upper_weight), ((lower + 1).clamp_(max=num_bins - 1), upper_weight)]
 
 
-def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning) -> Tensor:
-    """Weight, probability and positives (3, B, C, M) of each bin, per image and head, in float64 where there is one.
+def _bin_sums(
+    p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning
+) -> tuple[Tensor, ...]:
+    """Weight, probability and positives (B, C, M) of each bin, per image and head, in float64 where there is one.
 
     float64 because a float32 sum stalls: added to 2^20, a probability of .9999 is already rounded to a multiple of
     1/8, and half a patch may lie in one bin.
@@ -57,7 +65,7 @@ def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning
             index = torch.where(valid.flatten(2), index, num_bins)  # ignored voxels: one more bin, cut off below
         for k, values in enumerate((weight, weight * p, weight * y)):
             sums[k] = sums[k].scatter_add(2, index, values)
-    return torch.stack(sums)[..., :num_bins]
+    return tuple(x[..., :num_bins] for x in sums)
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -151,21 +159,24 @@ def _compute(
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
     labels: dict[str, Any] = {"regions": regions, "ignore_label": ignore_label}
     computed = compute("voxel_sums", logits, target, num_bins=num_bins, binning=binning, **labels)
+    sums: tuple[Tensor, ...]
+    error_of_bins: ErrorOfBins = error_of_sums
     if computed is not None:
-        sums = torch.stack([computed.weight, computed.probability, computed.positive])
+        sums, error_of_bins = (computed.weight, computed.probability, computed.positive), computed.error_of_bins
     else:
         z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
         sums = _bin_sums(activate(z, regions), maps, valid, num_bins, binning)
-    return _error(sums, reduction, binning, absent_classes, pool).to(at_least_float32(logits).dtype)
+    return _error(sums, error_of_bins, reduction, binning, absent_classes, pool).to(loss_type(logits))
 
 
 def _error(
-    sums: Tensor, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses, pool: Pool
+    sums: tuple[Tensor, ...], error_of_bins: ErrorOfBins, reduction: Reduction, binning: Binning,
+    absent_classes: AbsentClasses, pool: Pool,
 ) -> Tensor:
-    """Return the error of sums (3, B, C, M)."""
-    weight, probability, positive = sums if pool == "image" else _pool(sums)
+    """Return the error of weights, sums of p and positives (B, C, M) each."""
+    weight, probability, positive = sums if pool == "image" else _pool(torch.stack(sums))
     least = MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1
-    return error_of_sums(weight, probability, positive, least, reduction, absent_classes)
+    return error_of_bins(weight, probability, positive, least, reduction, absent_classes)
 
 
 class ML1ACELoss(FunctionalLoss):
@@ -195,6 +206,7 @@ class ML1ACELoss(FunctionalLoss):
         joined.bins = bins
         options = {name: self.options[name] for name in ("reduction", "binning", "absent_classes", "pool")}
         joined.of_sums.append(
-            lambda sums: weight * _error(torch.stack([sums.weight, sums.probability, sums.positive]), **options)
+            lambda sums: weight
+            * _error((sums.weight, sums.probability, sums.positive), sums.error_of_bins, **options)
         )
         return True

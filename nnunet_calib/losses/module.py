@@ -37,9 +37,11 @@ class FunctionalLoss(nn.Module):
         return False
 
     def fits(self, joined: JoinedLoss) -> bool:
-        """Tell whether the labels are those that the joined loss is for."""
-        base = joined.base
-        return (self.options["regions"], self.options["ignore_label"]) == (base.regions, base.ignore_label)
+        """Tell whether the labels are those that the joined loss is for; of regions a channel marks ignored voxels."""
+        regions, ignore_label, base = self.options["regions"], self.options["ignore_label"], joined.base
+        if regions and base.regions:
+            return (ignore_label is None) == (base.ignore_label is None)
+        return (regions, ignore_label) == (base.regions, base.ignore_label)
 
     def extra_repr(self) -> str:
         """Return the options, which nnU-Net's debug.json then records."""

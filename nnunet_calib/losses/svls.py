@@ -12,7 +12,7 @@ from nnunet_calib.losses.backends import compute
 from nnunet_calib.losses.joined import JoinedLoss, cross_entropy
 from nnunet_calib.losses.module import FunctionalLoss
 from nnunet_calib.losses.neighbourhood import KernelSize, check_kernel_size, check_sigma, spatially_varying_labels
-from nnunet_calib.losses.targets import at_least_float32, check_shapes, masked_mean, prepare
+from nnunet_calib.losses.targets import check_shapes, loss_type, masked_mean, prepare
 
 
 def svls_loss(
@@ -72,7 +72,7 @@ def _compute(
         z, more = smoothed
         sums = compute("voxel_sums", z, target, num_bins=0, binning="hard", **labels)
         if sums is not None:
-            return cross_entropy(sums, regions).to(at_least_float32(z).dtype) + more
+            return cross_entropy(sums, regions).to(loss_type(z)) + more
     z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
     soft = spatially_varying_labels(maps, valid, kernel_size, sigma)
     if regions:

@@ -15,7 +15,12 @@ def activate(logits: Tensor, regions: bool) -> Tensor:
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half-precision tensors as float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(loss_type(x))
+
+
+def loss_type(logits: Tensor) -> torch.dtype:
+    """Return the type that a loss of logits is computed in, at least float32."""
+    return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -83,7 +88,7 @@ def encode_target(
     """
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
     heads = logits.shape[1]
-    dtype = at_least_float32(logits).dtype
+    dtype = loss_type(logits)
     if regions:
         if ignore_label is None:
             return target.to(dtype), None

@@ -1,0 +1,80 @@
+"""Whether Triton runs here, and how its kernels are started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OLDEST = (3, 0)  # Triton with tl.fma and tl.div_rn
+LARGEST = 2**31 - 2**16  # voxels of an image, whose positions are counted in 32 bits
+
+
+def interpreted() -> bool:
+    """Return whether Triton runs its kernels in NumPy on CPU tensors, which it decides when it is imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "yes", "y")
+
+
+@cache
+def why_missing() -> str | None:
+    """Return why this machine cannot run Triton's kernels at all, or None."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; it comes with the PyTorch packages for CUDA and ROCm"
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "PyTorch finds no GPU; set TRITON_INTERPRET=1 to try the kernels on a CPU, very slowly"
+    found = _version()
+    if found < OLDEST:
+        return f"Triton is {'.'.join(map(str, found))}, expected at least {'.'.join(map(str, OLDEST))}"
+    return None
+
+
+def _version() -> tuple[int, ...]:
+    """Return the first two numbers of Triton's version; ROCm's package has another name."""
+    for name in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton"):
+        try:
+            return tuple(int(part) for part in version(name).split(".")[:2])
+        except (PackageNotFoundError, ValueError):
+            continue
+    return OLDEST
+
+
+@cache
+def why_not_on(device: torch.device) -> str | None:
+    """Return why kernels cannot be compiled for a device, or None; found out once, with the smallest of them.
+
+    Triton needs a C compiler when it is first used, and some GPUs are too old for it: not to be known but by trying.
+    """
+    logits = torch.zeros((1, 2, 4), device=device)
+    try:
+        from nnunet_calib.losses.gpu import voxel_kernels as kernels
+
+        top, rest = (torch.empty((1, 4), device=device) for _ in range(2))
+        launch(kernels.normaliser_kernel, (1, 1), logits, top, rest, 4, 2, BLOCK=16)
+    except Exception as error:  # of Triton, its compilers or the driver: whatever it is, there are other backends
+        return f"Triton cannot compile its kernels for {device}: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+def why_not(logits: Tensor) -> str | None:
+    """Return why the kernels cannot take these logits (B, C, *spatial), or None."""
+    if not (logits.device.type == "cuda" or (logits.device.type == "cpu" and interpreted())):
+        return f"they are on {logits.device}, and Triton's kernels run on CUDA and ROCm"
+    if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"they are {logits.dtype}, and Triton's kernels compute in float32"
+    if not 0 < logits[0, 0].numel() < LARGEST or not logits.shape[1]:
+        return f"they have the shape {tuple(logits.shape)}"
+    return why_missing() or why_not_on(logits.device)
+
+
+def launch(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Start a kernel on the device of its first argument."""
+    with torch.cuda.device_of(first):
+        kernel[tuple(grid)](first, *arguments, **constants)

@@ -1,0 +1,33 @@
+"""Training targets in the form that the kernels read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunet_calib.losses.targets import label_error
+
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+_FAR = 2**30  # an infinite label, which has no class, as a whole number of 32 bits
+
+
+def flat_target(target: Tensor, regions: bool) -> Tensor:
+    """Return whole labels (B, N), or maps (B, C [+ 1], N), one after the other in memory."""
+    if not regions and target.dtype not in _INTEGERS:
+        target = target.clamp(-_FAR, _FAR).int() if target.is_floating_point() else target.int()
+    return target.flatten(2 if regions else 1).contiguous()
+
+
+def require_labels(known: Tensor, target: Tensor, heads: int, ignore_label: int | None) -> None:
+    """Refuse labels without a head where `known` is false; on a GPU by a device-side assertion, which does not wait.
+
+    Raises:
+        ValueError: on a CPU, as the formulas do.
+    """
+    try:
+        torch._assert_async(known)
+    except RuntimeError as error:
+        if target.device.type != "cpu":
+            raise
+        labels = target if ignore_label is None else torch.where(target != ignore_label, target, 0)
+        raise label_error(labels, heads, ignore_label) from error

@@ -1,0 +1,121 @@
+"""The Triton kernels without a GPU: in Triton's interpreter, through its compiler, and not at all where not wanted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_calib.losses import gpu, use
+from nnunet_calib.losses.gpu import launch
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(*arguments, interpret=False):
+    """Run Python on the package, with or without the interpreter, which is decided when Triton is imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sums", "error", "neighbours", "losses"])
+def test_in_the_interpreter(name):
+    """All tests of a file that needs the interpreter pass."""
+    pytest.importorskip("triton")
+    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/losses/gpu/interpreted_{name}.py", interpret=True)
+    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_compile():
+    """Every kernel, for half-precision logits, compiles for a GPU that is not there, without spilling a register."""
+    pytest.importorskip("triton.backends.nvidia")
+    ran = run("-m", "benchmarks.gpu.compile", "--architectures", "80", "--kernels", "fp16")
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
+    assert ran.stdout.count("/ 0 /") == ran.stdout.count("fp16 |") > 60
+
+
+def test_not_imported_on_a_cpu():
+    """A loss on a CPU, by default and by the formulas, imports no Triton."""
+    code = """
+import sys, torch
+from nnunet_calib.losses import ml1_ace_loss, nacl_loss, svls_loss, use
+for name in ("auto", "reference"):
+    with use(name):
+        for loss in (ml1_ace_loss, nacl_loss, svls_loss):
+            loss(torch.randn(2, 3, 4, 5), torch.zeros(2, 1, 4, 5).short())
+try:
+    use("triton")
+except ValueError as error:
+    print(error)
+print(sorted(name for name in sys.modules if name.partition(".")[0] == "triton"))
+"""
+    ran = run("-c", code)
+    assert ran.returncode == 0, ran.stderr
+    reason, imported = ran.stdout.splitlines()
+    assert imported == "[]"
+    assert reason.startswith("expected losses that can be computed here, got 'triton' from nnunet_calib.losses.use: ")
+
+
+@pytest.fixture
+def no_memory():
+    """Let `launch` find out anew what there is, before and after a test."""
+    launch.why_missing.cache_clear()
+    launch.why_not_on.cache_clear()
+    yield
+    launch.why_missing.cache_clear()
+    launch.why_not_on.cache_clear()
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize(
+    ("found", "version", "reason"),
+    [
+        (None, (3, 4), "Triton is not installed; it comes with the PyTorch packages for CUDA and ROCm"),
+        (object(), (2, 1), "Triton is 2.1, expected at least 3.0"),
+        (object(), (3, 4), None),
+    ],
+)
+def test_why_missing(monkeypatch, found, version, reason):
+    """The reason names what is missing."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(launch, "find_spec", lambda name: found)
+    monkeypatch.setattr(launch, "_version", lambda: version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu.why_missing() == reason
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_without_a_gpu(monkeypatch):
+    """Chosen, the backend says that there is no GPU, and how to try it all the same."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(launch, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="PyTorch finds no GPU; set TRITON_INTERPRET=1 to try the kernels on a CPU"):
+        use("triton")
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_kernels_that_cannot_be_compiled(monkeypatch):
+    """Whatever Triton raises, on a machine without a C compiler say, is a reason to compute in another way."""
+    pytest.importorskip("triton")
+    tried = []
+
+    def fail(*arguments, **constants):
+        tried.append(arguments)
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(launch, "launch", fail)
+    for _ in range(2):
+        reason = launch.why_not_on(torch.device("cpu"))
+        assert reason == "Triton cannot compile its kernels for cpu: RuntimeError: Failed to find C compiler"
+    assert len(tried) == 1
