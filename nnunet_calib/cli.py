@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from nnunet_calib.commands import (
     trainers,
     validate,
 )
+from nnunet_calib.processes import Terminated, sigterm_interrupts
 
 # In the order in which they are used. Each imports what it needs when it runs: --help and errors come at once, and an
 # import that fails is told in one sentence.
@@ -54,14 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0, or 2 after an error of the user's, which is told in one sentence on stderr.
+        0, or 2 after an error of the user's, which is told in one sentence on stderr; 130 after Ctrl-C, 143 after
+        SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of cases and folders may have letters that it cannot show
             stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with sigterm_interrupts():
+            args.run(args)
         sys.stdout.flush()
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -71,7 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, ValueError) as error:
         print(f"nnunet_calib: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"nnunet_calib: {args.command} was interrupted, and no file is half written: {_again(args.command)}",
+              file=sys.stderr)  # fmt: skip
+        return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
     return 0
+
+
+def _again(command: str) -> str:
+    """What goes on with an interrupted command."""
+    kept = {"validate": ", which keeps what is measured", "predict": " with --continue_prediction"}
+    return f"type the same command again{kept.get(command, '')}"
 
 
 def _nobody_reads() -> bool:

@@ -21,6 +21,7 @@ from nnunet_calib.demo_truth import against_truth, of_truth, table
 from nnunet_calib.files import write_json
 from nnunet_calib.integration.lookup import trainers_folder
 from nnunet_calib.integration.model_folder import ModelFolder
+from nnunet_calib.processes import end_session
 from nnunet_calib.synthetic import synthetic_case
 
 DATASET = "Dataset999_CalibrationDemo"
@@ -133,13 +134,18 @@ def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iter
     with (
         open(log, "w", encoding="utf-8") as file,
         subprocess.Popen(
-            [str(program), *command[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [str(program), *command[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         ) as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            yield line
+        try:
+            for line in process.stdout:
+                file.write(line)
+                yield line
+        except BaseException:  # an interrupt; also where who reads the lines is interrupted
+            end_session(process)
+            raise
     if process.returncode:
         raise OSError(f"expected {command[0]} to end well, it ended with status {process.returncode}: see {log}")
 

@@ -6,9 +6,10 @@ import glob
 import json
 import math
 import os
-import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -40,33 +41,55 @@ def reason(error: BaseException) -> str:
     return one_line(str(error)) or type(error).__name__
 
 
-def temporary_name(name: str) -> str:
-    """A hidden name for what is being written; machine and process keep two writers apart."""
-    return f".{platform.node()}.{os.getpid()}.tmp.{name}"  # suffixes stay last, since writers look at them
+# Hidden folders of this process with files that are being written; a forked process does not have its parent's.
+_unfinished: set[Path] = set()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unfinished.clear)
+
+
+@contextmanager
+def hidden_folder(parent: Path, name: str = "") -> Iterator[Path]:
+    """Make a hidden folder of a new random name, for what is being written, and remove it in the end.
+
+    No other process has the name, on whatever machine; no link is followed, and only this user can put something there.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=".", suffix=f".tmp.{name}", dir=parent))
+    _unfinished.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
+
+
+def discard_unfinished() -> None:
+    """Remove what this process has in hidden folders; for its end in the middle of a file."""
+    for folder in [*_unfinished]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path`, to be written to: it takes the place of `path` if the block ends well."""
+    """A temporary path of the same name, to be written to: it takes the place of `path` if the block ends well."""
     path = Path(path)
-    temporary = path.with_name(temporary_name(path.name))
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with hidden_folder(path.parent, path.name) as folder:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
     except OSError as error:
         if error.errno is not None:  # the name that was wanted, where a full disk names none and others the temporary
             error.filename, error.filename2 = str(path), None
         raise
-    finally:
-        with suppress(OSError):  # a disk that only reads refuses this too, where there is nothing to remove
-            temporary.unlink()
 
 
 def forget(path: Path) -> None:
     """Remove a file, and what a killed writer of it has left."""
     path.unlink(missing_ok=True)
     for leftover in path.parent.glob(f".*.tmp.{glob.escape(path.name)}"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:

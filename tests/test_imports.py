@@ -12,7 +12,7 @@ PACKAGE = "nnunet_calib"
 LONGEST_FILE = 400
 
 MEASURING = {
-    "binning", "likelihood", "temperature", "threads", "scopes", "files", "slabs", "slices", "sure_voxels",
+    "binning", "likelihood", "temperature", "threads", "scopes", "files", "processes", "slabs", "slices", "sure_voxels",
     "fine_bins", "histograms", "archives", "json_files", "summary_forms", "statistics_file", "joint_fit",
     "binner", "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
 }
@@ -24,6 +24,7 @@ OWN = {
     "likelihood": set(),
     "temperature": {"likelihood"},
     "files": set(),
+    "processes": {"files"},
     "threads": set(),
     "archives": {"files"},
     "json_files": {"files"},
@@ -59,7 +60,7 @@ OWN = {
     "demo_truth": {"integration/", "synthetic", *MEASURING},
     "demo": {"demo_truth", "integration/", "synthetic", *MEASURING},
     "commands/": {"commands/", "integration/", "report/", "trainers", "demo", "json_files", "summary_forms"},
-    "cli": {"commands/"},
+    "cli": {"commands/", "processes"},
     "": {"statistics", "metrics", "temperature"},  # the package itself: its public names
 }
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.files import reason, temporary_name, write_json
+from nnunet_calib.files import hidden_folder, reason, write_json
 from nnunet_calib.integration.folds import FORMAT_VERSION, fitted_temperature, read_cases, summarise
 from nnunet_calib.integration.measured_cases import MeasuredCase
 from nnunet_calib.integration.model_folder import case_file
@@ -74,11 +73,11 @@ def _measured(
 ) -> Iterator[list[MeasuredCase]]:
     """The cases, measured into a hidden folder that is removed in the end, whatever happens."""
     existing = check_output(calibration_folder)
-    with tempfile.TemporaryDirectory(prefix=temporary_name(""), dir=existing) as folder:
-        case_file(Path(folder), "").parent.mkdir()
-        predictions.save_all(Path(folder), processes)
+    with hidden_folder(existing) as folder:
+        case_file(folder, "").parent.mkdir()
+        predictions.save_all(folder, processes)
         cases, _ = read_cases(
-            Path(folder), predictions.cases, predictions.heads, predictions.model, predictions.boundary_mm
+            folder, predictions.cases, predictions.heads, predictions.model, predictions.boundary_mm
         )
         yield cases
 

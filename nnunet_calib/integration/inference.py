@@ -23,6 +23,7 @@ from nnunet_calib.integration.predicted_maps import LOGITS, ExportWithMaps
 from nnunet_calib.integration.predictions import last_line
 from nnunet_calib.integration.probability_maps import MapOptions
 from nnunet_calib.integration.trained_weights import unwrapped, weights_fingerprint
+from nnunet_calib.processes import workers_end_with_us
 from nnunet_calib.summary_forms import in_sample_note
 
 
@@ -100,7 +101,7 @@ def predict(
     )
     previous = None if previous_stage is None else str(previous_stage)
     try:
-        with exporting_through(nnunet.export):
+        with workers_end_with_us(), exporting_through(nnunet.export):
             if processes == (0, 0):
                 nnunet.predict_from_files_sequential(
                     str(images), str(output), save_probabilities, not continued, previous

@@ -11,6 +11,7 @@ With z_f the logits of fold f on the image's grid, and T_f its temperature, the 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_calib.files import hidden_folder
 from nnunet_calib.integration.export import LazyProbabilities, TappedConfiguration, on_image_axes
 from nnunet_calib.integration.map_folder import MapFolder
 from nnunet_calib.slabs import Probabilities, slab_slices
@@ -58,7 +60,12 @@ class ExportWithMaps:
         if self.wants_folds:
             logits = _split(logits[0], len(self.temperatures))
             arguments["predicted_array_or_file"] = mean_as_nnunet(logits)
-        self.export(*call.args, **call.kwargs)
+        output = Path(arguments["output_file_truncated"])
+        with hidden_folder(output.parent, output.name) as folder:  # nnU-Net's own files could be left half written
+            arguments["output_file_truncated"] = str(folder / output.name)
+            self.export(*call.args, **call.kwargs)
+            for file in sorted(folder.iterdir()):
+                os.replace(file, output.with_name(file.name))
         if not self.wants_folds:
             logits = [tapped.logits]
         tapped.logits = arguments["predicted_array_or_file"] = None  # memory
@@ -82,10 +89,8 @@ class ExportWithMaps:
             for z, temperature in zip(logits[1:], self.temperatures[1:], strict=True):
                 _add(mean, on_image(tapped.resample_alike(z), temperature)[0], 1 / len(logits))
             probabilities = mean
-        output = arguments["output_file_truncated"]
-        self.maps.write(
-            Path(output).name, probabilities, Path(f"{output}{dataset['file_ending']}"), shape=shape, crop=crop
-        )
+        segmentation = output.with_name(f"{output.name}{dataset['file_ending']}")
+        self.maps.write(output.name, probabilities, segmentation, shape=shape, crop=crop)
 
     def _mean_scaled(self, logits: Sequence[Any]) -> Any:
         """Mean over folds of z_f / T_f in float32, of the type that nnU-Net handed over."""

@@ -28,6 +28,7 @@ from nnunet_calib.integration.remade_trainer import preprocess_command
 from nnunet_calib.integration.trained_weights import TrainedWeights, unwrapped
 from nnunet_calib.integration.trainer import CalibrationMixin
 from nnunet_calib.integration.validation import EXPORT_NAME, replaced, validating_classes, watched_workers
+from nnunet_calib.processes import workers_end_with_us
 
 
 def convert_only(
@@ -102,7 +103,7 @@ def predict(
     if measure.export is convert_only:
         names["compute_metrics_on_folder"] = _no_metrics
     try:
-        with replaced(trainer, **names):
+        with workers_end_with_us(), replaced(trainer, **names):
             trainer.perform_actual_validation()
     except RuntimeError as error:
         if "background workers are no longer alive" in str(error) or isinstance(error, torch.cuda.OutOfMemoryError):

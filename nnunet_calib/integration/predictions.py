@@ -20,6 +20,7 @@ from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.scopes import BOUNDARY_MM
+from nnunet_calib.processes import workers_end_with_us
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread
 
@@ -114,8 +115,14 @@ def for_each_case(
                 return collect(map(work, cases))
         # with fork, PyTorch's threads can lock up
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=_start_worker) as pool:
-            return collect(pool.map(work, cases))
+        with ProcessPoolExecutor(processes, context, initializer=_start_worker) as pool, workers_end_with_us():
+            pending = [pool.submit(work, case) for case in cases]
+            try:
+                return collect(future.result() for future in pending)
+            except Exception:  # after an interrupt, futures that are cancelled confuse the pool, whose workers are gone
+                for future in pending:
+                    future.cancel()
+                raise
     except (BrokenProcessPool, MemoryError) as error:
         raise OSError(
             f"expected memory for the probabilities of {processes} cases at once, ran out of it or lost a process: "

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import stat
+import tempfile
 
 import numpy as np
 import pytest
 
-from nnunet_calib.files import forget, replaced_when_complete, write_json
+from nnunet_calib.files import discard_unfinished, forget, hidden_folder, replaced_when_complete, write_json
 
 
 def test_replaced(tmp_path):
@@ -16,8 +19,9 @@ def test_replaced(tmp_path):
     path = tmp_path / "figure.png"
     path.write_text("old")
     with replaced_when_complete(str(path)) as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".png"
+        assert temporary.parent.parent == tmp_path
+        assert temporary.parent.name.startswith(".")
+        assert temporary.name == "figure.png"
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -44,19 +48,13 @@ def test_failure_leaves_the_old_content(tmp_path, old, error):
 
 def test_forget(tmp_path):
     """The file goes, and what killed writers of it have left, and nothing else; it may be gone already."""
+    (tmp_path / ".18.tmp.a.nii.gz").mkdir()
+    (tmp_path / ".18.tmp.a.nii.gz" / "a.nii.gz").touch()
     for name in ("a.nii.gz", ".17.tmp.a.nii.gz", "b.nii.gz", ".17.tmp.b.nii.gz", "[a].nii.gz"):
         (tmp_path / name).touch()
     for _ in range(2):
         forget(tmp_path / "a.nii.gz")
         assert sorted(p.name for p in tmp_path.iterdir()) == [".17.tmp.b.nii.gz", "[a].nii.gz", "b.nii.gz"]
-
-
-def test_every_suffix(tmp_path):
-    """Also of names with two of them, by which writers know that they must compress."""
-    with replaced_when_complete(tmp_path / "a.nii.gz") as temporary:
-        assert temporary.name.startswith(".")
-        assert temporary.name.endswith(".nii.gz")
-        temporary.touch()
 
 
 def test_nothing_written(tmp_path):
@@ -67,14 +65,57 @@ def test_nothing_written(tmp_path):
 
 
 def test_two_writers(tmp_path, monkeypatch):
-    """Processes do not write to one temporary file."""
-    names = []
-    for pid in (1, 2):
-        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        with replaced_when_complete(tmp_path / "a.txt") as temporary:
-            temporary.touch()
-            names.append(temporary)
-    assert names[0] != names[1]
+    """Two containers can have one machine's name and one number of process: what they write is never mixed."""
+    monkeypatch.setattr(platform, "node", lambda: "container")
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "a.txt"
+    with replaced_when_complete(path) as one:
+        one.write_text("first, and longer")
+        with replaced_when_complete(path) as other:
+            other.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first, and longer"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+def test_links_at_temporary_names(tmp_path, monkeypatch):
+    """A link that lies where the file or its folder is to be is not followed; another name is taken."""
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.txt").write_text("theirs")
+    (tmp_path / ".taken.tmp.a.txt").symlink_to(tmp_path / "others")
+    names = iter(["taken", "taken", "free"])
+    monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: names)
+    with replaced_when_complete(tmp_path / "a.txt") as temporary:
+        temporary.write_text("ours")
+        assert stat.S_IMODE(temporary.parent.stat().st_mode) == 0o700  # nobody else can put a link there
+    assert (tmp_path / "a.txt").read_text() == "ours"
+    assert (tmp_path / "others" / "a.txt").read_text() == "theirs"
+
+
+def test_link_at_the_name(tmp_path):
+    """One at the name itself is replaced, as any file is."""
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "theirs")
+    write_json([1], tmp_path / "a.txt")
+    assert not (tmp_path / "a.txt").is_symlink()
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_permissions(tmp_path):
+    """They are those of any new file, though nobody else sees it before it is complete."""
+    (tmp_path / "other").touch()
+    write_json([1], tmp_path / "a.json")
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_discarded(tmp_path):
+    """What a process that ends at once is writing goes with it, and nothing else."""
+    (tmp_path / ".other.tmp").mkdir()
+    with hidden_folder(tmp_path, "a.txt") as folder:
+        (folder / "a.txt").write_text("half")
+        discard_unfinished()
+        assert [path.name for path in tmp_path.iterdir()] == [".other.tmp"]
 
 
 def test_json(tmp_path):
