@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from nnunet_calib.files import is_plain_name
+from nnunet_calib.files import is_plain_name, open_regular
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0, (3, 0): npy.read_array_header_2_0}
 _PIECE = 1 << 20
@@ -109,5 +109,5 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[Arrays]:
         zipfile.BadZipFile: if it is no archive; damaged ones raise other errors, too.
         OSError: if it cannot be read.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         yield Arrays(archive)

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 _LONGEST_NAME = 255  # bytes that file systems take
 
@@ -25,8 +26,8 @@ def is_plain_name(name: object) -> bool:
     if not isinstance(name, str) or name in ("", ".", "..") or any(c < " " or c == "\x7f" for c in name):
         return False
     try:
-        return len(os.fsencode(name)) <= _LONGEST_NAME and PureWindowsPath(name).name == name
-    except UnicodeEncodeError:  # half of a character
+        return len(name.encode("utf-8")) <= _LONGEST_NAME and PureWindowsPath(name).name == name
+    except UnicodeEncodeError:  # half of a character, as a name of other bytes than UTF-8 has
         return False
 
 
@@ -39,6 +40,32 @@ def one_line(text: str) -> str:
 def reason(error: BaseException) -> str:
     """What an error says, in one line that fits into a sentence."""
     return one_line(str(error)) or type(error).__name__
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading; a pipe, which would be waited for, or a device, which may never end, is refused.
+
+    Raises:
+        ValueError: if there is something of the kind.
+        OSError: if there is nothing, or if it cannot be read.
+    """
+    _refuse_special(os.stat(path), path)  # a device may act when it is opened
+
+    def opened(name: str, flags: int) -> int:
+        number = os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        try:
+            _refuse_special(os.fstat(number), path)
+        except ValueError:
+            os.close(number)
+            raise
+        return number
+
+    return open(path, "rb", opener=opened)
+
+
+def _refuse_special(found: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise ValueError(f"expected a regular file, found a pipe or a device at {os.fspath(path)}")
 
 
 # Hidden folders of this process with files that are being written; a forked process does not have its parent's.

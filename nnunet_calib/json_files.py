@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_calib.files import is_plain_name, reason
+from nnunet_calib.files import is_plain_name, open_regular, reason
 
 NAME = is_plain_name
 _WHOLE = "the content"
@@ -59,7 +59,8 @@ def read_json(file: Path, form: Any = None, write_again: str = "write it again")
         FileNotFoundError: if there is none.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        with open_regular(file) as stream:
+            content = json.loads(stream.read().decode("utf-8"))
         if _is_deep(content):
             raise ValueError("nested too deeply")
     except (ValueError, RecursionError) as error:

@@ -12,8 +12,8 @@ PACKAGE = "nnunet_calib"
 LONGEST_FILE = 400
 
 MEASURING = {
-    "binning", "likelihood", "temperature", "threads", "scopes", "files", "processes", "slabs", "slices", "sure_voxels",
-    "fine_bins", "histograms", "archives", "json_files", "summary_forms", "statistics_file", "joint_fit",
+    "binning", "likelihood", "temperature", "threads", "scopes", "files", "names", "processes", "slabs", "slices",
+    "sure_voxels", "fine_bins", "histograms", "archives", "json_files", "summary_forms", "statistics_file", "joint_fit",
     "binner", "voxel_sample", "case_pass", "statistics", "definitions", "metrics", "sampling_error", "significance",
 }
 
@@ -25,6 +25,7 @@ OWN = {
     "temperature": {"likelihood"},
     "files": set(),
     "processes": {"files"},
+    "names": {"files"},
     "threads": set(),
     "archives": {"files"},
     "json_files": {"files"},
@@ -53,7 +54,7 @@ OWN = {
     "losses/gpu/": {"losses/"},
     "integration/": {"integration/", "losses/", *MEASURING},
     "report/": {
-        "report/", "metrics", "statistics", "files", "json_files", "summary_forms", "significance", "slices",
+        "report/", "metrics", "statistics", "files", "names", "json_files", "summary_forms", "significance", "slices",
         "temperature",
     },
     "trainers": {"integration/", "report/"},

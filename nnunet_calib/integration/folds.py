@@ -15,6 +15,7 @@ from nnunet_calib.integration.model_folder import case_file
 from nnunet_calib.integration.result_files import write_results
 from nnunet_calib.integration.summary import definitions
 from nnunet_calib.integration.training_split import Split
+from nnunet_calib.names import check_cases
 from nnunet_calib.scopes import BOUNDARY_MM
 
 FORMAT_VERSION = 1
@@ -89,6 +90,7 @@ def write_fold(
     Raises:
         ValueError: if no case was measured.
     """
+    check_cases(cases)
     measured, missing = read_cases(calibration_folder, cases, heads, model, boundary_mm)
     if not any(case.kept for case in measured):
         raise ValueError(f"expected statistics of {len(cases)} cases in {calibration_folder}, found none with a voxel")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_calib.files import reason
+from nnunet_calib.files import open_regular, reason
 from nnunet_calib.integration.cases import SAVE_THEM
 
 
@@ -32,7 +32,9 @@ def image_spacing(path: Path) -> Sequence[float] | None:
     """
     path = path.with_name(f"{path.name.removesuffix('.npz')}.pkl")
     try:
-        spacing = [float(mm) for mm in _load(path.read_bytes())["spacing"]]
+        with open_regular(path) as file:
+            content = file.read()
+        spacing = [float(mm) for mm in _load(content)["spacing"]]
         if not (spacing and all(0 < mm < math.inf for mm in spacing)):
             raise ValueError(f"spacing {spacing}")
     except FileNotFoundError:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_calib.names import shown
+
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -23,7 +25,7 @@ class Heads:
     Attributes:
         keys: as nnU-Net's summary.json names them: "0", "1", ..., or "(1, 2)" for a region; each of them once, with
             "#2" behind that of a region that dataset.json has twice.
-        names: as dataset.json names them, each of them once; a class with two names has both.
+        names: as dataset.json names them, `shown`, each of them once; a class with two names has both.
         regions: label values of each region for region-based training, else None.
         ignore_label: label of voxels without annotation, or None.
     """
@@ -47,7 +49,9 @@ class Heads:
                 str(label if isinstance(i, tuple | list) else label[0])
                 for i, label in zip(regions or label_manager.all_labels, labels, strict=True)
             ),
-            names=_each_once(names[label].pop(0) if regions else ", ".join(names[label]) for label in labels),
+            names=_each_once(
+                shown(names[label].pop(0) if regions else ", ".join(names[label])) for label in labels
+            ),
             regions=tuple(labels) if regions else None,
             ignore_label=label_manager.ignore_label,
         )
@@ -68,7 +72,8 @@ class Heads:
                 f"validate"
             )
         return cls(
-            tuple(content["keys"]), tuple(content["names"]), None if regions is None else tuple(map(tuple, regions)),
+            tuple(content["keys"]), tuple(map(shown, content["names"])),
+            None if regions is None else tuple(map(tuple, regions)),
             content["ignore_label"],
         )
 

@@ -16,6 +16,7 @@ from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads, check_dataset
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.json_files import NAME, read_json
+from nnunet_calib.names import check_cases
 from nnunet_calib.scopes import default_boundary_mm
 
 # fold_X/validation lies two folders below the dataset.json of its model
@@ -62,6 +63,7 @@ def find_predictions(
     plans = {} if plans_json is None else _read_json(plans_json, _PLANS)
     ending = _file_ending(dataset, dataset_json)
     probabilities, labels = _cases(folder, ".npz"), _cases(labels_folder, ending)
+    check_cases(probabilities | labels)
     if not probabilities:
         raise ValueError(f"expected an .npz for each case, found none in {folder}: {SAVE_THEM}")
     if not labels:

@@ -31,6 +31,7 @@ from nnunet_calib.integration.remade_trainer import preprocess_command, remade_t
 from nnunet_calib.integration.trained_weights import TrainedWeights, read_weights, state_fingerprint
 from nnunet_calib.integration.training_split import Split, read_split
 from nnunet_calib.integration.validation import describe_model
+from nnunet_calib.names import check_cases
 
 _CLOCKS_DIFFER = 3600  # seconds, of machines that share a disk
 
@@ -114,6 +115,7 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
         width = width_of_trainer(trainer) if options.boundary_mm is None else options.boundary_mm
         split = _split_of_training(trainer, checkpoint)
         cases = [*split.validation]
+        check_cases(cases)
         labels = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
         _check_labels(trainer, labels, cases)
 

@@ -113,7 +113,7 @@ def write_comparison(comparison: dict[str, Any], folder: Path) -> None:
     write_json(comparison, folder / "comparison.json")
     for name, make in (("comparison.md", comparison_markdown), ("comparison.csv", comparison_csv)):
         with replaced_when_complete(folder / name) as temporary:
-            temporary.write_text(make(comparison), encoding="utf-8", newline="\n")
+            temporary.write_text(make(comparison), encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 class Table(NamedTuple):

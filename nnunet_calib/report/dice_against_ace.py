@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunet_calib.files import forget
 from nnunet_calib.metrics import NUM_BINS
+from nnunet_calib.names import in_figure
 from nnunet_calib.report.style import COLOURS, ENDINGS, in_style, new_figure, outer_labels, save_figure
 from nnunet_calib.report.tables import missing
 
@@ -62,7 +63,7 @@ def draw_dice_against_ace(ax: Axes, points: Sequence[Point], error: str = "ACE")
         for ace, face, cap in stages:
             ax.errorbar(x, ace.mean, yerr=_reach(ace), capsize=cap, **common)
             ax.plot(x, ace.mean, marker, color=colour, markersize=5.5, markerfacecolor=face, zorder=3)
-        ax.plot([], [], color=colour, marker=marker, linestyle="none", label=point.name)
+        ax.plot([], [], color=colour, marker=marker, linestyle="none", label=in_figure(point.name))
     for label, face in (("T = 1", "white"), ("with temperature", "0.4")):
         ax.plot([], [], color="0.4", marker="o", markerfacecolor=face, linestyle="none", label=label)
     ax.margins(0.08)

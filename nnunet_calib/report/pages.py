@@ -29,7 +29,7 @@ def write_page(template: str, output: Path, content: Mapping[str, Any]) -> None:
     )
     page = environment.get_template(template).render(content)
     with replaced_when_complete(output) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def inline_figure(draw: Callable[[], Figure], title: str, caption: str) -> dict[str, Any]:

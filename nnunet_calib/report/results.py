@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from nnunet_calib.json_files import read_json
 from nnunet_calib.metrics import ReliabilityCurve, reliability_curve
+from nnunet_calib.names import shown
 from nnunet_calib.slices import RepresentativeSlice
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.summary_forms import SUMMARY
@@ -139,6 +140,7 @@ class Results:
             ValueError: if one is damaged, or is not of the case, or of the heads, that summary.json names.
         """
         summary = read_json(calibration_folder / "summary.json", SUMMARY, _AGAIN)
+        summary["heads"]["names"] = [*map(shown, summary["heads"]["names"])]
         fitted = summary["temperature"]["temperature"]
         temperatures = np.geomspace(min(fitted, 1) / 2, max(fitted, 1) * 2, 41)
         tried = [*map(float, temperatures)]

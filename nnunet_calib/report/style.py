@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 
 from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.names import in_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,8 +103,8 @@ def make_room(figure: Figure, axes: np.ndarray, lines: int) -> None:
 
 
 def in_lines(text: str, width: int = 20) -> str:
-    """The text in lines that are no wider than half a column."""
-    return "\n".join(line for part in text.split("\n") for line in wrap(part, width))
+    """The text in lines that are no wider than half a column, for a title or a legend."""
+    return in_figure("\n".join(line for part in text.split("\n") for line in wrap(part, width)))
 
 
 def figure_bytes(draw: Callable[[], Figure], *endings: str) -> dict[str, bytes]:

@@ -11,7 +11,14 @@ import tempfile
 import numpy as np
 import pytest
 
-from nnunet_calib.files import discard_unfinished, forget, hidden_folder, replaced_when_complete, write_json
+from nnunet_calib.files import (
+    discard_unfinished,
+    forget,
+    hidden_folder,
+    open_regular,
+    replaced_when_complete,
+    write_json,
+)
 
 
 def test_replaced(tmp_path):
@@ -116,6 +123,24 @@ def test_discarded(tmp_path):
         (folder / "a.txt").write_text("half")
         discard_unfinished()
         assert [path.name for path in tmp_path.iterdir()] == [".other.tmp"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_open_regular(tmp_path):
+    """Files and links to them; a pipe is refused rather than waited for, and so is a device that never ends."""
+    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for name in ("a", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert file.read() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ValueError, match=f"expected a regular file, found a pipe or a device at {path}"):
+            open_regular(path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
 
 
 def test_json(tmp_path):
