@@ -19,8 +19,8 @@ from nnunet_calib.integration.cases import SavedProbabilities, measure_case
 from nnunet_calib.integration.image_properties import image_spacing
 from nnunet_calib.integration.labels import Heads
 from nnunet_calib.integration.model_folder import case_file
-from nnunet_calib.scopes import BOUNDARY_MM
 from nnunet_calib.processes import workers_end_with_us
+from nnunet_calib.scopes import BOUNDARY_MM
 from nnunet_calib.statistics import CaseStatistics
 from nnunet_calib.threads import one_thread
 
