@@ -100,13 +100,15 @@ def _load(name: str) -> Backend:
         from nnunet_calib.losses import gpu
 
         return gpu
-    raise NotImplementedError(name)
+    from nnunet_calib.losses import chunked
+
+    return chunked
 
 
-NAMES = ("cpu", "triton")  # the backends that there are
+NAMES = ("cpu", "chunked", "triton")  # the backends that there are
 # Those that are tried on a device, in this order, unless one is chosen.
-AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}
-ELSEWHERE: tuple[str, ...] = ()
+AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "chunked"), "cuda": ("triton", "chunked")}
+ELSEWHERE = ("chunked",)
 
 _chosen: str | None = None
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = {"mps"}  # types of devices
+
 
 def activate(logits: Tensor, regions: bool) -> Tensor:
     """Probabilities: softmax over the classes, or a sigmoid per region."""
@@ -25,7 +27,7 @@ def loss_type(logits: Tensor) -> torch.dtype:
 
 def widest(device: torch.device) -> torch.dtype:
     """Return float64, or float32 on a device that has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def as_int32(labels: Tensor) -> Tensor:

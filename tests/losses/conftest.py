@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from nnunet_calib.losses import use
+from nnunet_calib.losses.chunked import parts
 from tests.losses.reference import Volume
 
 pytest.register_assert_rewrite("tests.losses.properties")
 
 MODES = ("labels", "labels+ignore", "regions", "regions+ignore")
 IGNORE_LABEL = 3
+CASES = ("case", "small_case", "plain_case", "ignoring_case", "case_3d")  # fixtures over label modes
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,34 @@ ignoring_case = case_fixture("ignoring_case", MODES[1::2], (4, 5, 4), (5, 6))
 case_3d = case_fixture("case_3d", MODES, (4, 5, 4))
 
 
-@pytest.fixture
-def from_maps() -> Iterator[None]:
-    """The formulas, with whole C-channel maps."""
-    with use("reference"):
-        yield
-
-
-@pytest.fixture(params=["auto", "reference"])
-def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With `from_maps` and without it."""
+@pytest.fixture(params=["reference", "auto", "chunked"])
+def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The formulas, and each backend where it does not repeat another; parts so small that all volumes take several."""
+    monkeypatch.setattr(parts, "ON_CPU", 60)
     with use(request.param):
         yield
+
+
+def repeats_another(way: str, options: dict[str, Any], regions: bool) -> bool:
+    """Whether a loss with these options is computed in another way than this one, which has a test of its own."""
+    if options.get("on") == "probabilities" or options.get("prior", "mean") not in ("mean", "gaussian"):
+        return way != "reference"
+    return way == "auto" and (regions or options.get("binning") == "soft")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out exact repeats."""
+    left_out = []
+    for item in items:
+        params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        if "every_way" in params:
+            options = params | params.get("variant", {}) | params.get("symmetric_variant", {})
+            regions = any(str(params[name][0]).startswith("regions") for name in CASES if name in params)
+            if repeats_another(params["every_way"], options, regions):
+                left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 def value_and_gradient(

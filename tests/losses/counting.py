@@ -30,14 +30,18 @@ FREE = {
 }
 
 
+# Operators that add to places that may coincide; of floats the result depends on who comes first.
+ADDING = {"scatter_add", "scatter_add_", "index_add", "index_add_", "index_put_", "_index_put_impl_", "scatter_reduce"}
+
+
 class Count(TorchDispatchMode):
-    """The bytes that live at once beside the inputs, launches, and the operators that wait for the device."""
+    """Bytes that live at once beside the inputs, launches, operators that wait, and floats added by index."""
 
     def __init__(self, *inputs: Tensor) -> None:
         super().__init__()
         self.inputs = {x.untyped_storage()._cdata for x in inputs}
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = self.launches = 0
+        self.peak = self.launches = self.float_additions = 0
         self.waiting: list[str] = []
         self.types: set[torch.dtype] = set()
 
@@ -48,6 +52,8 @@ class Count(TorchDispatchMode):
             self.waiting.append(name)
         result = func(*args, **(kwargs or {}))
         results = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        if name in ADDING and args[0].is_floating_point():
+            self.float_additions += args[-1].numel()
         if name == "_to_copy" and args[0].device != result.device:
             self.waiting.append(f"{name} from {args[0].device} to {result.device}")
         free = func.namespace == "prim" or name in FREE or name.rstrip("_") in FREE

@@ -120,3 +120,14 @@ def test_option_beyond_a_backend(cpu_calls):
     with use("cpu"):
         assert torch.equal(nacl_loss(LOGITS, LABELS, prior="median"), expected)
     assert cpu_calls == ["nacl"]
+
+
+@every_loss
+def test_maps_of_fractions(loss):
+    """Region maps of floats may hold fractions: the formulas know what to do with them."""
+    maps = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(2))
+    with use("reference"):
+        expected = loss(LOGITS, maps, regions=True)
+    for name in ("auto", "chunked"):
+        with use(name):
+            assert torch.equal(loss(LOGITS, maps, regions=True), expected)

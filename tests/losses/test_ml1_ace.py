@@ -62,12 +62,7 @@ class TestProperties(LossProperties):
     symmetric_variants = variants
 
 
-@pytest.mark.usefixtures("from_maps")
-class TestPropertiesFromMaps(TestProperties):
-    """The same where the sums of the fused loss are not used."""
-
-
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("absent_classes", POLICIES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_hard_bins(case, reduction, absent_classes):
@@ -82,7 +77,7 @@ def test_soft_bins(case, reduction, absent_classes):
     check_soft(case, reduction=reduction, absent_classes=absent_classes)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("num_bins", [1, 2, 3, 100])
 def test_number_of_bins(case, num_bins):
     """Any number of bins agrees with the reference, hard and soft."""
@@ -125,7 +120,7 @@ def test_gradient_by_hand():
     assert logits.grad.flatten().tolist() == pytest.approx(expected)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize(("absent_classes", "expected"), [("skip", 0.5), ("zero", 0.5 / 3), ("keep", 1 / 3)])
 def test_absent_classes_by_hand(absent_classes, expected):
     """Four voxels of class 0, predicted .5, .3, .2: the errors of the three classes are .5, .3, .2."""
@@ -144,7 +139,7 @@ def test_no_region_at_all(absent_classes, expected):
     assert logits.grad.any() == (absent_classes == "keep")
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("binning", ["hard", "soft"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_perfect_calibration_is_zero(reduction, binning):
@@ -177,7 +172,7 @@ def test_nan_of_an_absent_region(reduction, binning, absent_classes, pool):
         assert ml1_ace_loss(broken, maps, regions=True, **options).isnan()
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 def test_ignored_slab_equals_crop(ignoring_case):
     """Ignoring a slab at the border is the same as cutting it off."""
     for axis in range(2, ignoring_case.logits.ndim):
@@ -190,7 +185,7 @@ def test_ignored_slab_equals_crop(ignoring_case):
         assert_same(actual, (value, torch.cat([padding, gradient], axis)))
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 def test_many_voxels_in_one_bin():
     """A float32 sum of a million probabilities would be off by more than the error that is measured."""
     logits = torch.full((1, 1, 1024, 1024), 9.0)

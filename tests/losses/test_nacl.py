@@ -42,26 +42,21 @@ class TestProperties(LossProperties):
     symmetric_variants = (*variants[:2], {"on": "probabilities"})
 
 
-@pytest.mark.usefixtures("from_maps")
-class TestPropertiesFromMaps(TestProperties):
-    """The same where label borders are not looked for."""
-
-
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("prior", PRIORS)
 def test_every_prior(case, prior):
     """Each prior agrees with the reference."""
     check(case, prior=prior)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize(("penalty", "on"), MEASURES)
 def test_every_measure(case, penalty, on):
     """Both penalties, on logits and on probabilities, agree with the reference."""
     check(case, penalty=penalty, on=on)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("prior", ["mean", "gaussian", "median"])
 @pytest.mark.parametrize("kernel_size", [1, 5, (1, 3, 3), (5, 1, 3)], ids=str)
 def test_every_kernel(case_3d, kernel_size, prior):
@@ -69,14 +64,14 @@ def test_every_kernel(case_3d, kernel_size, prior):
     check(case_3d, kernel_size=kernel_size, prior=prior)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 def test_sigma(case, sigma):
     """The width of the gaussian prior agrees with the reference."""
     check(case, prior="gaussian", sigma=sigma)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 def test_row_by_hand():
     """Proportions along a row; the border is replicated, an ignored voxel is no neighbour."""
     # labels 0 0 1: the neighbours are {0,0,0}, {0,0,1}, {0,1,1}, so tau_0 = 1, 2/3, 1/3 and tau_1 = 0, 1/3, 2/3.
@@ -103,7 +98,7 @@ def test_picked_label_by_hand(prior, label):
     assert logits.grad[0, :, 1, 1].nonzero().flatten().tolist() == [label]
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("shape", [(3, 5), (4, 3, 5), (1, 1)], ids=str)
 def test_corner_proportions(shape):
     """A volume of one label is held to that label up to its corners."""
@@ -113,7 +108,7 @@ def test_corner_proportions(shape):
     assert nacl_loss(logits, target) == 0
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 def test_zero_at_the_prior():
     """Logits equal to the prior have loss 0, and any other logits more."""
     case = make_case("labels+ignore", (4, 5, 4))
@@ -127,7 +122,7 @@ def test_zero_at_the_prior():
     assert shifted == pytest.approx(0.25)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("prior", PRIORS)
 def test_flat_kernel_equals_slices(case_3d, prior):
     """Kernel (1, k, k) in 3D is kernel k on every slice."""

@@ -41,12 +41,7 @@ class TestProperties(LossProperties):
     symmetric_variants = variants
 
 
-@pytest.mark.usefixtures("from_maps")
-class TestPropertiesFromMaps(TestProperties):
-    """The same where label borders are not looked for."""
-
-
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_kernel_and_sigma(case, kernel_size, sigma):
@@ -54,14 +49,14 @@ def test_kernel_and_sigma(case, kernel_size, sigma):
     check(case, kernel_size=kernel_size, sigma=sigma)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("kernel_size", [(1, 3, 3), (5, 1, 3), (1, 1, 9)], ids=str)
 def test_kernel_per_axis(case_3d, kernel_size):
     """One size per axis agrees with the reference, also where it exceeds the volume."""
     check(case_3d, kernel_size=kernel_size)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 def test_row_by_hand():
     """A row of three voxels: the centre weighs 1/2, each neighbour 1/4, whatever sigma is."""
     # labels 0 0 1, border replicated: soft labels of class 1 are 0, 1/4 and 1/4 + 1/2 = 3/4.
@@ -83,7 +78,7 @@ def test_row_by_hand():
     assert svls_loss(logits, target, kernel_size=(1, 3), ignore_label=9).item() == pytest.approx(expected)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("sigma", [0.1, 0.15, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_narrow_gaussian(dtype, sigma):
@@ -114,14 +109,14 @@ def test_region_by_hand():
     torch.testing.assert_close(logits.grad[0, 0], (3 / 4 - torch.tensor(expected, dtype=torch.float64)) / 9)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 def test_kernel_of_one_voxel_is_cross_entropy(case):
     """Without neighbours nothing is smoothed."""
     actual = value_and_gradient(svls_loss, case.logits, case.target, kernel_size=1, **case.mode)
     assert_same(actual, plain_loss(case))
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 @pytest.mark.parametrize("label", [0, 1])
 def test_constant_labels_are_cross_entropy(case, label):
     """Where all voxels that count have one label, it stays hard, also beside borders and ignored voxels."""
@@ -138,7 +133,7 @@ def test_smoothing_is_felt(case):
     assert abs(svls_loss(case.logits, case.target, **case.mode) - plain_loss(case)[0]) > 1e-3
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("every_way")
 def test_flat_kernel_equals_slices(case_3d):
     """Kernel (1, k, k) in 3D is kernel k on every slice."""
     case = case_3d

@@ -45,6 +45,15 @@ def batch(ignore_label=None, everything_ignored=False, shape=(9, 8, 7)):
     return logits, target.to(torch.int16)
 
 
+def region_batch(ignore=False, everything_ignored=False, shape=(9, 8, 7)):
+    """The same with overlapping regions; the last is absent from the second image."""
+    logits, _ = batch(shape=shape)
+    generator = torch.Generator().manual_seed(4)
+    maps = torch.rand(2, 3 + ignore, *shape, generator=generator) < (1.1 if everything_ignored else 0.4)
+    maps[1, 2] = False
+    return logits, maps
+
+
 def value_and_gradient(loss, logits, target):
     logits = logits.detach().requires_grad_()
     value = loss(logits, target)
@@ -58,10 +67,10 @@ def plainly(of, *args):
         return of(*args)
 
 
-def assert_same(actual, expected):
-    """The value to 1e-6, the gradient to 1e-6 of its largest entry."""
+def assert_same(actual, expected, tolerance=1e-6):
+    """The value to 1e-6, the gradient to 1e-6, or another tolerance, of its largest entry."""
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=1e-6 * float(expected[1].abs().max()))
+    torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=tolerance * float(expected[1].abs().max()))
 
 
 def called_by_themselves(loss):

@@ -36,6 +36,7 @@ COMBINATIONS = {
     ),
     "NACL, median": (lambda b, i: add_term(b, NACLLoss(prior="median", ignore_label=i), 0.1), ["NACLLoss"]),
     "NACL, probabilities": (lambda b, i: add_term(b, NACLLoss(on="probabilities", ignore_label=i), 1.0), ["NACLLoss"]),
+    "soft mL1-ACE": (lambda b, i: add_term(b, ML1ACELoss(ignore_label=i, binning="soft"), 1.0), []),
     "pooled mL1-ACE": (lambda b, i: add_term(b, ML1ACELoss(ignore_label=i, pool="batch"), 1.0), []),
     "NACL + mL1-ACE": (
         lambda b, i: add_term(add_term(b, NACLLoss(ignore_label=i), 0.1), ML1ACELoss(ignore_label=i), 1.0), [],

@@ -7,25 +7,20 @@ counted for many classes at once: each class has a few bits of a machine word, a
 added. The last class has the neighbours that the others leave, and needs no bits where others would then do with a
 shorter word.
 
-The label map is padded, and then worked on as one long row: a neighbour lies a fixed number of entries away, whatever
-the axis and the image, so that a sum over neighbours is the sum of a few parts of that row.
-
 `neighbourhood` filters whole maps, for every device and option; it is the reference in the tests.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from itertools import product
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from nnunet_calib.losses.neighbourhood import KernelSize, sizes_per_axis
+from nnunet_calib.losses.padded_rows import PaddedRow, distance_weights
 from nnunet_calib.losses.targets import at_least_float32, label_error, positions
 
 
@@ -65,71 +60,7 @@ class Borders:
         return label.add_(index.div(voxels, rounding_mode="floor"), alpha=classes - 1).mul_(voxels).add_(index)
 
 
-class _Row:
-    """A label map (B, *spatial) that is padded by repeating its border and laid out as one row."""
-
-    def __init__(self, labels: Tensor, sizes: Sequence[int]) -> None:
-        self.shape, self.sizes = labels.shape, sizes
-        around = [size // 2 for size in sizes]
-        padded = labels.new_empty([len(labels), *(n + 2 * r for n, r in zip(labels.shape[1:], around, strict=True))])
-        inside = padded
-        for axis, (n, r) in enumerate(zip(labels.shape[1:], around, strict=True), start=1):
-            inside = inside.narrow(axis, r, n)
-        inside.copy_(labels)
-        for axis, (n, r) in enumerate(zip(labels.shape[1:], around, strict=True), start=1):
-            for start, edge in ((0, r), (r + n, r + n - 1)):
-                padded.narrow(axis, start, r).copy_(padded.narrow(axis, edge, 1))
-        self.strides, self.labels = padded.stride(), padded.view(-1)
-
-    def combine(
-        self, x: Tensor, operation: Callable[..., Tensor] = torch.add, *, by_distance: bool = False
-    ) -> dict[int, Tensor]:
-        """Combine the entries of x, a row like the labels, over neighbourhoods.
-
-        Returns:
-            By squared distance, or all together under the key 0; rows that begin with the first voxel's neighbourhood
-            and end with the last one's.
-        """
-        combined = {0: x}
-        for size, step in zip(self.sizes, self.strides[1:], strict=True):
-            parts: dict[int, list[Tensor]] = {}
-            for key, row in combined.items():
-                for position in range(size):
-                    there = key + (position - size // 2) ** 2 * by_distance
-                    parts.setdefault(there, []).append(row.narrow(0, position * step, len(row) - (size - 1) * step))
-            combined = {}
-            for key, (first, *others) in parts.items():
-                result = first
-                for other in others:
-                    result = operation(result, other, out=None if result is first else result)
-                combined[key] = result
-        return combined
-
-    def inside(self, x: Tensor) -> Tensor:
-        """What `combine` returned, without the padding: one entry for each voxel."""
-        return x.as_strided(self.shape, self.strides).reshape(-1)
-
-    def places(self) -> Tensor:
-        """Where `inside` has its entries from, in int32."""
-        along = (torch.arange(n, dtype=torch.int32) * step for n, step in zip(self.shape, self.strides, strict=True))
-        return reduce(lambda outer, inner: outer[..., None] + inner, along).view(-1)
-
-
-@lru_cache(maxsize=16)
-def _weights(sizes: tuple[int, ...], sigma: float | None) -> dict[int, tuple[float, int]]:
-    """The weight of a neighbour, before any division, and how many there are, by their squared distance.
-
-    All are under the key 0 where they weigh the same. The voxel itself counts as a neighbour.
-    """
-    if sigma is None:
-        return {0: (1.0, math.prod(sizes))}
-    squared = Counter(sum(d**2 for d in offset) for offset in product(*(range(-(k // 2), k // 2 + 1) for k in sizes)))
-    weights = {distance: (math.exp(-0.5 * distance / sigma**2), number) for distance, number in squared.items()}
-    # the voxel itself weighs as much as all its neighbours together
-    return weights | {0: (sum(weight * number for distance, (weight, number) in weights.items() if distance), 1)}
-
-
-def _bits(row: _Row) -> int:
+def _bits(row: PaddedRow) -> int:
     """Of a field that counts to the size of a neighbourhood."""
     return math.prod(row.sizes).bit_length()
 
@@ -139,7 +70,7 @@ def _word(bits: int) -> torch.dtype | None:
     return next((dtype for dtype in (torch.int16, torch.int32, torch.int64) if bits < torch.iinfo(dtype).bits), None)
 
 
-def _words(row: _Row, of: range) -> Tensor:
+def _words(row: PaddedRow, of: range) -> Tensor:
     """An entry for each of the row's: a word of the classes `of`, with 1 in the bits of that which the label says.
 
     The next class after the first ones may have what bits are left above theirs: sums there are not whole counts, but
@@ -155,7 +86,7 @@ def _words(row: _Row, of: range) -> Tensor:
     return words.index_select(0, row.labels.int())
 
 
-def _mixed(row: _Row, words: Tensor | None, around: dict[int, Tensor]) -> Tensor:
+def _mixed(row: PaddedRow, words: Tensor | None, around: dict[int, Tensor]) -> Tensor:
     """Other than 0 for each voxel whose neighbourhood holds more than one label.
 
     Found with words of all classes, if these fit into one, and their sums over neighbourhoods.
@@ -170,13 +101,13 @@ def _mixed(row: _Row, words: Tensor | None, around: dict[int, Tensor]) -> Tensor
 
 
 def _add_soft_labels(
-    soft: Tensor, row: _Row, where: Tensor, sigma: float | None, around: dict[int, Tensor], fields: int
+    soft: Tensor, row: PaddedRow, where: Tensor, sigma: float | None, around: dict[int, Tensor], fields: int
 ) -> None:
     """Add to `soft` (C, k) the soft labels, before division by their sum, of the voxels `where`.
 
     `around` is as for `_mixed`, and counts the first `fields` classes; without it all classes are counted here.
     """
-    classes, bits, weights = len(soft), _bits(row), _weights(tuple(row.sizes), sigma)
+    classes, bits, weights = len(soft), _bits(row), distance_weights(tuple(row.sizes), sigma)
     together = classes if around else max(63 // bits, 1)
     where = row.places().index_select(0, where)
     for first in range(0, classes, together):
@@ -218,7 +149,7 @@ def find_borders(
     small = labels.to(torch.uint8 if classes < 256 else torch.int32)
     if valid is not None:
         small = small.masked_fill(~valid, classes)
-    row = _Row(small, sizes_per_axis(kernel_size, labels.ndim - 1))
+    row = PaddedRow(small, sizes_per_axis(kernel_size, labels.ndim - 1))
     labels, valid = labels.flatten(1), None if valid is None else valid.flatten(1)
 
     words, around, fields = None, {}, classes + (valid is not None)

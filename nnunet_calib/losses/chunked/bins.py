@@ -1,0 +1,181 @@
+"""Numbers and sums of probabilities by bin: integers, which add up to the same in any order.
+
+On a GPU many threads add to the same few bins. Floating-point sums then depend on who comes first, and wait for each
+other. So what is added is an integer, a fixed-point number with the counts in its upper bits, exact for a float32; and
+each bin has many cells side by side, one for every few hundred voxels, so that neighbours add to different ones.
+
+Soft bins share a probability between the two nearest centres (m + 1/2) / M. Within the segment from one centre to the
+next the shares are linear in p, so that sums of q, q^2 and q y over each segment, q being the distance from its lower
+centre in widths of a bin, say all.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nnunet_calib.losses.targets import at_least_float32, widest
+
+PER_CELL = 512  # voxels that add to a cell; it has room for as many
+FRACTION = 33  # binary digits of the fixed-point numbers, which are from 0 to 1
+COUNT = FRACTION + 10  # where the number of voxels begins, above a sum of up to PER_CELL
+POSITIVE = COUNT + 10  # where the number of positive voxels begins
+
+
+def _float32(x: float, at_least: bool = False) -> float:
+    """Return the float32 that is nearest to a number from 0 to 1, or the smallest one not below it."""
+    bits, = struct.unpack("<I", struct.pack("<f", x))
+    nearest, above = struct.unpack("<2f", struct.pack("<2I", bits, bits + 1))
+    return above if at_least and nearest < x else nearest
+
+
+def _edges(num_bins: int, soft: bool) -> list[float]:
+    """Return the lower edge of each segment but the first: the smallest float32 that lies in it.
+
+    By the product p M in float32, a p just below an edge might be counted above it.
+    """
+    exact = [m / num_bins for m in range(1, num_bins)]
+    if soft:
+        exact = [(m - 0.5) / num_bins for m in range(1, num_bins + 1)]
+    return [_float32(edge, at_least=True) for edge in exact]
+
+
+def _starts(num_bins: int) -> tuple[list[float], list[float]]:
+    """Return where soft segments begin: a float32, and what is missing in it, so that p - start keeps its digits."""
+    exact = [max(k - 0.5, 0) / num_bins for k in range(num_bins + 1)]
+    rounded = [_float32(start) for start in exact]
+    return rounded, [a - b for a, b in zip(exact, rounded, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def constants(num_bins: int, soft: bool, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `_edges` and `_starts` on a device, brought there once: a step would wait for the copy."""
+    edges = _edges(num_bins, soft)
+    if dtype == torch.float64:
+        edges = [(m - 0.5 if soft else m) / num_bins for m in range(1, num_bins + soft)]
+    starts, rests = _starts(num_bins)
+    on_device = (torch.tensor(x, dtype=dtype, device=device) for x in (edges, starts, rests))
+    return next(on_device), next(on_device), next(on_device)
+
+
+class Segments:
+    """The M bins on [0, 1], or with soft bins the M + 1 segments that their centres cut it into."""
+
+    def __init__(self, num_bins: int, soft: bool, logits: Tensor) -> None:
+        """For probabilities of logits of some type, on their device."""
+        self.num_bins, self.soft = num_bins, soft
+        self.count = num_bins + soft
+        dtype = at_least_float32(logits[:0]).dtype
+        self.edges, self.start, self.start_rest = constants(num_bins, soft, dtype, logits.device)
+
+    def index(self, p: Tensor) -> Tensor:
+        """Return the segment of each probability, in int64."""
+        return torch.bucketize(p.contiguous(), self.edges, right=True)
+
+    def position(self, p: Tensor, index: Tensor) -> Tensor:
+        """Return q, from 0 to 1: the distance from the segment's lower end; from 0 in the first one."""
+        start, rest = (x.index_select(0, index.view(-1)).view(index.shape) for x in (self.start, self.start_rest))
+        return torch.sub(p, start, out=start).sub_(rest).mul_(self.num_bins).clamp_(0, 1)
+
+
+class BinTables:
+    """Tables of an image's sums by segment, and their sums as numbers and sums of soft or hard bins."""
+
+    def __init__(self, segments: Segments, images: int, heads: int, logits: Tensor) -> None:
+        """For logits of some type."""
+        self.segments = segments
+        self.packed = logits.dtype != torch.float64 == widest(logits.device)
+        self.fields = 5 if segments.soft else 3  # number, positive, x; x^2, x where positive
+        shape = (self.fields, images, heads, segments.count)
+        self.sums = torch.zeros(shape, dtype=widest(logits.device), device=logits.device)
+
+    def add(self, images: slice, p: Tensor, own: Tensor, valid: Tensor | None) -> None:
+        """Add probabilities p (b, C, n), of which `own` are positive, of the voxels that count."""
+        cells = -(-p.shape[2] // PER_CELL)
+        index = self.segments.index(p)
+        x = self.segments.position(p, index) if self.segments.soft else p
+        if valid is not None:
+            index = torch.where(valid, index, self.segments.count)  # one more, cut off below
+        lane = torch.arange(p.shape[2], device=p.device) % cells
+        at = index.mul_(cells).add_(lane)
+        size = (*p.shape[:2], (self.segments.count + 1) * cells)
+        fields = self._packed(at, x, own, size) if self.packed else self._by_themselves(at, x, own, size)
+        for total, field in zip(self.sums[:, images], fields, strict=True):
+            by_segment = field.view(*p.shape[:2], -1, cells)[:, :, :-1]
+            total += by_segment.sum(3, dtype=None if self.packed else total.dtype)
+
+    def _packed(self, at: Tensor, x: Tensor, own: Tensor, size: tuple[int, ...]) -> list[Tensor]:
+        def add_up(terms: Tensor) -> Tensor:
+            return terms.new_zeros(size).scatter_add_(2, at, terms)
+
+        terms = (x * 2.0**FRACTION).long()
+        cells = add_up(terms.add_(2**COUNT).add_(own, alpha=2**POSITIVE))
+        total = (cells & (2**COUNT - 1)).to(self.sums.dtype).mul_(2.0**-FRACTION)
+        fields = [(cells >> COUNT) & (2 ** (POSITIVE - COUNT) - 1), cells >> POSITIVE, total]
+        if self.segments.soft:
+            scale = 2.0**50  # with PER_CELL of them within 63 bits
+            for more in (x.square(), x * own):
+                fields.append(add_up((more * scale).long()).to(self.sums.dtype).div_(scale))
+        return fields
+
+    def _by_themselves(self, at: Tensor, x: Tensor, own: Tensor, size: tuple[int, ...]) -> list[Tensor]:
+        terms = [torch.ones_like(x), own.to(x.dtype), x, x.square(), x * own][: self.fields]
+        return [x.new_zeros(size).scatter_add_(2, at, values) for values in terms]
+
+    def bins(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weight, sum of probabilities and positives (B, C, M) of each bin."""
+        if not self.segments.soft:
+            number, positive, total = self.sums
+            return number, total, positive
+        number, positive, q, q_squared, q_positive = self.sums
+        start = (torch.arange(self.segments.count, device=q.device, dtype=q.dtype) - 0.5).clamp_(min=0)
+        total = (q + start * number) / self.segments.num_bins
+        total_of_upper = (q_squared + start * q) / self.segments.num_bins
+        upper = q, total_of_upper, q_positive
+        weight, probability, positives = (
+            _share(whole, share) for whole, share in zip((number, total, positive), upper, strict=True)
+        )
+        return weight, probability, positives
+
+    def derivatives(self, d_weight: Tensor, d_probability: Tensor, d_positive: Tensor) -> list[Tensor]:
+        """Return tables (B, C, segments) of coefficients of 1, q and y in the derivative of p, given those of bins."""
+        if not self.segments.soft:
+            return [d_probability]
+        return soft_derivatives(d_weight, d_probability, d_positive)
+
+    def look_up(self, coefficients: list[Tensor], p: Tensor, own: Tensor) -> Tensor:
+        """Return the derivative of each p (b, C, n)."""
+        index = self.segments.index(p)
+        if not self.segments.soft:
+            return coefficients[0].gather(2, index)
+        constant, linear, of_positive = (table.gather(2, index) for table in coefficients)
+        return constant.add_(linear.mul_(self.segments.position(p, index))).add_(of_positive.mul_(own))
+
+
+def _share(whole: Tensor, upper: Tensor) -> Tensor:
+    """Return sums (B, C, M) by bin of those by segment (B, C, M + 1): what the upper bin gets, and what is left."""
+    inner, upper = whole[..., 1:-1], upper[..., 1:-1]
+    bins = whole.new_zeros((*whole.shape[:2], whole.shape[2] - 1))
+    bins[..., 0] += whole[..., 0]
+    bins[..., -1] += whole[..., -1]
+    bins[..., :-1] += inner - upper
+    bins[..., 1:] += upper
+    return bins
+
+
+def soft_derivatives(d_weight: Tensor, d_probability: Tensor, d_positive: Tensor) -> list[Tensor]:
+    """Return the coefficients of 1, q and y in the derivative of p, (B, C, M + 1) by segment, given those of bins.
+
+    Between two centres, with the upper bin's share q: d p = (1 - q) dP_lower + q dP_upper + M (dW_upper - dW_lower +
+    p (dP_upper - dP_lower) + y (dO_upper - dO_lower)), where M p = q + k - 1/2 in segment k.
+    """
+    num_bins = d_weight.shape[2]
+    middle = torch.arange(1, num_bins, device=d_weight.device, dtype=d_weight.dtype) - 0.5
+    step = d_probability.diff(dim=2)
+    inner = d_probability[..., :-1] + num_bins * d_weight.diff(dim=2) + middle * step
+    constant = torch.cat([d_probability[..., :1], inner, d_probability[..., -1:]], 2)
+    linear, of_positive = (torch.nn.functional.pad(x, (1, 1)) for x in (2 * step, num_bins * d_positive.diff(dim=2)))
+    return [constant, linear, of_positive]

@@ -1,0 +1,150 @@
+"""The sums for Dice, cross-entropy and mL1-ACE, a part of the voxels at a time, on any device.
+
+`cpu.voxel_sums` tells what the sums are for. Here nothing depends on the data: no voxels are picked out, so that
+nothing waits for a GPU, and no probabilities are kept; the backward pass computes them again. Besides the gradient,
+memory is needed for one part only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nnunet_calib.losses.chunked.bins import BinTables, Segments
+from nnunet_calib.losses.chunked.parts import Labels, part_of, parts
+from nnunet_calib.losses.targets import widest
+
+BLOCK = 64  # numbers that are added, or factors multiplied, in their own precision
+
+
+class _Part(NamedTuple):
+    """What is known of some voxels: (b, C, n), or (b, 1, n) for all classes."""
+
+    p: Tensor
+    own: Tensor  # whether the label is the class, or the voxel in the region
+    valid: Tensor | None
+    other: Tensor  # 1 - p with all its digits for regions; for labels p
+    nll: Tensor  # (), of -log p_y; of the binary cross-entropy
+
+
+def _in_blocks(x: Tensor, product: bool = False) -> Tensor:
+    """Return the sum over the last axis, or of the logarithms of factors from 1 to 2, in the widest type."""
+    whole, wide = x.shape[-1] // BLOCK * BLOCK, widest(x.device)
+    blocks, rest = x[..., :whole].unflatten(-1, (whole // BLOCK, BLOCK)), x[..., whole:]
+    if product:
+        blocks, rest = blocks.prod(-1).log_(), rest.prod(-1).log_()
+        return blocks.sum(-1, dtype=wide) + rest.to(wide)
+    return blocks.sum(-1).sum(-1, dtype=wide) + rest.sum(-1, dtype=wide)
+
+
+def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll: bool) -> _Part:
+    valid = labels.valid(images, where)
+    z = part_of(logits, images, where, valid)
+    nothing = z.new_zeros(())
+    if labels.regions:
+        own = labels.maps(images, where, valid)
+        e = z.abs().neg_().exp_()
+        whole = e + 1
+        larger, smaller = 1 / whole, e / whole
+        positive = z >= 0
+        p, other = torch.where(positive, larger, smaller), torch.where(positive, smaller, larger)
+        if not with_nll:
+            return _Part(p, own, valid, other, nothing)
+        if valid is not None:
+            whole = torch.where(valid, whole, 1)
+        linear = _in_blocks(z.clamp_min(0) - torch.where(own, z, 0))
+        return _Part(p, own, valid, other, (linear + _in_blocks(whole, product=True)).sum())
+    classes = labels.classes(images, where, valid)
+    own = classes == torch.arange(labels.heads, device=z.device)[:, None]
+    if valid is not None:
+        own &= valid
+    z = z - z.amax(1, keepdim=True)  # first, for the sake of 1 - p
+    lse = z.exp().sum(1, keepdim=True).log_()
+    nll = nothing
+    if with_nll:
+        try:
+            nll = lse - z.gather(1, classes)
+        except RuntimeError as error:
+            if z.device.type != "cpu":
+                raise
+            raise labels.error() from error
+        nll = _in_blocks(nll if valid is None else torch.where(valid, nll, 0)).sum()
+    p = z.sub_(lse).exp_()
+    return _Part(p, own, valid, p, nll)
+
+
+class ChunkedSums(torch.autograd.Function):
+    """The sums over the voxels that count."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, num_bins: int, soft: bool, regions: bool, ignore_label: int | None
+    ) -> tuple[Tensor, ...]:
+        """Return what `backends.VoxelSums` holds, of logits (B, C, N) and a target (B, 1 or C [+ 1], N)."""
+        images, heads, _ = logits.shape
+        labels = Labels(target, heads, regions, ignore_label)
+        zero = torch.zeros((), dtype=widest(logits.device), device=logits.device)
+        nll, voxels = zero.clone(), zero.clone()
+        total, of_true, number = (zero.new_zeros((images, heads)) for _ in range(3))
+        tables = _tables(logits, num_bins, soft)
+        for of, where in parts(logits):
+            part = _look(logits, labels, of, where, with_nll=True)
+            p = part.p if part.valid is None else torch.where(part.valid, part.p, 0)
+            nll += part.nll
+            total[of] += _in_blocks(p)
+            of_true[of] += _in_blocks(torch.where(part.own, p, 0))
+            number[of] += part.own.sum(2)
+            voxels += p.shape[0] * p.shape[2] if part.valid is None else part.valid.sum()
+            if tables is not None:
+                tables.add(of, p, part.own, part.valid)
+        ctx.save_for_backward(logits, target)
+        ctx.options = num_bins, soft, regions, ignore_label
+        if tables is None:
+            weight = probability = positive = total.new_zeros((images, heads, 0))
+        else:
+            weight, probability, positive = tables.bins()
+            probability = probability + (total * 0)[..., None]  # no integer holds a NaN
+        ctx.mark_non_differentiable(number, voxels, *(() if soft else (weight, positive)))
+        return nll, total, of_true, number, voxels, weight, probability, positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _number: Any, _voxels: Any, d_weight: Tensor,
+        d_probability: Tensor, d_positive: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the logits, given those of the sums."""
+        logits, target = ctx.saved_tensors
+        num_bins, soft, regions, ignore_label = ctx.options
+        labels = Labels(target, logits.shape[1], regions, ignore_label)
+        tables = _tables(logits, num_bins, soft)
+        coefficients = tables.derivatives(d_weight, d_probability, d_positive) if tables is not None else []
+        if coefficients:
+            coefficients[0] = coefficients[0] + d_total[..., None]
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for of, where in parts(logits):
+            part = _look(logits, labels, of, where, with_nll=False)
+            p, own = part.p, part.own
+            of_own, of_nll = d_of_true[of, :, None].to(p.dtype), d_nll.to(p.dtype)
+            if tables is None:
+                u = d_total[of, :, None].to(p.dtype) + torch.where(own, of_own, 0)
+            else:
+                u = tables.look_up([c[of].to(p.dtype) for c in coefficients], p, own)
+                u += torch.where(own, of_own, 0)
+            if regions:
+                d_z = u.mul_(p).mul_(part.other).add_((p - own.to(p.dtype)).mul_(of_nll))
+            else:
+                d_z = u.sub_((u * p).sum(1, keepdim=True)).add_(of_nll).mul_(p).sub_(torch.where(own, of_nll, 0))
+            gradient[of, :, where] = d_z if part.valid is None else torch.where(part.valid, d_z, 0)
+        return gradient, None, None, None, None, None
+
+
+def _tables(logits: Tensor, num_bins: int, soft: bool) -> BinTables | None:
+    """Return empty tables for the bins, None without bins."""
+    if not num_bins:
+        return None
+    images, heads, _ = logits.shape
+    return BinTables(Segments(num_bins, soft, logits), images, heads, logits)
