@@ -17,7 +17,7 @@ from nnunet_calib.integration.labels import Heads, check_dataset
 from nnunet_calib.integration.predictions import Predictions
 from nnunet_calib.json_files import NAME, read_json
 from nnunet_calib.names import check_cases
-from nnunet_calib.scopes import default_boundary_mm
+from nnunet_calib.scopes import BOUNDARY_MM, default_boundary_mm
 
 # fold_X/validation lies two folders below the dataset.json of its model
 _FOLDERS_ABOVE = 2
@@ -52,6 +52,8 @@ def find_predictions(
         ValueError: in one sentence, if something is missing, damaged, or of another dataset.
     """
     what = "segmentation" if labels_folder is None else "label map"
+    if labels_folder is None:  # nothing is measured, and no .pkl read for it
+        boundary_mm = BOUNDARY_MM
     labels_folder = labels_folder or folder
     for kind, path in (("predictions", folder), ("labels", labels_folder)):
         if not path.is_dir():
