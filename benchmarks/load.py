@@ -26,9 +26,9 @@ from ct_case import SPACING, grid, network_logits, true_labels
 from scipy.special import softmax
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.integration.folds import FORMAT_VERSION
-from nnunet_calib.integration.labels import Heads
-from nnunet_calib.integration.model_folder import ModelFolder, case_file
+from nnunet_calib.results.fold_summary import FORMAT_VERSION
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.layout import ModelFolder, case_file
 
 DATASET, TRAINER, PLANS, CONFIGURATION = "Dataset001_Load", "nnUNetTrainerCalib", "nnUNetPlans", "3d_fullres"
 SIZE = (128, 208, 192)

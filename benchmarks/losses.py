@@ -25,7 +25,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from nnunet_calib.integration.loss import add_term, replace_cross_entropy
+from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]

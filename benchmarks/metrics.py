@@ -58,7 +58,7 @@ def ours(p: np.ndarray, y: np.ndarray) -> Measurement:
 
 def our_binning(p: np.ndarray, y: np.ndarray) -> Measurement:
     """The histograms and scores alone, of all classes and of the top label."""
-    from nnunet_calib.case_pass import Volume
+    from nnunet_calib.measuring.volume import Volume
 
     volume = Volume(p, y, None, np.zeros_like(y), tuple(slice(0, n) for n in y.shape), None)
 

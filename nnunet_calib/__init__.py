@@ -6,20 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnunet_calib.metrics import calibration_errors
-    from nnunet_calib.statistics import CaseStatistics
-    from nnunet_calib.temperature import TemperatureFit, apply_temperature, fit_temperature
+    from nnunet_calib.metrics.errors import calibration_errors
+    from nnunet_calib.measuring.case_statistics import CaseStatistics
+    from nnunet_calib.posthoc.temperature import TemperatureFit, apply_temperature, fit_temperature
 
 __version__ = "0.1.0"
 
 __all__ = ["CaseStatistics", "TemperatureFit", "apply_temperature", "calibration_errors", "fit_temperature"]
 
 _HOMES = {
-    "CaseStatistics": "statistics",
-    "TemperatureFit": "temperature",
-    "apply_temperature": "temperature",
-    "calibration_errors": "metrics",
-    "fit_temperature": "temperature",
+    "CaseStatistics": "measuring.case_statistics",
+    "TemperatureFit": "posthoc.temperature",
+    "apply_temperature": "posthoc.temperature",
+    "calibration_errors": "metrics.errors",
+    "fit_temperature": "posthoc.temperature",
 }
 
 

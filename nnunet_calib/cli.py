@@ -22,7 +22,7 @@ from nnunet_calib.commands import (
     trainers,
     validate,
 )
-from nnunet_calib.processes import Terminated, sigterm_interrupts
+from nnunet_calib.io.processes import Terminated, sigterm_interrupts
 
 # In the order in which they are used. Each imports what it needs when it runs: --help and errors come at once, and an
 # import that fails is told in one sentence.

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.integration import require_nnunet
-from nnunet_calib.integration.lookup import trainers_folder
+from nnunet_calib.nnunet import require_nnunet
+from nnunet_calib.nnunet.lookup import trainers_folder
 
 
 def run_python(*arguments: str, cwd: Path | None = None, **changed: str) -> subprocess.CompletedProcess:
@@ -38,13 +38,13 @@ def test_path():
     """Exactly the folder, for $(...) in a shell profile; without the seconds that PyTorch and nnU-Net take."""
     code = (
         "import sys; from nnunet_calib.cli import main; status = main(['trainers', '--path']); "
-        "print({'torch', 'numpy', 'nnunetv2', 'nnunet_calib.integration'} & set(sys.modules), file=sys.stderr); "
+        "print({'torch', 'numpy', 'nnunetv2', 'nnunet_calib.nnunet'} & set(sys.modules), file=sys.stderr); "
         "sys.exit(status)"
     )
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{trainers_folder()}\n"
-    assert done.stderr == "{'nnunet_calib.integration'}\n"
+    assert done.stderr == "{'nnunet_calib.nnunet'}\n"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
@@ -81,7 +81,7 @@ def test_without_nnunet(monkeypatch, capsys):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", not_there)
-    for name in [name for name in sys.modules if name.startswith("nnunet_calib.integration")]:
+    for name in [name for name in sys.modules if name.startswith("nnunet_calib.nnunet")]:
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["trainers", "--path"]) == 2
     captured = capsys.readouterr()

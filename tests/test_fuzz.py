@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.json_files import problems
+from nnunet_calib.io.json_forms import problems
 from tests import fuzz
 from tests.fuzzing.readers import Reader
 
@@ -54,7 +54,7 @@ def test_same_seed_same_inputs(tmp_path):
 
 def test_a_reader_without_checks_is_noticed(tmp_path, monkeypatch):
     """Statistics that are believed without a check lead to nonsense, which the run reports and keeps."""
-    monkeypatch.setattr("nnunet_calib.statistics_file.check", lambda content: None)
+    monkeypatch.setattr("nnunet_calib.measuring.case_file.check", lambda content: None)
     counts = fuzz.fuzz(400, seed=1, keep=tmp_path, only="statistics")
     assert {*counts["statistics"]} > {"read", "refused"}
     kept = [path for path in tmp_path.iterdir() if path.suffix != ".txt"]

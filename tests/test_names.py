@@ -2,7 +2,7 @@
 
 import pytest
 
-from nnunet_calib.names import check_cases, in_figure, shown
+from nnunet_calib.io.names import check_cases, in_figure, shown
 
 ODD = ["a\nb", "half \ud800", "byte \udcff", "$x_{$", "back\\slash", "tab\there", "line\u2028end", "ünï 名前 \u200d"]
 

@@ -11,7 +11,7 @@ from subprocess import run
 from typing import Any
 
 from benchmarks.study import settings
-from nnunet_calib.files import write_json
+from nnunet_calib.io.atomic_files import write_json
 
 
 def small_plans(plans: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
 from benchmarks.study.tables import STAGES, differences_table, folds_table, means_table, nll_table, sweep_table
 from benchmarks.study.truth import agreement_table, truth_table
-from nnunet_calib.files import replaced_when_complete
+from nnunet_calib.io.atomic_files import replaced_when_complete
 
 RESULTS = Path(__file__).with_name("results")
 DOCUMENTS = REPOSITORY / "docs"
@@ -93,7 +93,7 @@ def draw(results: Path, images: Path) -> None:
     from matplotlib import style
 
     from benchmarks.study.figures import reliability_figure, save, sweep_figure
-    from nnunet_calib.report.dice_against_ace import dice_against_ace_figure
+    from nnunet_calib.figures.dice_against_ace import dice_against_ace_figure
 
     prefix = f"study_{settings.chosen().name}"
     methods, curves = read(results / "methods.json"), read(results / "reliability.json")

@@ -23,8 +23,8 @@ from subprocess import STDOUT, run
 from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY, common_settings, plan_facts, provenance, validation_facts
 from benchmarks.study.plan import prepare, preprocessed_dataset
-from nnunet_calib.files import replaced_when_complete, write_json
-from nnunet_calib.integration.model_folder import ModelFolder
+from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
+from nnunet_calib.results.layout import ModelFolder
 
 TRAIN = "from nnunetv2.run.run_training import run_training_entry as main; main()"
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from benchmarks.study.tables import STAGES, markdown
-from nnunet_calib.significance import mean_interval
+from nnunet_calib.metrics.significance import mean_interval
 
 FILE = "truth.json"
 ERRORS = {"ece": "ECE", "ace": "ACE", "mce": "MCE", "nll": "NLL"}

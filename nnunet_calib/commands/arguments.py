@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from nnunet_calib.integration.predictions import Predictions
-    from nnunet_calib.integration.probability_maps import MapOptions
+    from nnunet_calib.nnunet.predictions import Predictions
+    from nnunet_calib.nnunet.deployment.map_values import MapOptions
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -122,7 +122,7 @@ def width_in_mm(text: str) -> float:
 
 def add_maps(command: argparse.ArgumentParser) -> None:
     """Which maps are written, and how."""
-    # as nnunet_calib.integration.probability_maps knows them, which would import PyTorch
+    # as nnunet_calib.nnunet.deployment.map_values knows them, which would import PyTorch
     command.add_argument(
         "--maps", nargs="+", choices=["probabilities", "entropy", "confidence"], default=["probabilities"],
         metavar="MAP", help="probabilities, entropy, confidence: one or several (default: probabilities)",
@@ -140,14 +140,14 @@ def add_maps(command: argparse.ArgumentParser) -> None:
 
 def map_options(args: argparse.Namespace) -> MapOptions:
     """What the arguments of `add_maps` say."""
-    from nnunet_calib.integration.probability_maps import KINDS, MapOptions
+    from nnunet_calib.nnunet.deployment.map_values import KINDS, MapOptions
 
     return MapOptions(tuple(kind for kind in KINDS if kind in args.maps), args.dtype, args.layout)
 
 
 def predictions(args: argparse.Namespace) -> Predictions:
     """What the arguments of `add_predictions` name; cases left out are told on stderr."""
-    from nnunet_calib.integration.prediction_files import find_predictions
+    from nnunet_calib.nnunet.prediction_folder import find_predictions
 
     found = find_predictions(
         args.predictions, args.labels, dataset_json=args.dataset_json, plans_json=args.plans_json,

@@ -9,7 +9,7 @@ from nnunet_calib.commands.arguments import Commands, add_boundary, add_predicti
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.integration.evaluation import fit
+        from nnunet_calib.nnunet.validation.evaluate import fit
 
         folder = args.output or args.predictions / "calibration"
         fitted = fit(predictions(args), folder, args.processes)

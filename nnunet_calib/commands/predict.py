@@ -22,8 +22,8 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError("expected processes for a part of the cases, got -npp 0 -nps 0, with which nnU-Net predicts "
                          "all of them: give more, or leave out -num_parts")  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.integration.inference import predict, set_threads
-        from nnunet_calib.integration.lookup import find_model
+        from nnunet_calib.nnunet.deployment.predict import predict, set_threads
+        from nnunet_calib.nnunet.lookup import find_model
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = predict(

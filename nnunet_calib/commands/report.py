@@ -10,11 +10,11 @@ from nnunet_calib.commands.arguments import Commands, add_model
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.integration.lookup import find_model
-        from nnunet_calib.integration.raw_images import raw_images
-        from nnunet_calib.integration.reported import dice_of_cases, find_results
-        from nnunet_calib.report.pages import FILE
-        from nnunet_calib.report.report_page import write_report
+        from nnunet_calib.nnunet.lookup import find_model
+        from nnunet_calib.nnunet.raw_images import raw_images
+        from nnunet_calib.results.reported import dice_of_cases, find_results
+        from nnunet_calib.report.page import FILE
+        from nnunet_calib.report.fold_page import write_report
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = find_results(model_folder, args.folds)

@@ -6,7 +6,7 @@ from nnunet_calib.commands.arguments import Commands
 
 
 def _run(args: argparse.Namespace) -> None:
-    from nnunet_calib.integration.lookup import trainers_folder
+    from nnunet_calib.nnunet.lookup import trainers_folder
 
     if args.path:
         print(trainers_folder())

@@ -8,10 +8,10 @@ from typing import Any
 
 from nnunet_calib.report.comparison_tables import comparison_about, comparison_notes, comparison_sections
 from nnunet_calib.report.comparison_words import comparison_sentences
-from nnunet_calib.report.dice_against_ace import dice_against_ace_figure, points_of
-from nnunet_calib.report.page_text import facts
-from nnunet_calib.report.pages import cell, column, definitions, inline_figure, text_cell, write_page
-from nnunet_calib.report.results import case_error
+from nnunet_calib.figures.dice_against_ace import dice_against_ace_figure, points_of
+from nnunet_calib.report.fold_words import facts
+from nnunet_calib.report.page import cell, column, definitions, inline_figure, text_cell, write_page
+from nnunet_calib.figures.drawn_results import case_error
 from nnunet_calib.report.tables import missing
 
 _STAGES = (("uncalibrated", "T = 1"), ("calibrated", "T"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from nnunet_calib.files import replaced_when_complete, write_json
+from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
 from nnunet_calib.report.tables import aligned, checkpoint_line, missing, number
 
 COLUMNS = (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nnunet_calib.summary_forms import in_sample_note
+from nnunet_calib.results.schemas import in_sample_note
 
 _METRICS = ("ece", "ace", "mce")
 _FINAL = "checkpoint_final.pth"

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.histograms import Histograms
+from nnunet_calib.measuring.histograms import Histograms
 
 IGNORE_LABEL = 9
 BOUNDARY_MM = 2.0

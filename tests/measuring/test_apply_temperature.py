@@ -8,7 +8,7 @@ import torch
 from scipy.special import expit, softmax
 
 from nnunet_calib import apply_temperature
-from nnunet_calib.temperature import log_probabilities
+from nnunet_calib.posthoc.temperature import log_probabilities
 
 REGIONS = pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
 TEMPERATURES = pytest.mark.parametrize("temperature", [0.3, 1, 2.5, 20])

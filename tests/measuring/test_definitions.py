@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnunet_calib import calibration_errors
-from nnunet_calib.definitions import DEFINITIONS
+from nnunet_calib.metrics.catalogue import DEFINITIONS
 from tests.measuring.conftest import Case, make_case
 
 

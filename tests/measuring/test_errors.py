@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics, apply_temperature, calibration_errors, fit_temperature
-from nnunet_calib.scopes import scope_members
+from nnunet_calib.measuring.scopes import scope_members
 from tests.measuring.conftest import Case, make_case
 
 REGION_MODES = pytest.mark.parametrize("regions", [None, ((1,), (2,))], ids=["labels", "regions"])

@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from nnunet_calib.files import (
+from nnunet_calib.io.atomic_files import (
     discard_unfinished,
     forget,
     hidden_folder,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.histograms import Histograms
-from nnunet_calib.metrics import reliability_curve
+from nnunet_calib.measuring.histograms import Histograms
+from nnunet_calib.metrics.errors import reliability_curve
 from tests.measuring.conftest import make_case
 
 FLOAT32_COUNTS_TO = 2**24

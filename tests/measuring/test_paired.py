@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_calib.significance import holm, mean_interval, paired_difference, resampling_counts, signed_rank_p
+from nnunet_calib.metrics.significance import holm, mean_interval, paired_difference, resampling_counts, signed_rank_p
 
 
 @pytest.mark.parametrize(

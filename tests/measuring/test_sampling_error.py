@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.sampling_error import REPLICATES, replicates, rms_deviation, sampling_errors
-from nnunet_calib.scopes import SCOPES
+from nnunet_calib.metrics.sampling_error import REPLICATES, replicates, rms_deviation, sampling_errors
+from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import assert_same_histograms, make_case
 
@@ -29,7 +29,7 @@ def test_against_repeated_sampling(monkeypatch):
     exact = CaseStatistics.from_probabilities(p, labels, max_voxels=10**6, **options).with_temperature(1.5)
     z = {name: [] for name in calibration_errors(exact)}
     for seed in range(40):
-        monkeypatch.setattr("nnunet_calib.voxel_sample._SEED", seed)
+        monkeypatch.setattr("nnunet_calib.measuring.voxel_sample._SEED", seed)
         sampled = CaseStatistics.from_probabilities(p, labels, max_voxels=4000, **options)
         truth, ours = calibration_errors(exact), calibration_errors(sampled.with_temperature(1.5))
         stated = sampling_errors(sampled, 1.5)

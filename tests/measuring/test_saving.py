@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.statistics_file import FORMAT_VERSION, LISTED_VERSION
+from nnunet_calib.measuring.case_file import FORMAT_VERSION, LISTED_VERSION
 from tests.measuring.conftest import assert_same_histograms, assert_same_sample, make_case
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from nnunet_calib import CaseStatistics, calibration_errors, scopes
-from nnunet_calib.scopes import (
+from nnunet_calib import CaseStatistics, calibration_errors
+
+from nnunet_calib.measuring import scopes
+from nnunet_calib.measuring.scopes import (
     SCOPES,
     boundary_band,
     boundary_voxels,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnunet_calib.significance import (
+from nnunet_calib.metrics.significance import (
     RESAMPLES,
     mean_interval,
     percentile_interval,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.slices import MARGIN, MAX_SIDE, RepresentativeSlice, slice_with_longest_border
+from nnunet_calib.measuring.picture_slice import MARGIN, MAX_SIDE, RepresentativeSlice, slice_with_longest_border
 from tests.measuring.conftest import IGNORE_LABEL, Case, make_case
 
 

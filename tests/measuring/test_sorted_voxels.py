@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nnunet_calib import calibration_errors
-from nnunet_calib.fine_bins import FINE_BINS
-from nnunet_calib.scopes import SCOPES
+from nnunet_calib.measuring.fine_histogram import FINE_BINS
+from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import Case, slow_scope
 

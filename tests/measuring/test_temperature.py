@@ -13,7 +13,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from nnunet_calib import CaseStatistics, apply_temperature, fit_temperature
 from nnunet_calib.synthetic import synthetic_case
-from nnunet_calib.temperature import TEMPERATURE_BOUNDS, TemperatureFit, nll_at
+from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS, TemperatureFit, nll_at
 from tests.measuring.conftest import Case
 
 REGIONS = pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
@@ -129,7 +129,7 @@ def test_chunks(regions, monkeypatch):
     voxels = draw(1.5, regions=regions, n=1000)
     options = {"weights": np.arange(1000) % 3, "groups": np.arange(1000) // 50}
     whole = voxels.fit(**options)
-    monkeypatch.setattr("nnunet_calib.likelihood._CHUNK", 300)
+    monkeypatch.setattr("nnunet_calib.posthoc.likelihood._CHUNK", 300)
     chunked = voxels.fit(**options)
     for name in ("temperature", "standard_error", "nll_before", "nll_after"):
         assert getattr(chunked, name) == pytest.approx(getattr(whole, name), rel=1e-9)

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
 from nnunet_calib import CaseStatistics, fit_temperature
-from nnunet_calib.temperature import TEMPERATURE_BOUNDS
+from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
 
 LOW, HIGH = TEMPERATURE_BOUNDS
 
@@ -90,7 +90,7 @@ def test_thinned_tenfold(true, flipped, borders):
 @pytest.fixture
 def _early_warm_start(monkeypatch):
     """Start from a part of the voxels where there are more than 2 x 20,000."""
-    monkeypatch.setattr("nnunet_calib.temperature._WARM_START", 20_000)
+    monkeypatch.setattr("nnunet_calib.posthoc.temperature._WARM_START", 20_000)
 
 
 @pytest.mark.parametrize(("true", "passes"), [(0.1, 3), (0.5, 2), (2.0, 2), (10.0, 2)])

@@ -42,7 +42,7 @@ class Lean(NamedTuple):
 
 
 LEANS = (
-    # the trainer: integration/trainer.py, pseudo_ace.py, validation.py, predicting.py, remade_trainer.py
+    # the trainer: nnunet/training/mixins.py, pseudo_ace.py, validation.py, predicting.py, remade_trainer.py
     Lean(
         TRAINER, "the attributes are what the mixins and the measuring read",
         "self.label_manager self.configuration_manager self.configuration_name self.plans_manager self.dataset_json "
@@ -100,7 +100,7 @@ LEANS = (
         "nnunetv2.utilities.find_objects:recursive_find_trainer_class_by_name(trainer_name)",
         "trainers are found as nnU-Net finds them", "nnUNet_extTrainer",
     ),
-    # losses: integration/loss.py
+    # losses: nnunet/training/loss_terms.py
     Lean(
         f"{LOSSES}.compound_losses:DC_and_CE_loss", "terms are put into it, and computed together with it",
         "self.ce self.dc self.weight_ce self.weight_dice self.ignore_label",
@@ -114,7 +114,7 @@ LEANS = (
     Lean(f"{LOSSES}.robust_ce_loss:RobustCrossEntropyLoss", "the fused loss computes it", "CrossEntropyLoss"),
     Lean(f"{LOSSES}.deep_supervision:DeepSupervisionWrapper", "terms are put into what it wraps", "self.loss"),
     Lean("nnunetv2.utilities.helpers:softmax_helper_dim1(x)", "it says that Dice is of a softmax"),
-    # validation and prediction: integration/export.py, predicted_maps.py, predicting.py, inference.py, map_predictor.py
+    # validation and prediction: nnunet/validation/export_worker.py, predicted_maps.py, predicting.py, inference.py, map_predictor.py
     Lean(
         f"{EXPORT}:export_prediction_from_logits(predicted_array_or_file, properties_dict, configuration_manager, "
         "plans_manager, dataset_json_dict_or_file, output_file_truncated, save_probabilities, num_threads_torch)",
@@ -173,7 +173,7 @@ LEANS = (
     Lean(f"{DATASET}:infer_dataset_class(folder)", "`validate` asks which cases are preprocessed"),
     Lean(f"{DATASET}:nnUNetBaseDataset.get_identifiers(folder)", "`validate` asks which cases are preprocessed"),
     Lean(f"{DATASET}:nnUNetBaseDataset", "`validate` shows its progress by it", "self.identifiers"),
-    # plans, labels, files: integration/labels.py, networks.py, prediction_files.py, raw_images.py, fold_results.py
+    # plans, labels, files: nnunet/labels.py, networks.py, prediction_files.py, raw_images.py, fold_results.py
     Lean(f"{PLANS}:PlansManager.__init__(plans_file_or_dict)", "plans.json is read with it"),
     Lean(f"{PLANS}:PlansManager", "the model is described by it",
          "def dataset_name def plans_name def image_reader_writer_class def transpose_backward self.plans"),

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nnunet_calib import apply_temperature
-from nnunet_calib.integration.baking import CALIBRATED, ENTRY
-from nnunet_calib.integration.checkpoint_files import FINAL, load_checkpoint
+from nnunet_calib.nnunet.deployment.bake import CALIBRATED, ENTRY
+from nnunet_calib.nnunet.checkpoints import FINAL, load_checkpoint
 
 pytestmark = [
     # nnU-Net's own, on tiny data

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_calib.integration.baking import CALIBRATED
-from nnunet_calib.integration.checkpoint_files import FINAL, load_checkpoint
-from nnunet_calib.integration.deployment import find_temperature
+from nnunet_calib.nnunet.deployment.bake import CALIBRATED
+from nnunet_calib.nnunet.checkpoints import FINAL, load_checkpoint
+from nnunet_calib.results.deployed_temperature import find_temperature
 
 pytestmark = [
     # nnU-Net's own, on tiny data
@@ -271,7 +271,7 @@ class TestCrossValidation:
 
 def test_with_crossval(model):
     """The file that the command itself writes."""
-    from nnunet_calib.integration.crossval import merge_folds
+    from nnunet_calib.results.crossval import merge_folds
 
     folder = merge_folds(model.model_folder, (0, 1, 2))
     deployed = find_temperature(model.model_folder, ["2", "0"])

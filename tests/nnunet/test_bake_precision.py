@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from nnunet_calib import apply_temperature
-from nnunet_calib.integration.baking import CALIBRATED
-from nnunet_calib.integration.checkpoint_files import FINAL
+from nnunet_calib.nnunet.deployment.bake import CALIBRATED
+from nnunet_calib.nnunet.checkpoints import FINAL
 from tests.nnunet.baked import Untrained
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_calib.integration.checkpoint_files import find_checkpoint, load_checkpoint
-from nnunet_calib.integration.model_folder import ModelFolder
+from nnunet_calib.nnunet.checkpoints import find_checkpoint, load_checkpoint
+from nnunet_calib.results.layout import ModelFolder
 
 RAN = []
 

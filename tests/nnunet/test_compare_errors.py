@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.integration.comparison import compare_models
-from nnunet_calib.integration.model_folder import case_file
-from nnunet_calib.integration.training_split import Split
+from nnunet_calib.results.comparison import compare_models
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.training_split import Split
 from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, OTHER, TRAINER, two_models, write_dice
 from tests.nnunet.measured_folds import LABELS, Model, made
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_calib.integration.trainer import ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.nnunet.training.mixins import ML1ACEMixin, NACLMixin, SVLSMixin
 from tests.nnunet.test_mixins import make
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"

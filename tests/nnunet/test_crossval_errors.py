@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from nnunet_calib import __version__, cli
-from nnunet_calib.files import write_json
-from nnunet_calib.integration.crossval import merge_folds
-from nnunet_calib.integration.deployment import find_temperature
-from nnunet_calib.integration.model_folder import case_file
-from nnunet_calib.integration.training_split import FILE, Split
+from nnunet_calib.io.atomic_files import write_json
+from nnunet_calib.results.crossval import merge_folds
+from nnunet_calib.results.deployed_temperature import find_temperature
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.training_split import FILE, Split
 from tests.nnunet.measured_folds import CROSSVAL, DATASET, LABELS, TRAINER, Model, made
 
 RUN = f"nnUNetv2_train Dataset004_Synthetic 3d_fullres 1 -tr {TRAINER} -p nnUNetPlans"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.integration.predictions import for_each_case
+from nnunet_calib.nnunet.predictions import for_each_case
 from nnunet_calib.synthetic import synthetic_case
 
 

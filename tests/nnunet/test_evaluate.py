@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnunet_calib import CaseStatistics, archives, cli
-from nnunet_calib.integration.prediction_files import find_predictions
+from nnunet_calib import CaseStatistics, cli
+
+from nnunet_calib.io import npz_arrays as archives
+from nnunet_calib.nnunet.prediction_folder import find_predictions
 from tests.nnunet.conftest import LABEL_MODES
 from tests.nnunet.predicted import TEMPERATURE, arguments, assert_same, run, write_world
 from tests.report import PICTURES

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nnunet_calib import CaseStatistics, cli
-from nnunet_calib.histograms import Histograms
-from nnunet_calib.scopes import SCOPES
+from nnunet_calib.measuring.histograms import Histograms
+from nnunet_calib.measuring.scopes import SCOPES
 from tests.nnunet.conftest import LABEL_MODES
 from tests.nnunet.predicted import assert_same
 

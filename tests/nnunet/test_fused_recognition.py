@@ -9,7 +9,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLoss
 from torch import nn
 
-from nnunet_calib.integration.loss import add_term, describe, joinable, replace_cross_entropy
+from nnunet_calib.nnunet.training.loss_terms import add_term, describe, joinable, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.joined import DiceCE
 from tests.nnunet.fused import (

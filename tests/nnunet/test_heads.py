@@ -9,8 +9,8 @@ from dynamic_network_architectures.architectures.primus import Primus, PrimusV2
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet, ResidualUNet
 from torch import nn
 
-from nnunet_calib.integration.baking import divided_weights
-from nnunet_calib.integration.heads import TOLERANCE, find_heads, largest_deviation, outputs_of
+from nnunet_calib.nnunet.deployment.bake import divided_weights
+from nnunet_calib.nnunet.deployment.last_layers import TOLERANCE, find_heads, largest_deviation, outputs_of
 
 T = 1.7
 UNET = {

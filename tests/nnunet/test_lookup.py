@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from nnunet_calib import trainers
-from nnunet_calib.integration.lookup import MODULE, trainers_folder
+from nnunet_calib.nnunet.lookup import MODULE, trainers_folder
 
 NAMES = [trainer.__name__ for trainer in trainers.TRAINERS]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_calib.integration import measured_cases
-from nnunet_calib.integration.folds import write_fold
-from nnunet_calib.integration.model_folder import case_file
+from nnunet_calib.results import judged_cases as measured_cases
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.results.layout import case_file
 from tests.nnunet.measured_folds import fit_cases
 from tests.nnunet.test_folds import LABELS, MODEL, REGIONS, case, files, fold, load
 

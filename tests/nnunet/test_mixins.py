@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 
 from nnunet_calib import trainers
-from nnunet_calib.integration.trainer import ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.nnunet.training.mixins import ML1ACEMixin, NACLMixin, SVLSMixin
 from nnunet_calib.trainers import nnUNetTrainerML1ACE, nnUNetTrainerNACL, nnUNetTrainerSVLS
 from tests.nnunet.conftest import PLANS
 

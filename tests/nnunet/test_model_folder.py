@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from nnunet_calib import cli
-from nnunet_calib.integration.checkpoint_files import find_checkpoint
-from nnunet_calib.integration.crossval import merge_folds
-from nnunet_calib.integration.deployment import Deployed, find_temperature
-from nnunet_calib.integration.fold_results import find_folds
-from nnunet_calib.integration.model_folder import ModelFolder, comparison_folder
+from nnunet_calib.nnunet.checkpoints import find_checkpoint
+from nnunet_calib.results.crossval import merge_folds
+from nnunet_calib.results.deployed_temperature import Deployed, find_temperature
+from nnunet_calib.results.measured_folds import find_folds
+from nnunet_calib.results.layout import ModelFolder, comparison_folder
 from tests.nnunet.measured_folds import DATASET, TRAINER, Model, made, three_folds
 from tests.nnunet.trained_fold import PLANS, change_json
 
@@ -38,7 +38,7 @@ def test_two_underscores(tmp_path, monkeypatch, capsys):
     models = [two_folds(tmp_path, **NAMED), two_folds(tmp_path, **NAMED | {"trainer": "nnUNetTrainer"}, weights="w")]
     for name, value in models[0].environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("nnunet_calib.report.figures.draw_fold", lambda *args: None)
+    monkeypatch.setattr("nnunet_calib.figures.fold_figures.draw_fold", lambda *args: None)
     assert cli.main([*arguments("crossval"), "-f", "0", "1"]) == 0
     summary = json.loads((models[0].model_folder.crossval((0, 1)) / "summary.json").read_text())
     assert {name: summary["model"][name] for name in NAMED} == NAMED

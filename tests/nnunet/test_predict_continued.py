@@ -20,7 +20,7 @@ OPTIONS = ("--maps", "probabilities", "entropy")
 KILLED = """
 import os, signal, sys
 from nnunet_calib import cli
-from nnunet_calib.integration import map_images
+from nnunet_calib.nnunet.deployment import map_images
 
 def kill(*arguments, **options):
     global left

@@ -5,7 +5,7 @@ import pytest
 import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
-from nnunet_calib.integration.predicted_maps import LOGITS, ExportWithMaps
+from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
 
 TEMPERATURES = (1.75, 0.7, 3.1)
 

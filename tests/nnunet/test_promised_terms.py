@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_calib.integration.loss import LossWithTerm, add_term
-from nnunet_calib.integration.trainer import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term
+from nnunet_calib.nnunet.training.mixins import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from nnunet_calib.losses import NACLLoss
 from tests.nnunet.test_loss import MODES, batch, nnunet_loss
 
@@ -237,7 +237,7 @@ def test_failures_cost_nothing(monkeypatch):
     trainer = make(NACLMixin)
     trainer.logger.update_config = fail
     trainer.term_weights = fail
-    monkeypatch.setattr("nnunet_calib.integration.trainer.missing_terms", fail)
+    monkeypatch.setattr("nnunet_calib.nnunet.training.mixins.missing_terms", fail)
     trainer.run_training()
     assert "epoch 1" in trainer.log
     told = "".join(trainer.log)

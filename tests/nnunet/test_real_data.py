@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.scopes import SCOPES
-from nnunet_calib.temperature import TEMPERATURE_BOUNDS
+from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
 from tests.nnunet.conftest import PLANS, SHORT_TRAINERS, World, shrink_plans
 
 VARIABLE = "NNUNET_CALIB_TEST_DATA"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.integration.cases import of_steps
+from nnunet_calib.nnunet.saved_probabilities import of_steps
 from tests.nnunet.faults.test_odd_cases import refusal, write_case
 from tests.nnunet.predicted import run, write_world
 from tests.test_cli import sentence

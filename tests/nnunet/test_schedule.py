@@ -2,7 +2,7 @@
 
 import pytest
 
-from nnunet_calib.integration.schedule import scheduled_weight, warmed_up
+from nnunet_calib.nnunet.training.weight_schedule import scheduled_weight, warmed_up
 from nnunet_calib.trainers import nnUNetTrainerNACL, nnUNetTrainerNACLML1ACE
 
 

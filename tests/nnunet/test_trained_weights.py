@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_calib.integration.networks import put_weights
-from nnunet_calib.integration.trained_weights import (
+from nnunet_calib.nnunet.deployment.networks import put_weights
+from nnunet_calib.nnunet.trained_weights import (
     plain_names,
     read_weights,
     state_fingerprint,

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_calib import cli
-from nnunet_calib.integration.training_split import FILE
+from nnunet_calib.results.training_split import FILE
 from tests.nnunet.trained_fold import CONFIGURATION, PLANS, TRAINER, change_json, snapshot
 
 pytestmark = [

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.statistics_file import Content, check
+from nnunet_calib.measuring.case_file import Content, check
 from tests.measuring.conftest import assert_same_histograms, assert_same_sample
 from tests.properties.strategies import FEW, IGNORED, SAME, Made, volumes
 

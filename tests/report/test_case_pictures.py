@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nnunet_calib.report.case_figures import draw_case
-from nnunet_calib.report.case_pictures import CasePicture, colour_bar, picture_bytes
-from nnunet_calib.slices import RepresentativeSlice
+from nnunet_calib.figures.case_figures import draw_case
+from nnunet_calib.figures.case_pictures import CasePicture, colour_bar, picture_bytes
+from nnunet_calib.measuring.picture_slice import RepresentativeSlice
 
 TRUE = np.array([[0, 1, 1, 2], [0, 0, 2, 2], [3, 1, 1, 0]])
 PREDICTED = np.array([[1, 1, 0, 2], [0, 0, 2, 2], [1, 1, 1, 0]])

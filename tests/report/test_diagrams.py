@@ -5,8 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.metrics import ReliabilityCurve, reliability_curve
-from nnunet_calib.report.diagrams import (
+from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
+from nnunet_calib.figures.diagrams import (
     draw_confidence,
     draw_dataset_reliability,
     draw_nll,

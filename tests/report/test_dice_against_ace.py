@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from nnunet_calib.report.dice_against_ace import (
+from nnunet_calib.figures.dice_against_ace import (
     Estimate,
     Point,
     dice_against_ace_figure,
@@ -139,7 +139,7 @@ def test_no_dice_any_more(tmp_path):
 
 LATE = """
 import sys
-from nnunet_calib.report import dice_against_ace
+from nnunet_calib.figures import dice_against_ace
 assert not [name for name in sys.modules if name.split(".")[0] == "matplotlib"], "imported early"
 dice_against_ace.dice_against_ace_figure({"models": [], "cases": [], "results": []}).canvas.draw()
 assert "matplotlib" in sys.modules

@@ -8,10 +8,10 @@ import pytest
 from matplotlib.image import imread
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.integration.folds import write_fold
-from nnunet_calib.integration.labels import Heads
-from nnunet_calib.integration.model_folder import case_file
-from nnunet_calib.report.figures import (
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.figures.fold_figures import (
     boxes_figure,
     confidence_figure,
     dataset_reliability_figure,
@@ -20,7 +20,7 @@ from nnunet_calib.report.figures import (
     nll_figure,
     reliability_figure,
 )
-from nnunet_calib.report.results import DrawnCases, Results
+from nnunet_calib.figures.drawn_results import DrawnCases, Results
 from tests.measuring.conftest import make_case
 from tests.report import FIGURES, PICTURES
 
@@ -127,8 +127,8 @@ LATE = """
 import sys
 import numpy as np
 from nnunet_calib import CaseStatistics
-from nnunet_calib.report.figures import boxes_figure, dataset_reliability_figure, reliability_figure
-from nnunet_calib.report.results import DrawnCases
+from nnunet_calib.figures.fold_figures import boxes_figure, dataset_reliability_figure, reliability_figure
+from nnunet_calib.figures.drawn_results import DrawnCases
 assert not [name for name in sys.modules if name.split(".")[0] == "matplotlib"], "imported early"
 case = CaseStatistics.from_probabilities(np.full((2, 4, 4), 0.5), np.eye(4, dtype=int))
 for draw in (reliability_figure, dataset_reliability_figure, boxes_figure):

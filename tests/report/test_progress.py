@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nnunet_calib.report.progress import draw_progress, draw_pseudo_ace
+from nnunet_calib.figures.progress import draw_progress, draw_pseudo_ace
 
 NAN = float("nan")
 

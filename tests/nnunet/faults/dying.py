@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
-from nnunet_calib.integration import predicting
+from nnunet_calib.nnunet.validation import predict_cases as predicting
 
 LAST = "case.4"
 convert_only = predicting.convert_only

@@ -83,7 +83,7 @@ def one_figure(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let commands draw a single small figure, since all of them take seconds."""
     from matplotlib.figure import Figure
 
-    from nnunet_calib.report import figures
+    from nnunet_calib.figures import fold_figures as figures
 
     with patch.context() as context:
         context.setattr(figures, "figures", lambda *_: {"nll": lambda: Figure(figsize=(1, 1))})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_calib import cli
-from nnunet_calib.integration import revalidation
+from nnunet_calib.nnunet.validation import trained_fold as revalidation
 from tests.nnunet.faults.disks import read_only_disk
 from tests.nnunet.faults.processes import ended, forked, killed, needs_fork
 from tests.nnunet.trained_fold import CONFIGURATION, snapshot

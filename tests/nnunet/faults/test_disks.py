@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.report import report_page
+from nnunet_calib.report import fold_page as report_page
 from tests.nnunet.faults.disks import full_disk, read_only_disk
 from tests.nnunet.faults.processes import ended, forked, half_written, needs_fork, one_figure, visible
 from tests.nnunet.measured_folds import CROSSVAL, TRAINER, Model, made

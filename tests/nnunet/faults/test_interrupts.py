@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_calib import demo
-from nnunet_calib.processes import sigterm_interrupts
+from nnunet_calib.io.processes import sigterm_interrupts
 from tests.nnunet.predicted import write_world
 from tests.test_cli import sentence
 

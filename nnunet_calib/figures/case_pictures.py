@@ -1,0 +1,155 @@
+"""One slice of a case: the image, where the segmentation is right and wrong, and its probabilities, as pixels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.measuring.picture_slice import RepresentativeSlice
+from nnunet_calib.posthoc.temperature import apply_temperature
+
+Regions = Sequence[Sequence[int]] | None
+
+# Right, wrongly found, missed: apart for colour-blind readers by hue, in grey print by brightness and line style.
+OUTLINES: tuple[tuple[str, str, Literal["solid", "dashed", "dotted"]], ...] = (
+    ("true positive", "#56B4E9", "solid"), ("false positive", "#D55E00", "dashed"),
+    ("false negative", "#F0E442", "dotted"),
+)  # fmt: skip
+COLOUR_MAP = "cividis"  # made for colour-blind readers, even in grey; unlike magma no outline is lost in it
+_SMALL = 20_000  # bytes of a PNG that need not become less exact
+_LINE = 2  # pixels of an outline in a web page, where pictures are shown smaller than they are
+_TILE = 180  # pixels that the shorter side of a tile has at least in a web page, in whole multiples of its own
+
+
+@dataclass(frozen=True)
+class CasePicture:
+    """A slice of one head.
+
+    Attributes:
+        background: (rows, columns) float in [0, 1]: the image, or where there is none the label map.
+        before: (rows, columns) probabilities at T = 1.
+        after: the same with temperature.
+        outcome: (3, rows, columns) bool: true positive, false positive, false negative.
+        head: which head it is of.
+        aspect: height of a pixel, with a width of 1.
+    """
+
+    background: NDArray[np.float32]
+    before: NDArray[np.float32]
+    after: NDArray[np.float32]
+    outcome: NDArray[np.bool_]
+    head: int
+    aspect: float
+
+    @classmethod
+    def of(
+        cls, shown: RepresentativeSlice, temperature: float, *, regions: Regions, ignore_label: int | None,
+        image: NDArray | None = None,
+    ) -> CasePicture:
+        """The picture of the head that has the most foreground, true or predicted, in the slice.
+
+        Args:
+            shown: the slice.
+            temperature: T > 0.
+            regions: the label values of each head, None for classes (of which 0 is the background).
+            ignore_label: voxels with it are neither right nor wrong.
+            image: (channels, *spatial) of the whole case, on the grid of the label map; the first channel is shown.
+
+        Raises:
+            ValueError: if the image has another size than the label map must have had.
+        """
+        p = shown.probabilities.astype(np.float32) / 255
+        if regions is None:
+            predicted = p.argmax(0) == np.arange(len(p))[:, None, None]
+            true = shown.labels == np.arange(len(p))[:, None, None]
+        else:
+            predicted = p > 0.5
+            true = np.stack([np.isin(shown.labels, list(region)) for region in regions])
+        valid = True if ignore_label is None else shown.labels != ignore_label
+        area = ((true | predicted) & valid).sum((1, 2))
+        if regions is None:
+            area[0] = -1
+        head = int(area.argmax())
+        t, s = true[head] & valid, predicted[head] & valid
+        return cls(
+            _background(shown, image), p[head],
+            apply_temperature(p, temperature, regions=regions is not None)[head].astype(np.float32),
+            np.stack([t & s, s & ~true[head], t & ~s]), head, float(shown.spacing[0] / shown.spacing[1]),
+        )  # fmt: skip
+
+
+def _background(shown: RepresentativeSlice, image: NDArray | None) -> NDArray[np.float32]:
+    if image is not None:
+        dimensions = len(shown.where)
+        if image.ndim != dimensions + 1 or any(
+            n < stop for n, stop in zip(image.shape[1:], shown.where[:, 1], strict=True)
+        ):
+            raise ValueError(
+                f"expected an image on the grid of the label map, of at least {tuple(map(int, shown.where[:, 1]))} "
+                f"voxels, got {image.shape[1:]}: is it of the same case?"
+            )
+        pixels = np.asarray(image[0][shown.index], np.float32)
+    elif len(shown.image):
+        pixels = shown.image[0].astype(np.float32)
+    else:
+        pixels = shown.labels.astype(np.float32)
+    low, high = np.nanpercentile(pixels, (1, 99)) if len(shown.image) or image is not None else (0, pixels.max())
+    grey: NDArray[np.float32] = np.nan_to_num((pixels - low) / max(high - low, 1e-6)).clip(0, 1)
+    return grey
+
+
+def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
+    """The three panels side by side as a small image, several hundred times as fast as a figure.
+
+    Returns:
+        The file's content (PNG, or WebP where that is much smaller), its media type, and its width and height.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    rows, columns = picture.background.shape
+    times = max(1, -(-_TILE // max(min(rows, columns), 1)))
+    size = max(1, round(rows * times * picture.aspect)), columns * times
+
+    def enlarged(pixels: NDArray) -> NDArray:
+        at = [np.arange(n) * of // n for n, of in zip(size, (rows, columns), strict=True)]
+        return pixels[np.ix_(*at)]
+
+    tiles = []
+    for pixels, colours in ((picture.background, "gray"), (picture.before, COLOUR_MAP), (picture.after, COLOUR_MAP)):
+        tile = colormaps[colours](enlarged(pixels))[..., :3]
+        for mask, (_, colour, _) in zip(picture.outcome, OUTLINES, strict=True):
+            core = enlarged(mask)
+            tile[core & ~_eroded(core, _LINE)] = to_rgb(colour)
+        tiles += [tile, np.ones((size[0], 4, 3))]
+    whole = Image.fromarray(np.rint(255 * np.concatenate(tiles[:-1], 1)).astype(np.uint8))
+    png, webp = io.BytesIO(), io.BytesIO()
+    whole.quantize(160, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
+    if png.tell() <= _SMALL:
+        return png.getvalue(), "image/png", whole.size
+    whole.save(webp, "WEBP", quality=80)
+    return webp.getvalue(), "image/webp", whole.size
+
+
+def _eroded(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
+    """The mask without `times` layers of its border pixels."""
+    for _ in range(times):
+        padded = np.pad(mask, 1)
+        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask
+
+
+def colour_bar() -> bytes:
+    """PNG of the colours of the probabilities from 0 (left) to 1, a row of 256 pixels."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(colormaps[COLOUR_MAP](np.arange(256)[None], bytes=True)[..., :3]).save(file, "PNG")
+    return file.getvalue()

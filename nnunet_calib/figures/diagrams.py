@@ -1,0 +1,175 @@
+"""Diagrams of one head on given axes, from bins alone; matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve
+from nnunet_calib.figures.style import BARS, FILLED, GAP, LINE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+
+def _square(ax: Axes, ylabel: str) -> None:
+    ax.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--", zorder=3)
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="predicted probability", ylabel=ylabel)
+    ax.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+
+
+def draw_reliability(
+    ax: Axes,
+    curve: ReliabilityCurve,
+    row: int,
+    title: str,
+    interval: tuple[NDArray, NDArray] | None = None,
+) -> None:
+    """Reliability diagram of one head, with the number of voxels in each bin in a strip above it.
+
+    Bars stand at the observed frequency; the hatched part reaches to the mean probability of the bin. It is that of a
+    case or of pooled cases, as the curve is.
+
+    Args:
+        ax: where to draw.
+        curve: bins, from `reliability_curve`.
+        row: which head; -1 is the top label.
+        title: above the diagram.
+        interval: lower and upper limits (heads + 1, M) of the observed frequency, from `ratio_intervals` over cases;
+            drawn as whiskers where they are numbers.
+    """
+    counts, confidence, frequency = (x[row] for x in (curve.counts, curve.confidence, curve.frequency))
+    edges = np.linspace(0, 1, len(counts) + 1)
+    filled = counts > 0
+    width = edges[1]
+    left, observed, expected = edges[:-1][filled], frequency[filled], confidence[filled]
+    ax.bar(left, observed, width, align="edge", color=BARS, edgecolor="white", linewidth=0.3, label="observed")
+    ax.bar(
+        left, expected - observed, width, bottom=observed, align="edge", color="none", edgecolor=GAP, linewidth=0.6,
+        hatch="//////", label="gap to the mean probability",
+    )
+    if interval is not None:
+        low, high = (limit[row][filled] for limit in interval)
+        ax.vlines(left + width / 2, low, high, color="black", linewidth=1, zorder=4, label="95 % interval over cases")
+    _square(ax, "observed frequency")
+    strip = ax.inset_axes((0, 1.08, 1, 0.2))
+    strip.bar(left, counts[filled], width, align="edge", color=FILLED, edgecolor="white", linewidth=0.3)
+    power = int(np.ceil(np.log10(max(counts.sum(), 10))))
+    strip.set(xlim=(0, 1), yscale="log", ylim=(0.5, 10.0**power), xticks=[])
+    strip.set_yticks([1, 10.0**power], ["1", f"$10^{{{power}}}$"])
+    strip.minorticks_off()
+    strip.tick_params(labelsize="small", width=0.5, length=2, pad=1)
+    strip.set_ylabel("voxels", fontsize="small", labelpad=2)
+    ax.set_title(title, fontsize="medium")
+
+
+def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: int, title: str) -> AxesImage:
+    """Dataset reliability histogram of one head: over cases, the joint histogram of predicted and observed frequency.
+
+    Each case adds one count per bin that holds a voxel, at the frequency it observed there: a calibrated model gathers
+    on the diagonal, and the spread shows what pooling all voxels hides (Barfoot et al. 2024).
+
+    Args:
+        ax: where to draw.
+        curves: one per case, from `reliability_curve`; cases without the class must be left out.
+        row: which head; -1 is the top label.
+        title: above the diagram.
+
+    Returns:
+        The image, for a colour bar; its values are shares of the cases.
+    """
+    from matplotlib.colors import PowerNorm
+
+    bins = curves[0].counts.shape[1] if curves else NUM_BINS
+    joint = np.zeros((bins, bins))
+    for curve in curves:
+        filled = np.flatnonzero(curve.counts[row] > 0)
+        observed = np.minimum((curve.frequency[row][filled] * bins).astype(int), bins - 1)
+        joint[observed, filled] += 1
+    share = np.ma.masked_equal(joint / max(len(curves), 1), 0)
+    # most shares are small: a square root keeps them apart; from light to dark, empty cells stay white
+    image = ax.imshow(share, origin="lower", extent=(0, 1, 0, 1), cmap="YlGnBu", norm=PowerNorm(0.5, 0, 1))
+    _square(ax, "observed frequency")
+    ax.set_title(title, fontsize="medium")
+    return image
+
+
+def draw_reliability_boxes(ax: Axes, curves: Sequence[ReliabilityCurve], row: int, title: str) -> None:
+    """Box-plot reliability of one head: in each bin, the spread over cases of the frequency that a case observed.
+
+    Boxes reach from the first to the third quartile with the median as a line, whiskers to the furthest case within
+    1.5 times the box's height, dots are the cases beyond. Each case counts once, however many voxels it has in a bin.
+
+    Args:
+        ax: where to draw.
+        curves: one per case, from `reliability_curve`; cases without the class must be left out.
+        row: which head; -1 is the top label.
+        title: above the diagram.
+    """
+    bins = curves[0].counts.shape[1] if curves else NUM_BINS
+    spread, middles = [], []
+    for m in range(bins):
+        values = [curve.frequency[row][m] for curve in curves if curve.counts[row][m] > 0]
+        if values:
+            spread.append(values)
+            middles.append((m + 0.5) / bins)
+    if spread:
+        ax.boxplot(
+            spread, positions=middles, widths=0.7 / bins, manage_ticks=False, patch_artist=True,
+            boxprops={"facecolor": BARS, "linewidth": 0.6}, whiskerprops={"linewidth": 0.6},
+            capprops={"linewidth": 0.6}, medianprops={"color": "black", "linewidth": 1.4},
+            flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": GAP, "markerfacecolor": GAP},
+        )
+    _square(ax, "observed frequency")
+    ax.set_title(title, fontsize="medium")
+
+
+def draw_confidence(ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve, row: int, title: str) -> None:
+    """Confidence histogram of one head: the share of the voxels in each bin, before and after temperature.
+
+    Args:
+        ax: where to draw.
+        before: bins at T = 1, from `reliability_curve`.
+        after: the same voxels with temperature.
+        row: which head; -1 is the top label.
+        title: above the diagram.
+    """
+    for curve, colour, name in ((before, FILLED, "T = 1"), (after, LINE, "with T")):
+        counts = curve.counts[row]
+        share = counts / max(counts.sum(), 1)
+        edges = np.linspace(0, 1, len(counts) + 1)
+        ax.stairs(share, edges, baseline=1e-9, fill=curve is before, color=colour, linewidth=1.6, label=name)
+    ax.set(xlim=(0, 1), yscale="log", ylim=(1e-6, 1), xlabel="predicted probability", ylabel="share of the voxels")
+    ax.set_title(title, fontsize="medium")
+
+
+def draw_nll(
+    ax: Axes, temperatures: ArrayLike, nll: ArrayLike, optimum: float, standard_error: float
+) -> None:
+    """NLL against temperature, with the optimum and the interval of two standard errors around it.
+
+    Args:
+        ax: where to draw.
+        temperatures: rising, above 0.
+        nll: mean negative log-likelihood per voxel at each, in nats, from `nll_at`.
+        optimum: the fitted temperature.
+        standard_error: of it; infinity draws no interval.
+    """
+    temperatures = np.asarray(temperatures)
+    ax.plot(temperatures, nll, color=LINE, linewidth=1.6)
+    ax.axvline(1, color="0.4", linewidth=0.8, linestyle="--", label="T = 1")
+    known = np.isfinite(standard_error)
+    if known:
+        ax.axvspan(optimum - 2 * standard_error, optimum + 2 * standard_error, color=BARS, alpha=0.4, linewidth=0)
+    said = f"T = {optimum:.3f}" + (f" ± {2 * standard_error:.3f}" if known else "")
+    ax.axvline(optimum, color=GAP, linewidth=1.4, label=said)
+    ax.set(xscale="log", xlim=(temperatures[0], temperatures[-1]), xlabel="temperature T, by which logits are divided")
+    ax.set_ylabel("NLL in nats per voxel")
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if temperatures[0] <= t <= temperatures[-1]]
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.minorticks_off()
+    ax.legend()

@@ -1,0 +1,116 @@
+"""Dice against ACE and MCE of several models, before and after temperature; matplotlib is imported only when drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nnunet_calib.io.atomic_files import forget
+from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.io.names import in_figure
+from nnunet_calib.figures.style import COLOURS, ENDINGS, in_style, new_figure, outer_labels, save_figure
+from nnunet_calib.report.tables import missing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = "dice_against_ace"
+
+# tell models apart in grey print, and where two share a colour
+_MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
+
+
+class Estimate(NamedTuple):
+    """A mean with its interval; NaN or None where there is none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Point(NamedTuple):
+    """What is drawn of a model: its Dice, and its ACE or MCE."""
+
+    name: str
+    dice: Estimate
+    uncalibrated: Estimate
+    calibrated: Estimate
+
+
+def draw_dice_against_ace(ax: Axes, points: Sequence[Point], error: str = "ACE") -> None:
+    """Each model a pair of points, open at T = 1 and filled with temperature, joined by a pale line.
+
+    Bars are the intervals: of the error with wide caps at T = 1 and narrow ones with temperature, since they lie on one
+    line; of the Dice, which is the same for both, once. `ax.legend()` names models and stages.
+
+    Args:
+        ax: where to draw.
+        points: of the models; those without Dice or error are left out.
+        error: what the points hold beside Dice, for the label.
+    """
+    for i, point in enumerate(points):
+        colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
+        stages = [(point.uncalibrated, "white", 5), (point.calibrated, colour, 2.5)]
+        stages = [stage for stage in stages if not missing(stage[0].mean)]
+        if missing(point.dice.mean) or not stages:
+            continue
+        x, heights = point.dice.mean, [ace.mean for ace, *_ in stages]
+        ax.plot([x] * len(stages), heights, color=colour, linewidth=5, alpha=0.3, solid_capstyle="butt", zorder=1)
+        common: dict[str, Any] = {"color": colour, "linestyle": "none", "elinewidth": 0.9, "zorder": 2}
+        ax.errorbar(x, heights[0], xerr=_reach(point.dice), capsize=2.5, **common)
+        for ace, face, cap in stages:
+            ax.errorbar(x, ace.mean, yerr=_reach(ace), capsize=cap, **common)
+            ax.plot(x, ace.mean, marker, color=colour, markersize=5.5, markerfacecolor=face, zorder=3)
+        ax.plot([], [], color=colour, marker=marker, linestyle="none", label=in_figure(point.name))
+    for label, face in (("T = 1", "white"), ("with temperature", "0.4")):
+        ax.plot([], [], color="0.4", marker="o", markerfacecolor=face, linestyle="none", label=label)
+    ax.margins(0.08)
+    ax.locator_params(axis="x", nbins=6)  # more labels would touch at a column's width
+    ax.set(xlabel="Dice, higher is better", ylabel=f"{error}, lower is better")
+
+
+@in_style
+def dice_against_ace_figure(comparison: dict[str, Any]) -> Figure:
+    """The figure of a comparison: Dice against ACE above Dice against MCE.
+
+    Args:
+        comparison: the content of comparison.json, with null or NaN where there is no value.
+    """
+    # a line of the legend for each model, so that many of them do not squeeze the axes
+    figure, axes = new_figure(4.3 + 0.15 * len(comparison["models"]), 2)
+    for ax, error in zip(axes[:, 0], ("ace", "mce"), strict=True):
+        draw_dice_against_ace(ax, points_of(comparison, error), error.upper())
+    outer_labels(axes)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
+    cases = len(comparison["cases"])
+    figure.suptitle(f"Mean over foreground classes and {cases} cases,\n{NUM_BINS} bins, with 95 % intervals")
+    return figure
+
+
+def points_of(comparison: dict[str, Any], error: str = "ace") -> list[Point]:
+    """Dice and error ("ace" or "mce") of the foreground in the whole image, from the content of comparison.json."""
+    found: dict[str, dict[str, Estimate]] = {model["name"]: {} for model in comparison["models"]}
+    for group in comparison["results"]:
+        if group["metric"] in ("dice", error) and (group["of"], group["scope"]) == ("foreground_mean", "image"):
+            for row in group["models"]:
+                key = "dice" if group["metric"] == "dice" else group["stage"]
+                found[row["model"]][key] = Estimate(row["mean"], *row["interval"])
+    return [Point(name, **estimates) for name, estimates in found.items()]
+
+
+def draw_comparison(comparison: dict[str, Any], folder: Path) -> None:
+    """Write dice_against_ace as PNG, SVG and PDF, or remove those of before where no model has a Dice."""
+    if all(missing(point.dice.mean) for point in points_of(comparison)):
+        for ending in ENDINGS:
+            forget(folder / f"{NAME}.{ending}")
+        return
+    save_figure(lambda: dice_against_ace_figure(comparison), folder, NAME)
+
+
+def _reach(estimate: Estimate) -> list[list[float]] | None:
+    """How far the interval reaches to either side; the mean may lie outside that of very few cases."""
+    if missing(estimate.low) or missing(estimate.high):
+        return None
+    return [[max(estimate.mean - estimate.low, 0)], [max(estimate.high - estimate.mean, 0)]]

@@ -1,0 +1,152 @@
+"""Whole figures of a fold or of merged folds, a column wide; matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve, calibration_errors, reliability_curve
+from nnunet_calib.figures.case_figures import ImageOf, no_image, reliability_of_cases_figure, worst_cases_figure
+from nnunet_calib.figures.diagrams import (
+    draw_confidence,
+    draw_dataset_reliability,
+    draw_nll,
+    draw_reliability,
+    draw_reliability_boxes,
+)
+from nnunet_calib.figures.drawn_results import DrawnCases, Results
+from nnunet_calib.figures.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
+from nnunet_calib.metrics.significance import ratio_intervals
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+def _when(temperature: float) -> tuple[str, str]:
+    """What the left and the right column of panels show, with spaces at which no line ends."""
+    return "T\xa0=\xa01", f"T\xa0≈\xa0{temperature:.2f}"
+
+
+@in_style
+def reliability_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
+    """Pooled reliability diagrams, a row for every head and the top label: before (left) and after temperature (right).
+
+    Args:
+        before: the cases of a fold.
+        after: the same cases, each with a temperature fitted without it.
+        temperature: the fold's, for the titles.
+        names: of the heads, and of the top label.
+    """
+    figure, axes = new_figure(2.12 * len(names) + 0.8, len(names), 2)
+    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+        curve, errors = reliability_curve(cases.pooled), calibration_errors(cases.pooled)
+        interval = _frequency_interval(cases.curves)
+        for row, (ax, name) in enumerate(zip(column, names, strict=True)):
+            top = row == len(names) - 1
+            ece, ace = (float(errors[f"top_label_{m}"] if top else errors[m][row]) for m in ("ece", "ace"))
+            said = "in no case" if np.isnan(ace) else f"ACE {ace:.3f}, ECE {ece:.4f}"
+            draw_reliability(ax, curve, row, f"{in_lines(f'{name}, {when}')}\n{said}", interval)
+    outer_labels(axes)
+    make_room(figure, axes, 2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Reliability, voxels of {len(before)} cases pooled,\n{NUM_BINS} bins of equal width")
+    return figure
+
+
+def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap limits of the pooled observed frequency in each bin."""
+    counts = np.stack([curve.counts for curve in curves]).astype(np.float64)
+    positives = np.stack([np.nan_to_num(curve.frequency) for curve in curves]) * counts
+    return ratio_intervals(positives, counts)
+
+
+@in_style
+def dataset_reliability_figure(
+    before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]
+) -> Figure:
+    """Dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
+    figure, axes = new_figure(1.8 * len(names) + 0.9, len(names), 2)
+    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+        for row, (ax, name) in enumerate(zip(column, names, strict=True)):
+            curves = cases.having(row, before.present)
+            image = draw_dataset_reliability(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
+    outer_labels(axes)
+    make_room(figure, axes, 2)
+    colour_bar(figure, image, axes, "share of the cases that have the class")
+    figure.suptitle(f"Dataset reliability histogram:\none count per case and bin, {NUM_BINS} bins")
+    return figure
+
+
+@in_style
+def boxes_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
+    """Box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
+    figure, axes = new_figure(1.8 * len(names) + 0.6, len(names), 2)
+    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+        for row, (ax, name) in enumerate(zip(column, names, strict=True)):
+            curves = cases.having(row, before.present)
+            draw_reliability_boxes(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
+    outer_labels(axes)
+    make_room(figure, axes, 2)
+    figure.suptitle("Spread over cases of the frequency observed\nin each bin: quartiles, median, outliers")
+    return figure
+
+
+@in_style
+def confidence_figure(before: DrawnCases, after: DrawnCases, names: Sequence[str]) -> Figure:
+    """Confidence histograms of every head and the top label; arguments as `reliability_figure`."""
+    rows = -(-len(names) // 2)
+    figure, axes = new_figure(1.5 * rows + 0.6, rows, 2)
+    curves = [reliability_curve(cases.pooled) for cases in (before, after)]
+    for row, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+        draw_confidence(ax, curves[0], curves[1], row, in_lines(name))
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    for ax in axes[:, 1]:
+        ax.set_ylabel("")
+    make_room(figure, axes, 1)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Predicted probabilities of the voxels of {len(before)} cases")
+    return figure
+
+
+@in_style
+def nll_figure(results: Results) -> Figure:
+    """NLL of all cases against temperature."""
+    fit = results.summary["temperature"]
+    error = fit.get("standard_error")
+    figure, axes = new_figure(2.4)
+    draw_nll(axes[0, 0], results.temperatures, results.nll, fit["temperature"], np.inf if error is None else error)
+    axes[0, 0].set_title(f"NLL of {len(results.cases)} cases, ± two standard errors")
+    return figure
+
+
+def figures(results: Results, image_of: ImageOf = no_image) -> dict[str, Callable[[], Figure]]:
+    """File name without ending -> what draws the figure of that name; `image_of` gives the images behind slices."""
+    before, after = results.before, results.after
+    pair = (before, after, results.temperature, results.names)
+    heads = results.summary["heads"]
+    return {
+        "reliability": lambda: reliability_figure(*pair),
+        "dataset_reliability_histogram": lambda: dataset_reliability_figure(*pair),
+        "reliability_boxes": lambda: boxes_figure(*pair),
+        "reliability_of_cases": lambda: reliability_of_cases_figure(results.cases, heads["keys"], results.names),
+        "confidence": lambda: confidence_figure(before, after, results.names),
+        "nll": lambda: nll_figure(results),
+        "worst_cases": lambda: worst_cases_figure(
+            results.cases, heads["names"], regions=heads["regions"], ignore_label=heads["ignore_label"],
+            image_of=image_of,
+        ),
+    }  # fmt: skip
+
+
+def draw_fold(calibration_folder: Path, image_of: ImageOf = no_image) -> None:
+    """Write all figures, as PNG, SVG and PDF, from the files of a fold or of merged folds.
+
+    Args:
+        calibration_folder: with summary.json.
+        image_of: gives a case's image for its slice, or None; without images the label map is shown.
+    """
+    for name, draw in figures(Results.read(calibration_folder), image_of).items():
+        save_figure(draw, calibration_folder, name)

@@ -1,0 +1,131 @@
+"""What all figures share: a column's width, fonts, colours, files; matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy as np
+
+from nnunet_calib.io.atomic_files import replaced_when_complete
+from nnunet_calib.io.names import in_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+_P = ParamSpec("_P")
+
+COLUMN = 3.46  # inches: 88 mm, a column of most journals
+ENDINGS = ("png", "svg", "pdf")  # bitmap, vectors for the web, vectors for LaTeX
+
+# Hues that stay apart for colour-blind readers, and mostly in grey print (Okabe and Ito).
+BARS, GAP, LINE = "#56B4E9", "#D55E00", "#0072B2"
+COLOURS = ("#000000", GAP, LINE, "#009E73", "#CC79A7", "#E69F00", BARS)
+FILLED = "0.6"
+
+_SIZE, _TICKS, _THIN = 8, 7, 0.6  # points
+_STYLE: Any = {
+    "font.size": _SIZE, "axes.titlesize": _SIZE, "axes.labelsize": _SIZE, "figure.titlesize": _SIZE,
+    "legend.fontsize": _TICKS, "xtick.labelsize": _TICKS, "ytick.labelsize": _TICKS, "axes.linewidth": _THIN,
+    "xtick.major.width": _THIN, "ytick.major.width": _THIN, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "axes.labelpad": 2, "axes.titlepad": 4, "hatch.linewidth": 0.5,
+    # the same numbers give the same bytes; publishers refuse fonts of Type 3
+    "svg.hashsalt": "nnunet_calib", "pdf.fonttype": 42,
+}  # fmt: skip
+_DPI, _LARGEST = 300, 60_000  # pixels: matplotlib draws none with a side of 65536
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Fonts and lines for a column's width, whatever was set before."""
+    from matplotlib import rc_context, style
+
+    # nnU-Net's logger leaves seaborn's settings with fonts 2.5 times as large in the training process
+    with style.context("default"), rc_context(_STYLE):
+        yield
+
+
+def in_style(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Draws a figure in that style."""
+
+    @wraps(draw)
+    def drawn(*args: _P.args, **options: _P.kwargs) -> Figure:
+        with styled():
+            return draw(*args, **options)
+
+    return drawn
+
+
+def new_figure(
+    height: float, rows: int = 1, columns: int = 1, height_ratios: Sequence[float] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """A figure of a column's width with its panels, which no window system and no global state of pyplot knows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(COLUMN, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
+    for ax in axes.flat:
+        _fix_ticks(ax)
+    return figure, axes
+
+
+def _fix_ticks(ax: Axes) -> None:
+    """Ticks are made when they are drawn, maybe in another style."""
+    ax.tick_params(labelsize=_TICKS, width=_THIN, length=2.5)
+
+
+def colour_bar(figure: Figure, image: AxesImage, axes: np.ndarray, label: str) -> None:
+    """The colours of all panels, below them."""
+    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, aspect=30, pad=0.02)
+    bar.set_label(label)
+    _fix_ticks(bar.ax)
+
+
+def outer_labels(axes: np.ndarray) -> None:
+    """Leave the axes' labels to the leftmost and the lowest panels, which share them."""
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+
+
+def make_room(figure: Figure, axes: np.ndarray, lines: int) -> None:
+    """Make a figure higher, whose height is right for titles of so many lines, where rows have titles of more."""
+    more = (max(ax.get_title().count("\n") + 1 for ax in row) - lines for row in axes)
+    figure.set_figheight(figure.get_figheight() + sum(max(n, 0) for n in more) * _SIZE * 1.3 / 72)
+
+
+def in_lines(text: str, width: int = 20) -> str:
+    """The text in lines that are no wider than half a column, for a title or a legend."""
+    return in_figure("\n".join(line for part in text.split("\n") for line in wrap(part, width)))
+
+
+def figure_bytes(draw: Callable[[], Figure], *endings: str) -> dict[str, bytes]:
+    """Draw a figure once; the content of its file with each of the endings."""
+    contents = {}
+    with styled():
+        figure = draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # everything has its place now, for all files alike
+        dpi = min(_DPI, _LARGEST / max(figure.get_size_inches()))
+        for ending in endings:
+            # the date would make the same figure another file each time
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending, {})
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, dpi=dpi, metadata=metadata)
+            contents[ending] = buffer.getvalue()
+    return contents
+
+
+def save_figure(draw: Callable[[], Figure], folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> None:
+    """Write a figure as files of that name; each is either complete or not there."""
+    for ending, content in figure_bytes(draw, *endings).items():
+        with replaced_when_complete(folder / f"{name}.{ending}") as temporary:
+            temporary.write_bytes(content)

@@ -1,0 +1,149 @@
+"""JSON files whoever made them: read, and checked to have the form that is needed, or refused in a sentence.
+
+A form says what a value must be:
+
+    str, bool, int, float, dict      of that type; int and float are finite numbers, float takes whole ones too
+    None                             null
+    SHARE                            a number from 0 to 1, or NaN
+    NAME                             the plain name of a file or folder, see `files.is_plain_name`
+    (form, form)                     one of these
+    [form]                           a list of any length with such values
+    [form, form]                     a list of two, or however many there are, with such values
+    {"key": form, "other?": form}    an object with these entries, those with "?" where they are there, and others
+    {str: form}                      an object with any keys and such values
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nnunet_calib.io.atomic_files import is_plain_name, open_regular, reason
+
+NAME = is_plain_name
+_WHOLE = "the content"
+_WORDS: dict[Any, str] = {
+    str: "text", bool: "true or false", int: "a whole number", float: "a number", dict: "an object", None: "null",
+}  # fmt: skip
+_LARGEST = 2**63
+_DEEPEST = 32
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxlevel = 2
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is from 0 to 1, or NaN, which nnU-Net writes where a value is undefined."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and (0 <= value <= 1 or value != value)  # type: ignore[operator]
+
+
+SHARE = is_share
+_WORDS |= {NAME: "a plain name without folders", SHARE: "a number from 0 to 1 or NaN"}
+
+
+def read_json(file: Path, form: Any = None, write_again: str = "write it again") -> Any:
+    """The content of a JSON file.
+
+    Args:
+        file: the file.
+        form: what the content must be; None takes anything.
+        write_again: what the user can do where it is not.
+
+    Raises:
+        ValueError: in one sentence that names the file, if it is damaged or of another form.
+        FileNotFoundError: if there is none.
+    """
+    try:
+        with open_regular(file) as stream:
+            content = json.loads(stream.read().decode("utf-8"))
+        if _is_deep(content):
+            raise ValueError("nested too deeply")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected JSON, found {file} damaged ({reason(error)}): {write_again}") from error
+    if form is not None:
+        check_form(content, form, file, write_again)
+    return content
+
+
+def _is_deep(content: Any) -> bool:
+    """Whether lists and objects lie in each other so deeply that Python could not show them."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [
+            entry for value in level if isinstance(value, dict | list)
+            for entry in (value.values() if isinstance(value, dict) else value)
+        ]  # fmt: skip
+    return bool(level)
+
+
+def check_form(content: Any, form: Any, file: Path, write_again: str = "write it again") -> None:
+    """Raise ValueError, in one sentence, if the content of a file is of another form; arguments as `read_json`."""
+    if problem := next(problems(content, form), None):
+        raise ValueError(f"{problem} in {file}: {write_again}")
+
+
+def problems(value: Any, form: Any, place: str = _WHOLE) -> Iterator[str]:
+    """What is wrong with a value, each as "expected ... to be ..., found ..."."""
+    if isinstance(form, dict) and form and isinstance(value, dict):
+        for key, of_value in form.items():
+            if key is str:
+                for name, entry in value.items():
+                    yield from problems(entry, of_value, _inside(place, name))
+            elif key.removesuffix("?") in value:
+                yield from problems(value[key.removesuffix("?")], of_value, _inside(place, key.removesuffix("?")))
+            elif not key.endswith("?"):
+                yield f"expected {_inside(place, key)}, found none"
+    elif isinstance(form, list) and isinstance(value, list):
+        if len(form) > 1 and len(value) != len(form):
+            yield f"expected {place} to be a list of {len(form)}, found {_shown(value)}"
+        for number, entry in enumerate(value):
+            yield from problems(entry, form[number % len(form)], f"{place}[{number}]")
+    elif isinstance(form, tuple):
+        if not any(next(problems(value, one), None) is None for one in form):
+            # of the form that says most, where it is of its kind
+            matching = [one for one in form if isinstance(one, dict | list) and isinstance(value, type(one))]
+            yield from problems(value, matching[0], place) if matching else [_wrong(value, form, place)]
+    elif not _is(value, form):
+        yield _wrong(value, form, place)
+
+
+def _is(value: Any, form: Any) -> bool:
+    if form is None:
+        return value is None
+    if form in (int, float):
+        kinds = (int,) if form is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and _is_finite(value)
+    if isinstance(form, type):
+        return isinstance(value, form)
+    return callable(form) and bool(form(value))
+
+
+def _is_finite(value: float) -> bool:
+    return -_LARGEST < value < _LARGEST if isinstance(value, int) else math.isfinite(value)
+
+
+def _wrong(value: Any, form: Any, place: str) -> str:
+    return f"expected {place} to be {_words(form)}, found {_shown(value)}"
+
+
+def _words(form: Any) -> str:
+    if isinstance(form, tuple):
+        return " or ".join(_words(one) for one in form)
+    if isinstance(form, dict | list):
+        return "an object" if isinstance(form, dict) else "a list"
+    return _WORDS[form]
+
+
+def _shown(value: Any) -> str:
+    text = _SHORT.repr(value)
+    return text if len(text) < 100 else f"{text[:100]}..."
+
+
+def _inside(place: str, name: str) -> str:
+    shown = _shown(name)[1:-1]
+    return shown if place == _WHOLE else f"{place}.{shown}"

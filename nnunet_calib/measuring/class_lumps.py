@@ -1,0 +1,107 @@
+r"""Of a voxel's classes those that matter: the others get one common log-probability, so that a sample stays small.
+
+What a temperature needs of the small classes is their sum of p^(1/T). With one p for m classes of mass S it is
+
+.. math:: m (S / m)^{1/T} \ge \sum p^{1/T} \quad (T \ge 1),
+
+where both sides are equal at T = 1 and for T without bound. Classes are listed, by falling p, until the difference at
+T = 2 is a small share of the sum over all classes but the largest. The true class is always listed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.posthoc.temperature import MIN_PROBABILITY
+
+DENSE_HEADS = 8  # up to so many, every class of a voxel is kept as it is
+FILE_BYTES = 4_000_000  # of a case of more heads, compressed
+_OTHERS, _CELL = 300_000, 8  # bytes of the slice for pictures, and of a bin that holds a voxel
+_LEAST = 1_000_000  # that the sample takes, however many bins there are
+_TOLERANCE = 0.002  # of it, T is too small by up to a quarter
+_ROUNDED_BELOW = -3.0  # log-probabilities are rounded below
+_STEPS = 32  # to such a part of 1; rounding is at random, and averages out
+_CHUNK = 1 << 20  # log-probabilities at a time
+# compressed bytes of a listed class, of a class where all are listed, and of what else is kept of a voxel
+_LISTED, _DENSE, _VOXEL = 2.3, 1.3, 5.0
+
+
+def lump_classes(logits: NDArray[np.float16], labels: NDArray) -> NDArray[np.float16]:
+    """Return log-probabilities (n, C) with a common one for the classes of each voxel that hardly matter.
+
+    Args:
+        logits: (n, C), of which exp sums to 1 over the classes.
+        labels: (n,) the true classes.
+    """
+    if logits.shape[1] <= DENSE_HEADS:
+        return logits
+    lumped = np.empty_like(logits)
+    step = _CHUNK // logits.shape[1] + 1
+    for start in range(0, len(logits), step):
+        some = slice(start, start + step)
+        lumped[some] = _lumped(logits[some].astype(np.float32), labels[some].astype(np.int64)[:, None])
+    return lumped
+
+
+def _lumped(z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.float32]:
+    classes = z.shape[1]
+    order = np.argsort(-z, axis=1, kind="stable")
+    ordered = np.take_along_axis(z, order, 1)
+    mass, root = (np.cumsum(np.exp(ordered[:, ::-1] * beta), 1)[:, ::-1] for beta in (1, 0.5))
+    left = classes - np.arange(classes)
+    excess = np.sqrt(left * mass) - root
+    listed = np.maximum((excess <= _TOLERANCE * root[:, 1:2]).argmax(1), 1)[:, None]  # of the last alone, it is 0
+    # the true class is no part of the lump
+    in_lump = np.argsort(order, axis=1)
+    in_lump = np.take_along_axis(in_lump, y, 1) >= listed
+    of_label = np.take_along_axis(z, y, 1)
+    rest = np.take_along_axis(mass, listed, 1) - np.where(in_lump, np.exp(of_label), 0)
+    number = classes - listed - in_lump
+    common = np.log(np.maximum(rest / np.maximum(number, 1), MIN_PROBABILITY))
+    values = np.where(np.arange(classes) < listed, ordered, common)
+    values = np.where(values > _ROUNDED_BELOW, values, np.round(values * _STEPS) / _STEPS)
+    result = np.empty_like(z)
+    np.put_along_axis(result, order, values.astype(np.float32), 1)
+    np.put_along_axis(result, y, of_label, 1)
+    return result
+
+
+def room_for_sample(counts: NDArray) -> int:
+    """Bytes that are left for the voxel sample of a case, beside histograms with these counts."""
+    return max(FILE_BYTES - _OTHERS - _CELL * int(np.count_nonzero(counts)), _LEAST)
+
+
+def sample_bytes(logits: NDArray[np.float16], *, regions: bool) -> float:
+    """About how many bytes the logits (n, heads) and what goes with them take in a file; 0 for few heads."""
+    voxels, heads = logits.shape
+    if heads <= DENSE_HEADS:
+        return 0.0
+    if regions:
+        return voxels * (heads * (_DENSE + 0.4) + _VOXEL)
+    listed = (logits != common_value(logits)[:, None]).sum(1)
+    return float(np.minimum(listed * _LISTED, heads * _DENSE).sum() + voxels * _VOXEL)
+
+
+def common_value(logits: NDArray[np.float16]) -> NDArray[np.float16]:
+    """The second smallest log-probability of each voxel: that of its lump, where it has one."""
+    return np.partition(logits, 1, axis=1)[:, 1]
+
+
+def listed_classes(
+    logits: NDArray[np.float16],
+) -> tuple[NDArray[np.float16], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float16]]:
+    """Common values (n,), numbers (n,) of the classes with others, and those classes (m,) and values (m,)."""
+    common = common_value(logits)
+    voxels, classes = (logits != common[:, None]).nonzero()
+    number = np.bincount(voxels, minlength=len(logits)).astype(np.uint16)
+    return common, number, classes.astype(np.uint16), logits[voxels, classes]
+
+
+def from_listed(
+    common: NDArray[np.float16], number: NDArray, classes: NDArray, values: NDArray[np.float16], heads: int
+) -> NDArray[np.float16]:
+    """The log-probabilities (n, heads) of which `listed_classes` made these."""
+    logits = np.repeat(common[:, None], heads, 1)
+    logits[np.repeat(np.arange(len(common)), number), classes] = values
+    return logits

@@ -1,0 +1,174 @@
+"""Fine bins filled voxel by voxel, with as few look-ups as possible.
+
+Most p of a head are below 1 / 1200: they lie in its first bin, and are no more than added up. A class with more than
+half is the top label, so that there the top label's bins are the sums of the classes'. What is looked up waits until
+there is much of it, because every bin of every table is touched whenever voxels are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.binning import bin_index
+from nnunet_calib.posthoc.temperature import MIN_PROBABILITY, log_probabilities
+
+# Divided by 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, 80, 100, 120, ...: errors with these are exact.
+FINE_BINS = 1200
+PARTS = 4  # a voxel is in or out of the foreground, in or out of the boundary band
+_MARGIN = 0.999  # keeps clear of the edge of a bin, whatever is rounded
+_HALF = FINE_BINS // 2  # this bin holds p = 1/2, which two classes may share; a bin above holds one class of a voxel
+_PIECE = 1 << 14  # voxels at a time, at most: more leave the cache
+_WAITING = 1 << 15  # values that wait to be counted
+
+
+class _Values(NamedTuple):
+    """Values (k,) of voxels (k,) in a row of the tables, or in rows (k,)."""
+
+    voxels: NDArray[np.int64]
+    row: NDArray[np.int64] | int
+    values: NDArray
+
+
+class _Lookup(NamedTuple):
+    """What is looked up beside the p of each head: in the last row the top label.
+
+    Attributes:
+        truths: p of the heads that are true.
+        tops: confidence; if `derived`, only where no class has more than half.
+        rights: those of `tops` where the top label is right.
+        derived: whether the rest of the last row is the sum of the others.
+    """
+
+    truths: list[_Values]
+    tops: list[_Values]
+    rights: list[_Values]
+    derived: bool
+
+
+class FineBins:
+    """The arrays of `Histograms`, of voxels that are added a few at a time."""
+
+    def __init__(self, heads: int, *, counting: bool) -> None:
+        """Start without voxels.
+
+        Args:
+            heads: classes or regions.
+            counting: whether all weights will be whole numbers.
+        """
+        self._shape = PARTS, heads + 1, FINE_BINS
+        self._counts, self._probability, self._positives = (np.zeros(self._shape) for _ in range(3))
+        self._nll, self._brier, self._voxels = (np.zeros(PARTS) for _ in range(3))
+        self._counting, self._derived = counting, False
+        self._waiting: list[_Cells] = []
+        self._true: list[_Cells] = []
+
+    def add(self, p: NDArray, y: NDArray, part: NDArray[np.uint8], weights: NDArray | None = None) -> None:
+        """Add voxels; arguments as of `Histograms.of`."""
+        step = len(part) // (len(part) // _PIECE + 1) + 1
+        for start in range(0, len(part), step):
+            some = slice(start, start + step)
+            self._add(p[:, some], y[..., some], part[some], None if weights is None else weights[some])
+
+    def _add(self, p: NDArray, y: NDArray, part: NDArray[np.uint8], weights: NDArray | None) -> None:
+        p = p.astype(np.result_type(p, np.float32), copy=False)
+        exact = p.astype(np.float64)  # has exact edges, see bin_index
+        if y.ndim == 2:
+            logits = log_probabilities(p, regions=True).astype(np.float64)
+            nll = (np.logaddexp(0, logits) - y * logits).mean(0)
+            brier = np.square(exact - y).mean(0)
+            lookup = _of_regions(exact, y)
+        else:
+            lookup = _of_classes(exact, y.astype(np.int64))
+            true = lookup.truths[0].values
+            nll = -np.log(np.maximum(true, MIN_PROBABILITY))
+            brier = np.einsum("cn,cn->n", exact, exact) - 2 * true + 1
+        members = (part == np.arange(PARTS)[:, None]).astype(np.float64)
+        if weights is not None:
+            members *= weights
+        self._nll += members @ nll
+        self._brier += members @ brier
+        self._voxels += members.sum(1)
+
+        listed = exact >= _MARGIN / FINE_BINS
+        heads = [_Values(k, c, exact[c, k]) for c, k in enumerate(map(np.flatnonzero, listed))]
+        exact[listed] = 0
+        self._probability[:, :-1, 0] += members @ exact.T
+        if not self._counting:
+            self._counts[:, :-1, 0] += members @ ~listed.T
+        if lookup.derived != self._derived:
+            self._look_up()
+            self._derived = lookup.derived
+        start = part.astype(np.int64) * math.prod(self._shape[1:])  # NumPy 1 would keep to small integers
+        self._waiting.append(_cells([*heads, *lookup.tops], start, weights))
+        self._true.append(_cells([*lookup.truths, *lookup.rights], start, weights))
+        if sum(len(cells) for cells, *_ in self._waiting) >= _WAITING:
+            self._look_up()
+
+    def _look_up(self) -> None:
+        """Put what waits into the tables."""
+        if not self._waiting:
+            return
+        (cells, values, weights), (of_truths, _, their_weights) = map(_joined, (self._waiting, self._true))
+        for table, where, number in (
+            (self._counts, cells, weights), (self._probability, cells, values if weights is None else values * weights),
+            (self._positives, of_truths, their_weights),
+        ):  # fmt: skip
+            new = np.bincount(where, number, table.size).reshape(self._shape)
+            if self._derived:
+                new[:, -1, _HALF + 1 :] += new[:, :-1, _HALF + 1 :].sum(1)
+            table += new
+        self._waiting.clear()
+        self._true.clear()
+
+    def arrays(self) -> tuple[NDArray, ...]:
+        """Those of `Histograms` in their order, counts as integers if only whole numbers were added; call it once."""
+        self._look_up()
+        sums: list[NDArray] = [self._counts, self._positives, self._voxels]
+        counts, positives, voxels = sums
+        if self._counting:
+            counts[:, :-1, 0] += voxels[:, None] - counts[:, :-1].sum(2)
+            counts, positives, voxels = (x.astype(np.int64) for x in sums)
+        return counts, self._probability, positives, self._nll, self._brier, voxels
+
+
+def _of_classes(p: NDArray, y: NDArray[np.int64]) -> _Lookup:
+    """Of classes: p (C, n), labels (n,)."""
+    everywhere, top = np.arange(len(y)), p.max(0)
+    # what is no softmax may give more than half to several
+    derived = np.count_nonzero(p > 0.5) == np.count_nonzero(top > 0.5)
+    looked_up = np.flatnonzero(bin_index(top, FINE_BINS) <= _HALF) if derived else everywhere
+    right = looked_up[p[:, looked_up].argmax(0) == y[looked_up]]
+    tops, rights = (_Values(k, len(p), top[k]) for k in (looked_up, right))
+    return _Lookup([_Values(everywhere, y, p[y, everywhere])], [tops], [rights], derived)
+
+
+def _of_regions(p: NDArray[np.float64], y: NDArray[np.bool_]) -> _Lookup:
+    """Of regions (heads, n): each decides for itself, and the last row pools them.
+
+    p is float64: in float32 1 - p would be rounded, onto an edge or across it.
+    """
+    confidence, is_right = np.maximum(p, 1 - p), (p > 0.5) == y
+    truths = [_Values(k, c, p[c, k]) for c, k in enumerate(map(np.flatnonzero, y))]
+    tops = [_Values(np.arange(len(row)), len(p), row) for row in confidence]
+    rights = [_Values(k, len(p), row[k]) for row, k in zip(confidence, map(np.flatnonzero, is_right), strict=True)]
+    return _Lookup(truths, tops, rights, derived=False)
+
+
+_Cells = tuple[NDArray[np.int64], NDArray[np.float64], NDArray | None]
+
+
+def _cells(looked_up: list[_Values], start: NDArray[np.int64], weights: NDArray | None) -> _Cells:
+    """Cells of the flat tables, values and weights; `start` is the first cell of each voxel's part."""
+    values = np.concatenate([x.values for x in looked_up]).astype(np.float64, copy=False)
+    cells = np.concatenate([start[x.voxels] + x.row * FINE_BINS for x in looked_up])
+    cells += bin_index(values, FINE_BINS)
+    return cells, values, None if weights is None else np.concatenate([weights[x.voxels] for x in looked_up])
+
+
+def _joined(waiting: list[_Cells]) -> _Cells:
+    cells, values, weights = zip(*waiting, strict=True)
+    return np.concatenate(cells), np.concatenate(values), None if weights[0] is None else np.concatenate(weights)

@@ -1,0 +1,98 @@
+"""Fine histograms of probabilities and sums of scores: the additive part of what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.measuring.fine_histogram import FineBins
+from nnunet_calib.measuring.scopes import scope_members
+from nnunet_calib.measuring.confident_voxels import SureVoxels
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Sums over voxels, apart for the four combinations of foreground and boundary (see `scopes`).
+
+    Rows are the heads (classes, or regions), followed by the top label: confidence max_c p_c against whether that class
+    is the true one. For regions, where each head decides for itself, the last row pools the heads: confidence
+    max(p, 1 - p) against whether p > 1/2 is right.
+
+    Attributes:
+        counts: (4, heads + 1, fine bins) voxels in each bin; int64, or float64 weights for a voxel sample.
+        probability: the same shape, float64 sums of the probability (or confidence).
+        positives: the same shape and dtype as counts, voxels that belong to the class (or are right).
+        nll: (4,) float64 sums of -log p_y in nats; for regions of the binary cross-entropy averaged over heads.
+        brier: (4,) float64 sums of sum_c (p_c - y_c)^2; for regions averaged over heads.
+        voxels: (4,) voxels.
+    """
+
+    counts: NDArray
+    probability: NDArray[np.float64]
+    positives: NDArray
+    nll: NDArray
+    brier: NDArray
+    voxels: NDArray
+
+    @classmethod
+    def of(
+        cls, p: NDArray, y: NDArray, scope_bits: NDArray[np.uint8], weights: NDArray | None = None
+    ) -> Histograms:
+        """Histograms of some voxels.
+
+        Args:
+            p: (heads, n) probabilities.
+            y: (n,) labels, or (heads, n) bool for regions.
+            scope_bits: (n,) from `scopes.scope_bits`.
+            weights: (n,) how many voxels each one stands for; None and integers count in integers.
+        """
+        bins = FineBins(len(p), counting=weights is None or weights.dtype.kind in "iu")
+        bins.add(p, y, scope_bits, weights)
+        return cls(*bins.arrays())
+
+    def with_sure(self, sure: SureVoxels) -> Histograms:
+        """The sum of these, whose arrays are changed, and those of sure voxels."""
+        voxels = sure.voxels.sum(1)
+        for values, of_true, of_others in (
+            (self.counts, sure.voxels, voxels[:, None] - sure.voxels),
+            (self.positives, sure.voxels, 0),
+            (self.probability, sure.true, sure.other),
+        ):
+            values[:, :-1, 0] += of_others
+            values[:, :-1, -1] += of_true
+            values[:, -1, -1] += of_true.sum(1)
+        return replace(self, nll=self.nll + sure.nll, brier=self.brier + sure.brier, voxels=self.voxels + voxels)
+
+    @classmethod
+    def empty(cls, heads: int, regions: bool) -> Histograms:
+        """Histograms of no voxels."""
+        y = np.zeros((heads, 0), bool) if regions else np.zeros(0, np.int64)
+        return cls.of(np.zeros((heads, 0)), y, np.zeros(0, np.uint8))
+
+    @classmethod
+    def merge(cls, parts: Sequence[Histograms]) -> Histograms:
+        """Histograms of the voxels of all parts."""
+        return cls(*(reduce(np.add, [getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def __add__(self, other: Histograms) -> Histograms:
+        """Histograms of the voxels of both."""
+        return Histograms.merge([self, other])
+
+    def add(self, other: Histograms) -> None:
+        """Add another's voxels to these arrays."""
+        for f in fields(self):
+            mine = getattr(self, f.name)
+            mine += getattr(other, f.name)
+
+    def scope(self, name: str) -> Histograms:
+        """The sums of one scope, without the leading axis.
+
+        Raises:
+            ValueError: for an unknown scope.
+        """
+        members = scope_members(name)
+        return Histograms(*(getattr(self, f.name)[members].sum(0) for f in fields(self)))

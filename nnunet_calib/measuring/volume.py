@@ -1,0 +1,162 @@
+"""One pass over the voxels of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.measuring.binner import Binner
+from nnunet_calib.measuring.class_lumps import lump_classes, sample_bytes
+from nnunet_calib.measuring.histograms import Histograms
+from nnunet_calib.measuring.slabs import Probabilities, check_range, check_sums, slab_slices
+from nnunet_calib.measuring.confident_voxels import columns
+from nnunet_calib.posthoc.temperature import log_probabilities
+from nnunet_calib.measuring.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, gradient_spread, strata_of
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A case's probabilities and what is known of its voxels.
+
+    Attributes:
+        probabilities: (C, *spatial) on the grid of the crop.
+        labels: (*spatial) unsigned integers.
+        valid: (*spatial) which voxels count; None means all.
+        scope_bits: (*spatial) from `scopes.scope_bits`.
+        crop: where in `labels` the probabilities lie; around it p(class 0) = 1, for regions p = 0.
+        members: (regions, labels) which labels belong to which region; None for classes.
+    """
+
+    probabilities: Probabilities
+    labels: NDArray
+    valid: NDArray[np.bool_] | None
+    scope_bits: NDArray[np.uint8]
+    crop: tuple[slice, ...]
+    members: NDArray[np.bool_] | None
+
+    def target(self, labels: NDArray) -> NDArray:
+        """(n,) labels as they are, or which regions (heads, n) they belong to."""
+        return labels if self.members is None else self.members[:, labels]
+
+    def around(self, voxels: int) -> NDArray[np.float32]:
+        """(C, n) probabilities around the crop."""
+        p = np.zeros((self.probabilities.shape[0], voxels), np.float32)
+        if self.members is None:
+            p[0] = 1
+        return p
+
+    def slab(self, rows: slice) -> NDArray:
+        """(C, rows, ...) probabilities of a range of the first axis of the whole grid."""
+        shape = self.labels[rows].shape
+        low, high = max(rows.start, self.crop[0].start), min(rows.stop, self.crop[0].stop)
+        p = self.around(int(np.prod(shape))).reshape(-1, *shape)
+        if high > low:
+            here = (slice(None), slice(low - rows.start, high - rows.start), *self.crop[1:])
+            p[here] = np.asarray(self.probabilities[:, low - self.crop[0].start : high - self.crop[0].start])
+        return p
+
+    def histograms(self, strata: NDArray[np.uint8] | None = None) -> Histograms:
+        """The histograms of all voxels.
+
+        Args:
+            strata: (*spatial) array for the stratum of each voxel, see `voxel_sample.strata_of`.
+
+        Raises:
+            ValueError: if a probability is NaN or outside [0, 1], or those of classes do not sum to 1.
+        """
+        heads, shape = self.probabilities.shape[0], self.labels[self.crop].shape
+        binner = Binner(heads, regions=self.members is not None)
+        if strata is not None:
+            self._fill_around(strata)
+        for rows in slab_slices(shape, heads):
+            slab = np.asarray(self.probabilities[:, rows]).reshape(heads, -1)
+            crop = (of_voxels[self.crop][rows].ravel() for of_voxels in (self.labels, self.scope_bits))
+            labels, scopes = crop
+            here = np.full(labels.size, NOT_VALID)
+            chosen = np.ones(labels.size, bool) if self.valid is None else self.valid[self.crop][rows].ravel()
+            for piece in slab_slices(labels.shape, heads):
+                p, y, bits = slab[:, piece], labels[piece], scopes[piece]
+                kept: NDArray | slice = slice(None)
+                if not chosen[piece].all():
+                    kept = np.flatnonzero(chosen[piece])
+                    p, y, bits = columns(p, kept), y[kept], bits[kept]
+                if not p.size:
+                    continue
+                check_range(p)
+                if self.members is None:
+                    check_sums(p)
+                binner.add(p, self.target(y), bits)
+                if strata is not None:
+                    here[piece][kept] = strata_of(p, y, self.members)
+            if strata is not None:
+                strata[self.crop][rows] = here.reshape(-1, *shape[1:])
+        histograms = binner.histograms()
+        if shape != self.labels.shape:
+            histograms.add(self._histograms_around())
+        return histograms
+
+    def _histograms_around(self) -> Histograms:
+        """Those of the voxels around the crop, all of which look the same but for label and scope."""
+        around = np.ones(self.labels.shape, bool) if self.valid is None else self.valid.copy()
+        around[self.crop] = False
+        values = int(self.labels.max(initial=0)) + 1
+        number = np.zeros(4 * values, np.int64)
+        for rows in slab_slices(self.labels.shape):
+            here = around[rows]
+            if here.any():
+                key = self.scope_bits[rows][here].astype(np.int64) * values + self.labels[rows][here]
+                number += np.bincount(key, minlength=len(number))
+        key = np.flatnonzero(number)
+        bits, labels = np.divmod(key, values)
+        return Histograms.of(self.around(len(key)), self.target(labels), bits.astype(np.uint8), number[key])
+
+    def _fill_around(self, strata: NDArray[np.uint8]) -> None:
+        """The strata of the voxels around the crop; what lies in it is still to be written."""
+        if self.labels[self.crop].shape == self.labels.shape:
+            return
+        labels = np.arange(int(self.labels.max(initial=0)) + 1)
+        if self.members is None:
+            labels = np.minimum(labels, self.probabilities.shape[0] - 1)  # one that is ignored may be larger
+        np.take(strata_of(self.around(len(labels)), labels, self.members), self.labels, out=strata)
+        if self.valid is not None:
+            strata[~self.valid] = NOT_VALID
+
+    def sample(self, strata: NDArray[np.uint8], max_voxels: int, room: int) -> VoxelSample:
+        """Choose the voxel sample; a first one of an eighth of the size shows how to share the budget.
+
+        Of many heads, small classes are lumped, and fewer voxels are kept where they would take more than `room` bytes.
+        """
+        strata = strata.ravel()
+        spread = None
+        if np.count_nonzero(strata != NOT_VALID) > max_voxels >= 8 * STRATA:
+            chosen, weights = choose_voxels(strata, max_voxels // 8)
+            spread = gradient_spread(self._voxels(chosen, weights), strata[chosen])
+        while True:
+            sample = self._voxels(*choose_voxels(strata, max_voxels, spread))
+            if self.members is None:
+                sample = replace(sample, logits=lump_classes(sample.logits, sample.labels))
+            needed = sample_bytes(sample.logits, regions=self.members is not None)
+            if needed <= room or max_voxels == STRATA:
+                return sample
+            max_voxels = max(int(len(sample) * room / needed * 0.98), STRATA)
+
+    def _voxels(self, chosen: NDArray[np.int64], weights: NDArray[np.float32]) -> VoxelSample:
+        position = np.unravel_index(chosen, self.labels.shape)
+        inside = np.all([(x >= s.start) & (x < s.stop) for x, s in zip(position, self.crop, strict=True)], axis=0)
+        p = np.asarray(
+            self.probabilities[(slice(None), *(x[inside] - s.start for x, s in zip(position, self.crop, strict=True)))]
+        )
+        if not inside.all():
+            p_inside, p = p, self.around(len(chosen)).astype(p.dtype)
+            p[:, inside] = p_inside
+        logits = log_probabilities(p, regions=self.members is not None).T.astype(np.float16)
+        labels = self.target(self.labels[position].astype(np.uint16))
+        return VoxelSample(np.ascontiguousarray(logits), labels.T, weights, self.scope_bits[position])
+
+
+def region_members(regions: Sequence[tuple[int, ...]], largest: int) -> NDArray[np.bool_]:
+    """(regions, largest + 1) which labels belong to which region."""
+    return np.stack([np.isin(np.arange(largest + 1), region) for region in regions])

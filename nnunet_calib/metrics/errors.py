@@ -1,0 +1,171 @@
+"""Calibration errors from statistics alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.metrics.catalogue import BRIER_TERMS, CalibrationErrors
+from nnunet_calib.measuring.fine_histogram import FINE_BINS
+from nnunet_calib.measuring.histograms import Histograms
+from nnunet_calib.measuring.case_statistics import CaseStatistics
+
+NUM_BINS = 20
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Equal-width bins of the heads and of the top label (last row): what was promised and what was observed.
+
+    Attributes:
+        counts: (heads + 1, M) voxels in each bin.
+        confidence: (heads + 1, M) mean probability, NaN in empty bins.
+        frequency: (heads + 1, M) observed frequency, NaN in empty bins.
+    """
+
+    counts: NDArray
+    confidence: NDArray[np.float64]
+    frequency: NDArray[np.float64]
+
+
+def reliability_curve(statistics: CaseStatistics, num_bins: int = NUM_BINS, scope: str = "image") -> ReliabilityCurve:
+    """The bins from which ECE, ACE and MCE are computed.
+
+    Args:
+        statistics: of one case or of several, which are then pooled.
+        num_bins: M, a divisor of 1200.
+        scope: "image", "foreground" or "boundary".
+
+    Raises:
+        ValueError: for an unknown scope, or for a number of bins that does not divide 1200.
+    """
+    if num_bins < 1 or FINE_BINS % num_bins:
+        raise ValueError(f"expected num_bins to divide {FINE_BINS}, got {num_bins}: use 10, 15, 20 or 25, for example")
+    h = statistics.histograms.scope(scope)
+    counts, probability, positives = (
+        x.reshape(len(x), num_bins, -1).sum(2) for x in (h.counts, h.probability, h.positives)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ReliabilityCurve(counts, probability / counts, positives / counts)
+
+
+def gap_errors(curve: ReliabilityCurve, min_count: float = 1) -> dict[str, NDArray[np.float64]]:
+    """ECE, ACE and MCE of every row of a curve, as `calibration_errors` defines them; NaN where no bin counts."""
+    filled = curve.counts > 0
+    gap = np.where(filled, np.abs(curve.frequency - curve.confidence), 0)
+    counted = curve.counts >= min_count
+    bins = counted.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "ece": (gap * curve.counts).sum(1) / curve.counts.sum(1),
+            "ace": (gap * counted).sum(1) / bins,
+            "mce": np.where(bins > 0, (gap * counted).max(1), np.nan),
+        }
+
+
+def calibration_errors(
+    statistics: CaseStatistics, num_bins: int = NUM_BINS, scope: str = "image", *, min_count: float = 1
+) -> CalibrationErrors:
+    r"""Calibration errors of every class and of the top label, and the proper scores.
+
+    With n_m voxels in bin m, e_m their mean probability, o_m the observed frequency of the class among them, and o that
+    in all N voxels:
+
+    .. math::
+        \mathrm{ECE} = \sum_m \frac{n_m}{N} |o_m - e_m|, \quad
+        \mathrm{ACE} = \frac{1}{|\{m : n_m \ge n_0\}|} \sum_{n_m \ge n_0} |o_m - e_m|, \quad
+        \mathrm{MCE} = \max_{n_m \ge n_0} |o_m - e_m|, \quad
+        \mathrm{KS} = \max_t \frac{1}{N} \Big| \sum_{i : p_i < t} (y_i - p_i) \Big|
+
+    .. math::
+        \frac{1}{N} \sum_i (p_i - y_i)^2 = \underbrace{\sum_m \frac{n_m}{N} (o_m - e_m)^2}_\text{reliability}
+        - \underbrace{\sum_m \frac{n_m}{N} (o_m - o)^2}_\text{resolution}
+        + \underbrace{o (1 - o)}_\text{uncertainty} + \text{within bin}
+
+    All but `nll`, `brier` and its terms come from histograms of 1200 bins of width w = 1/1200. ECE, ACE, MCE,
+    reliability, resolution and uncertainty are exact. With n_j voxels and the frequency o_j in fine bin j,
+    `squared_error` is off by at most w^2/4 + 2w times itself (0.2 %); `ks` is at most max_j n_j/N (o_j (1 - o_j) + w/4)
+    too small; and `adaptive_ece` differs from that of sorted voxels by at most the sum, over the fine bins in which one
+    of the M bins ends, of n_j/N (2 o_j (1 - o_j) + w/2).
+
+    Args:
+        statistics: of one case or of several, which are then pooled; for the usual mean over cases call it per case.
+        num_bins: M bins: equal-width [a, b), the last one closed; a divisor of 1200. For `adaptive_ece` M bins of equal
+            voxel count.
+        scope: "image" (all voxels), "foreground" (of the ground truth) or "boundary" (a band around label borders).
+        min_count: n_0, at least 1; bins of fewer voxels take no part in ACE and MCE. After `with_temperature` a voxel
+            of the sample counts as the voxels it stands for.
+
+    Returns:
+        A dictionary, whose `definition(name)` says how a value was computed:
+        "ece", "ace", "mce", "adaptive_ece", "ks", "squared_error", "reliability", "resolution", "uncertainty",
+        "within_bin": (C,) arrays, NaN for a class without a voxel in the whole image, and where the scope is empty.
+        The same with the prefix "top_label_": 0-d arrays, NaN where the scope is empty.
+        "nll", "brier", and the terms of the latter, "brier_reliability" to "brier_within_bin", summed over all classes
+        (mean over regions): 0-d arrays, NaN where the scope is empty.
+        ACE and MCE are NaN too where no bin holds `min_count` voxels.
+
+    Raises:
+        ValueError: for an unknown scope, a number of bins that does not divide 1200, or a `min_count` below 1.
+
+    References:
+        Naeini et al., Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015 (ECE, MCE); Neumann et
+        al., Relaxed softmax, 2018 (ACE); Barfoot et al., MICCAI 2024, arXiv 2403.06759 (per class, per image); Nixon et
+        al., Measuring calibration in deep learning, arXiv 1904.01685 (equal-mass bins); Gupta et al., ICLR 2021, arXiv
+        2006.12800 (KS); Murphy, J. Appl. Meteorol. 12, 1973, and Stephenson et al., Weather Forecast. 23, 2008 (the
+        terms of the Brier score).
+    """
+    if not min_count >= 1:
+        raise ValueError(f"expected min_count to be at least 1, got {min_count}")
+    curve = reliability_curve(statistics, num_bins, scope)
+    h = statistics.histograms.scope(scope)
+    total = curve.counts.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        errors = gap_errors(curve, min_count) | {
+            "adaptive_ece": _equal_mass_gaps(h, num_bins) / total,
+            "ks": np.abs(np.cumsum(h.positives - h.probability, axis=1)).max(1) / total,
+        } | _brier_terms(h, curve)
+        scores = {"nll": h.nll / h.voxels, "brier": h.brier / h.voxels}
+    over_heads = np.mean if statistics.regions else np.sum
+    terms = {name: over_heads(errors[name][:-1]) for name in BRIER_TERMS[:-1]}
+    rest = scores["brier"] - (terms["reliability"] - terms["resolution"] + terms["uncertainty"])
+    scores |= {f"brier_{name}": value for name, value in (terms | {"within_bin": rest}).items()}
+    present = statistics.histograms.positives[:, :-1].sum((0, 2)) > 0
+    options = {"bins": num_bins, "min_count": min_count, "scope": scope, "pooled_cases": len(statistics.cases)}
+    return CalibrationErrors(
+        {name: np.where(present, values[:-1], np.nan) for name, values in errors.items()}
+        | {f"top_label_{name}": np.asarray(values[-1]) for name, values in errors.items()}
+        | {name: np.asarray(value) for name, value in scores.items()},
+        options | ({"boundary_mm": statistics.boundary_mm} if scope == "boundary" else {}),
+    )
+
+
+def _equal_mass_gaps(h: Histograms, num_bins: int) -> NDArray[np.float64]:
+    """Sum over bins of equal voxel count of |sum of (y - p)|, for each row."""
+    counts, residuals = (np.cumsum(x, axis=1, dtype=np.float64) for x in (h.counts, h.positives - h.probability))
+    gaps = np.zeros(len(counts))
+    for row, (n, r) in enumerate(zip(counts, residuals, strict=True)):
+        ends = np.interp(np.linspace(0, n[-1], num_bins + 1), np.append(0, n), np.append(0, r))
+        gaps[row] = np.abs(np.diff(ends)).sum()
+    return gaps
+
+
+def _brier_terms(h: Histograms, curve: ReliabilityCurve) -> dict[str, NDArray[np.float64]]:
+    """The squared error of each row from the fine bins, and its decomposition over the bins of the curve."""
+    total = h.counts.sum(1)
+    mean = h.positives.sum(1) / total
+    # in a fine bin p is taken for its mean e: sum of (e - y)^2 over its voxels
+    squared = h.positives + np.where(h.counts > 0, h.probability * (h.probability - 2 * h.positives) / h.counts, 0)
+    filled = curve.counts > 0
+    gap = np.where(filled, curve.frequency - curve.confidence, 0)
+    lift = np.where(filled, curve.frequency - mean[:, None], 0)
+    terms = {
+        "squared_error": squared.sum(1) / total,
+        "reliability": (curve.counts * gap**2).sum(1) / total,
+        "resolution": (curve.counts * lift**2).sum(1) / total,
+        "uncertainty": mean * (1 - mean),
+    }
+    rest = terms["squared_error"] - (terms["reliability"] - terms["resolution"] + terms["uncertainty"])
+    return terms | {"within_bin": rest}

@@ -1,0 +1,89 @@
+"""Finds and reads nnU-Net's checkpoints without running code that a file may bring.
+
+A checkpoint is a pickle, which can name any function to be called while it is read. PyTorch's `weights_only` reader
+calls none but a few of its own, and those allowed here: NumPy's numbers, which nnU-Net's log holds.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_calib.results.layout import ModelFolder
+
+FINAL = "checkpoint_final.pth"
+TRUST = "--trust-checkpoint"
+_NEEDED = ("network_weights", "trainer_name", "init_args")
+
+_SCALAR = np.float32(0).__reduce__()[0]
+# what rebuilds a NumPy number, under its names in NumPy 1 and 2
+_ALLOWED: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"), (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype,
+    *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
+]  # fmt: skip
+
+
+def find_checkpoint(model_folder: ModelFolder, fold: int | str, name: str = FINAL) -> Path:
+    """A checkpoint of a fold.
+
+    Args:
+        model_folder: of nnU-Net, with the folders `fold_X`.
+        fold: its number, or "all".
+        name: of the file.
+
+    Raises:
+        ValueError: in one sentence that says what makes it, if it is not there.
+    """
+    file = model_folder.fold(fold) / name
+    if file.is_file():
+        return file
+    command = model_folder.train_command(fold)
+    # hidden ones are what a killed process has left half written
+    others = sorted(path.name for path in file.parent.glob("*.pth") if not path.name.startswith("."))
+    if others:
+        advice = f"finish the training with {command} --c, or name one of {', '.join(others)} with -chk"
+    else:
+        advice = f"train the fold with {command}, or name the folds there are with -f"
+    raise ValueError(f"expected nnU-Net's checkpoint {file}, found none: {advice}")
+
+
+def load_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
+    """The content of one of nnU-Net's checkpoints, with its tensors on the CPU.
+
+    Args:
+        file: written by nnU-Net's trainer, or by `nnunet_calib bake`.
+        trust: also read a file that brings objects of other classes, whose code then runs.
+
+    Raises:
+        ValueError: in one sentence, if the file is damaged, is none of nnU-Net's, or brings other objects.
+    """
+    if not trust and torch.__version__ < (2, 6):  # type: ignore[operator]  # TorchVersion takes tuples
+        raise ValueError(
+            f"expected PyTorch 2.6 or newer, which can read checkpoints without running their code, found "
+            f"{torch.__version__}: upgrade it, or add {TRUST} if you trust whoever made {file}"
+        )
+    try:
+        if trust:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+        else:
+            with torch.serialization.safe_globals(_ALLOWED):
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"expected a checkpoint of tensors and plain values, found {foreign[1]} in {file}, whose code would "
+                f"run when it is read: add {TRUST} if you trust whoever made it"
+            ) from error
+        raise ValueError(
+            f"expected a checkpoint of nnU-Net, found {file} unreadable ({type(error).__name__}): copy it again, or "
+            f"train it again"
+        ) from error
+    lacking = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if lacking:
+        raise ValueError(f"expected a checkpoint of nnU-Net v2 with {' and '.join(lacking)}, found none in {file}")
+    return checkpoint
+

@@ -1,0 +1,166 @@
+"""Writes a temperature into checkpoints, by dividing the last linear layers by it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import nnunet_calib
+from nnunet_calib.io.atomic_files import replaced_when_complete
+from nnunet_calib.nnunet.checkpoints import FINAL, find_checkpoint, load_checkpoint
+from nnunet_calib.results.deployed_temperature import Deployed
+from nnunet_calib.nnunet.deployment.last_layers import find_heads, largest_deviation, outputs_of
+from nnunet_calib.nnunet.lookup import find_trainer
+from nnunet_calib.results.layout import Fold, ModelFolder
+from nnunet_calib.nnunet.deployment.networks import Architecture, put_weights, stock_trainer
+from nnunet_calib.nnunet.predictions import last_line
+from nnunet_calib.nnunet.trained_weights import plain_names, weights_fingerprint
+
+CALIBRATED = "checkpoint_calibrated.pth"
+ENTRY = "nnunet_calib"
+
+
+@dataclass(frozen=True)
+class Baked:
+    """A checkpoint that was written.
+
+    Attributes:
+        file: it.
+        trainer: the name it holds.
+        heads: names of the tensors that were divided.
+        deviation: of its logits from the original's divided by T, relative to the largest of their channel.
+    """
+
+    file: Path
+    trainer: str
+    heads: tuple[str, ...]
+    deviation: float
+
+
+def bake(
+    model_folder: ModelFolder,
+    folds: Sequence[Fold],
+    deployed: Deployed,
+    *,
+    name: str = FINAL,
+    portable: bool = False,
+    trust: bool = False,
+) -> list[Baked]:
+    """Write `checkpoint_calibrated.pth` beside a checkpoint of each fold: all of them, or none.
+
+    Args:
+        model_folder: of nnU-Net, with plans.json, dataset.json and the folders `fold_X`.
+        folds: whose checkpoints are baked.
+        deployed: the temperature.
+        name: of the checkpoints.
+        portable: name the stock trainer that the trainer derives from, so that nnU-Net alone can load the result.
+        trust: also read checkpoints that bring objects whose code then runs.
+
+    Raises:
+        ValueError: in one sentence, if a checkpoint is missing, damaged or baked already, if the temperature is not of
+            its weights, or if dividing the last layers does not divide the logits.
+    """
+    if name == CALIBRATED:
+        raise ValueError(f"expected another checkpoint than {CALIBRATED}, which is what is written: name one with -chk")
+    files = [find_checkpoint(model_folder, fold, name) for fold in folds]
+    baked = []
+    with ExitStack() as stack:
+        for fold, file in zip(folds, files, strict=True):
+            checkpoint = load_checkpoint(file, trust=trust)
+            made = _bake(checkpoint, file, fold, model_folder, deployed, portable)
+            temporary = stack.enter_context(replaced_when_complete(made.file))
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # PyTorch's, where a disk is full or cannot be written
+                raise OSError(
+                    f"expected to write {made.file}, could not ({last_line(error)}): is there space, and permission?"
+                ) from error
+            baked.append(made)
+    return baked
+
+
+def _bake(
+    checkpoint: dict[str, Any], file: Path, fold: Fold, model_folder: ModelFolder, deployed: Deployed, portable: bool
+) -> Baked:
+    """Change the content of a checkpoint in place."""
+    if ENTRY in checkpoint:
+        raise ValueError(
+            f"expected a checkpoint without a temperature, found {file} baked with T = "
+            f"{checkpoint[ENTRY]['temperature']:.6g}: bake the one it was made from"
+        )
+    original, temperature = checkpoint["network_weights"], deployed.temperature
+    architecture = Architecture(model_folder, find_trainer(checkpoint["trainer_name"]))
+    networks = [architecture.build(deep_supervision=on) for on in (False, True)]  # off: what predicts
+    for network in networks:
+        put_weights(network, original)
+    fingerprint = weights_fingerprint(networks[0])
+    deployed.check(model_folder, fold, fingerprint)
+
+    x = architecture.random_input(networks[0])
+    before = [outputs_of(network, x) for network in networks]
+    heads = set().union(*map(find_heads, networks, before))
+    weights = divided_weights(original, networks[0], heads, temperature)
+    for network in networks:
+        put_weights(network, weights)
+    after = [outputs_of(network, x) for network in networks]
+    deviation = max(map(largest_deviation, before, after, [temperature] * 2, networks))
+    if portable:
+        checkpoint["trainer_name"] = _stock_name(architecture, weights, x, after[0])
+    checkpoint["network_weights"] = weights
+    checkpoint[ENTRY] = {
+        "version": nnunet_calib.__version__,
+        "temperature": temperature,
+        "standard_error": deployed.content.get("standard_error"),
+        "fitted": deployed.origin(),
+        "checkpoint": file.name,
+        "weights_sha256": fingerprint,
+        "trainer_name": architecture.trainer.__name__,
+        "divided": sorted(heads),
+    }
+    return Baked(file.with_name(CALIBRATED), checkpoint["trainer_name"], tuple(sorted(heads)), deviation)
+
+
+def divided_weights(
+    weights: dict[str, Tensor], network: nn.Module, heads: Set[str], temperature: float
+) -> dict[str, Tensor]:
+    """A copy of a checkpoint's weights with the tensors of the heads divided by T; the others are shared with it.
+
+    Args:
+        weights: by the checkpoint's names, which are kept, with their prefixes and in their order.
+        network: whose names `heads` are.
+        heads: names of the tensors to divide.
+        temperature: T.
+    """
+    result = copy.copy(weights)  # with the versions of layers, an attribute of the dictionary
+    made: dict[int, Tensor] = {}  # what shared its memory in the file still does
+    for name, plain in plain_names(weights, network).items():
+        if plain in heads:
+            tensor = weights[name]
+            result[name] = made.setdefault(tensor.data_ptr(), (tensor.double() / temperature).to(tensor.dtype))
+    return result
+
+
+def _stock_name(architecture: Architecture, weights: dict[str, Tensor], x: Tensor, expected: list[Tensor]) -> str:
+    """Name of the stock trainer, which must build the same network."""
+    stock = stock_trainer(architecture.trainer)
+    try:
+        network = Architecture(architecture.model_folder, stock).build(deep_supervision=False)
+        put_weights(network, weights)
+        outputs = outputs_of(network, x)
+        same = [a.shape for a in outputs] == [a.shape for a in expected] and all(map(torch.allclose, outputs, expected))
+        reason = "other logits"
+    except ValueError as error:
+        same, reason = False, f"none ({error})"
+    if not same:
+        raise ValueError(
+            f"expected {stock.__name__} to build the network of {architecture.trainer.__name__}, which derives from "
+            f"it, found {reason}: bake without --portable"
+        )
+    return stock.__name__

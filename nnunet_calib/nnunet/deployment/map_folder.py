@@ -1,0 +1,154 @@
+"""The folder of maps: where each map of a case lies, and maps.json, which says how to read them.
+
+    maps/
+      maps.json
+      probabilities/CLASS/CASE.nii.gz    layout "4d": probabilities/CASE.nii.gz
+      entropy/CASE.nii.gz
+      confidence/CASE.nii.gz             regions: as probabilities
+
+The files have the names of the segmentations, whatever the case or the class is called.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nnunet_calib
+from nnunet_calib.io.atomic_files import forget, write_json
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.nnunet.deployment.map_images import check_format, write_map
+from nnunet_calib.nnunet.deployment.map_values import (
+    CONFIDENCE,
+    PROBABILITIES,
+    MapOptions,
+    compute_maps,
+    describe_maps,
+)
+from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.measuring.slabs import Probabilities
+
+FORMAT_VERSION = 1
+MAPS_FOLDER = "maps"
+
+
+@dataclass(frozen=True)
+class MapFolder:
+    """Maps of many cases of one model; picklable.
+
+    Attributes:
+        folder: where they are.
+        options: which, and how.
+        heads: of the model.
+        reader: nnU-Net's, for the segmentations.
+        file_ending: of the segmentations, and of the maps.
+    """
+
+    folder: Path
+    options: MapOptions
+    heads: Heads
+    reader: Any
+    file_ending: str
+
+    def paths(self, case: str) -> dict[str, list[Path]]:
+        """The files of a case by the kind of map: one, or one for each class or region."""
+        name = f"{case}{self.file_ending}"
+        several = {PROBABILITIES} if self.heads.regions is None else {PROBABILITIES, CONFIDENCE}
+        several = several if self.options.layout == "files" else set()
+        return {
+            kind: [self.folder / kind / channel / name for channel in channel_folders(self.heads)]
+            if kind in several else [self.folder / kind / name]
+            for kind in self.options.kinds
+        }  # fmt: skip
+
+    def complete(self, case: str) -> bool:
+        """Whether all maps of a case are there."""
+        return all(path.is_file() for paths in self.paths(case).values() for path in paths)
+
+    def forget(self, case: str) -> None:
+        """Remove the maps of a case, and what a killed process has left of them."""
+        for paths in self.paths(case).values():
+            for path in paths:
+                forget(path)
+
+    def write(
+        self,
+        case: str,
+        probabilities: Probabilities,
+        segmentation: Path,
+        *,
+        shape: tuple[int, ...] | None = None,
+        crop: tuple[slice, ...] | None = None,
+    ) -> None:
+        """Write the maps of a case; arguments and errors as `compute_maps` and `write_map`."""
+        try:
+            maps = compute_maps(
+                probabilities, self.options, regions=self.heads.regions is not None, shape=shape, crop=crop
+            )
+        except ValueError as error:
+            raise ValueError(f"case {case}: {error}; look at its image, or leave the case out") from error
+        for kind, paths in self.paths(case).items():
+            array = maps.pop(kind)
+            images = array if len(array) == len(paths) else [array]
+            for image, path in zip(images, paths, strict=True):
+                write_map(image, segmentation, path, self.reader)
+
+    def claim(self, about: dict[str, Any]) -> None:
+        """Write maps.json, before the first map.
+
+        Args:
+            about: what the maps were made of and how, as JSON values.
+
+        Raises:
+            ValueError: if files of this ending cannot hold the maps, or if the folder holds maps that were made in
+                another way: who reads them could not tell which is which.
+            OSError: if the folder cannot be written.
+        """
+        check_format(self.reader, self.file_ending, self.options)
+        file = self.folder / "maps.json"
+        content = json.loads(json.dumps(self._content(about)))
+        if file.is_file():
+            try:
+                found = read_json(file, dict)
+                differing = [key for key in content if key != "nnunet_calib" and found.get(key) != content[key]]
+            except ValueError:
+                differing = ["no JSON of this command"]
+            if differing:
+                raise ValueError(
+                    f"expected maps made in the same way, or none, in {self.folder}, found others "
+                    f"({', '.join(differing)}): name another folder with -o, or remove this one"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(content, file)
+
+    def _content(self, about: dict[str, Any]) -> dict[str, Any]:
+        regions = self.heads.regions is not None
+        options = self.options
+        return {
+            "format_version": FORMAT_VERSION,
+            "nnunet_calib": nnunet_calib.__version__,
+            **about,
+            "heads": asdict(self.heads),
+            "folders": channel_folders(self.heads),
+            "dtype": options.dtype,
+            "layout": options.layout,
+            "maps": describe_maps(options, len(self.heads.keys), regions=regions),
+        }
+
+
+def channel_folders(heads: Heads) -> list[str]:
+    """A folder's name for each class or region: that of dataset.json, with _ for what file systems may not take.
+
+    With the number of the channel before it where two would be the same, also on systems that ignore case.
+    """
+    names = [re.sub(r"[^\w+-]+", "_", name) for name in heads.names]
+    return names if _different(names) else [f"{channel}_{name}" for channel, name in enumerate(names)]
+
+
+def _different(names: Iterable[str]) -> bool:
+    folded = [name.casefold() for name in names]
+    return len({*folded}) == len(folded)

@@ -1,0 +1,138 @@
+"""What is in a map: probabilities, entropy or confidence of each voxel, as float32 or scaled to integers.
+
+| map | labels | regions |
+|---|---|---|
+| probabilities | p_c, one map per class | p_r, one map per region |
+| entropy | -sum_c p_c log p_c, up to log C | mean over regions of -p log p - (1 - p) log(1 - p), up to log 2 |
+| confidence | max_c p_c | max(p, 1 - p), one map per region |
+
+Entropy is in nats. It is the negative log-likelihood that the model expects of itself, so that for regions it is a mean
+as `nll` is. Integers hold value / maximum * 255 or 65535, rounded; the maximum is 1, of entropy log C or log 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nnunet_calib.measuring.slabs import Probabilities, check_range, slab_slices
+
+PROBABILITIES, ENTROPY, CONFIDENCE = KINDS = ("probabilities", "entropy", "confidence")
+DTYPES = ("float32", "uint8", "uint16")
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Which maps are written, and how.
+
+    Attributes:
+        kinds: of `KINDS`.
+        dtype: of `DTYPES`.
+        layout: of maps with a channel per class or region: "files", one each, or "4d", all in one.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    dtype: str = "float32"
+    layout: str = "files"
+
+    @property
+    def steps(self) -> int:
+        """How many steps an integer type divides the range into; 0 for float32."""
+        return 0 if self.dtype == "float32" else int(np.iinfo(self.dtype).max)
+
+
+def entropy(probabilities: torch.Tensor, *, regions: bool) -> torch.Tensor:
+    """Entropy (*spatial) in nats of probabilities (C, *spatial); 0 log 0 is 0."""
+    h = torch.special.entr(probabilities)
+    return (h + torch.special.entr(1 - probabilities)).mean(0) if regions else h.sum(0)
+
+
+def confidence(probabilities: torch.Tensor, *, regions: bool) -> torch.Tensor:
+    """Probability of what the voxel is decided to be: (1, *spatial), or (C, *spatial) for regions."""
+    return torch.maximum(probabilities, 1 - probabilities) if regions else probabilities.amax(0, keepdim=True)
+
+
+def maximum(kind: str, channels: int, *, regions: bool) -> float:
+    """The largest value a map can have: 1, or that of the entropy in nats."""
+    return 1.0 if kind != ENTROPY else math.log(2) if regions else math.log(channels)
+
+
+def compute_maps(
+    probabilities: Probabilities,
+    options: MapOptions,
+    *,
+    regions: bool,
+    shape: tuple[int, ...] | None = None,
+    crop: tuple[slice, ...] | None = None,
+) -> dict[str, NDArray]:
+    """The maps of a case, computed slab by slab.
+
+    Args:
+        probabilities: (C, *spatial), in [0, 1]; of `regions`, or of labels with the background first.
+        options: which, and of what type.
+        regions: whether each channel is a region's.
+        shape: of the whole image; None means that of the probabilities.
+        crop: where the probabilities lie in it; outside is background for certain, as nnU-Net exports it.
+
+    Returns:
+        Maps of the whole image by their kind, (n, *shape) with n the number of channels; entropy has one.
+
+    Raises:
+        ValueError: if a probability is NaN or outside [0, 1].
+    """
+    channels, *spatial = probabilities.shape
+    shape, crop = shape or tuple(spatial), crop or tuple(slice(0, size) for size in spatial)
+    maps, inside = {}, {}
+    for kind in options.kinds:
+        n = 1 if kind == ENTROPY or (kind == CONFIDENCE and not regions) else channels
+        maps[kind] = np.zeros((n, *shape), options.dtype)
+        # certain background: its probability is 1, regions have 0, and either way the decision is sure
+        if kind == CONFIDENCE or (kind == PROBABILITIES and not regions):
+            maps[kind][slice(None) if kind == CONFIDENCE else 0] = options.steps or 1
+        inside[kind] = maps[kind][(slice(None), *crop)]
+    for slab in slab_slices(spatial, channels):
+        values_here = np.asarray(probabilities[:, slab], np.float32)
+        check_range(values_here)
+        p = torch.from_numpy(values_here)
+        for kind, view in inside.items():
+            values = (
+                p if kind == PROBABILITIES
+                else entropy(p, regions=regions)[None] if kind == ENTROPY
+                else confidence(p, regions=regions)
+            )  # fmt: skip
+            if options.steps:
+                values = values / maximum(kind, channels, regions=regions)
+                values = (values.clamp(0, 1) * options.steps).round_()
+            view[:, slab] = values.numpy()
+    return maps
+
+
+def describe_maps(options: MapOptions, channels: int, *, regions: bool) -> dict[str, Any]:
+    """How to read the values of each map, as JSON values: a stored value times `step` is the value in `unit`."""
+    definitions = {
+        PROBABILITIES: ("probability", "p of each class", "p of each region"),
+        ENTROPY: (
+            "nats", "-sum over classes of p log p",
+            "mean over regions of -p log p - (1 - p) log(1 - p)",
+        ),
+        CONFIDENCE: ("probability", "largest p of all classes", "max(p, 1 - p) of each region"),
+    }
+    described = {}
+    for kind in options.kinds:
+        unit, of_labels, of_regions = definitions[kind]
+        top = maximum(kind, channels, regions=regions)
+        scaled = {PROBABILITIES: "p", ENTROPY: "entropy", CONFIDENCE: "confidence"}[kind]
+        factor = "" if kind != ENTROPY else " * log(2)" if regions else f" * log({channels})"
+        described[kind] = {
+            "definition": of_regions if regions else of_labels,
+            "unit": unit,
+            "maximum": top,
+            "step": top / options.steps if options.steps else 1.0,
+            "value": f"{scaled} = value / {options.steps}{factor}" if options.steps else f"{scaled} = value",
+        }
+    return described

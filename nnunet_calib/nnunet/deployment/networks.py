@@ -1,0 +1,140 @@
+"""The network of a trained model, built as nnU-Net does for inference: by its trainer, from the plans beside it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnunet_calib.nnunet.lookup import find_trainer
+from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.nnunet.trained_weights import plain_names
+from nnunet_calib.io.json_forms import NAME, read_json
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What says which network a model has.
+
+    Attributes:
+        model_folder: of nnU-Net, with plans.json and dataset.json.
+        trainer: whose class method builds the network.
+    """
+
+    model_folder: ModelFolder
+    trainer: type
+
+    @cached_property
+    def _plans(self) -> tuple[Any, Any, dict]:
+        """nnU-Net's managers of the plans and of the configuration, and dataset.json."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        files = [self.model_folder.path / name for name in ("plans.json", "dataset.json")]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(
+                    f"expected nnU-Net's {file.name} in {self.model_folder}, found none: copy it from where the model "
+                    f"was trained"
+                )
+        form = {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}
+        plans = PlansManager(read_json(files[0], form, "restore that of the trained model"))
+        return plans, plans.get_configuration(self.model_folder.configuration), read_json(files[1])
+
+    @cached_property
+    def input_channels(self) -> int:
+        """Channels of the images, and for a cascade those of the previous stage."""
+        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+        return determine_num_input_channels(*self._plans)
+
+    def build(self, *, deep_supervision: bool) -> nn.Module:
+        """The network, with random weights.
+
+        Raises:
+            ValueError: in one sentence, if the trainer fails to build it.
+        """
+        plans, configuration, dataset = self._plans
+        channels = self.input_channels, plans.get_label_manager(dataset).num_segmentation_heads
+        build = self.trainer.build_network_architecture  # type: ignore[attr-defined]
+        try:
+            if "plans_manager" in inspect.signature(build).parameters:
+                return build(plans, configuration, *channels, enable_deep_supervision=deep_supervision)
+            return build(  # trainers from before nnU-Net 2.8
+                configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
+                configuration.network_arch_init_kwargs_req_import, *channels, enable_deep_supervision=deep_supervision,
+            )
+        except Exception as error:
+            raise ValueError(
+                f"expected {self.trainer.__name__} to build its network from {self.model_folder.path / 'plans.json'}, "
+                f"got {type(error).__name__}: {_first_line(error)}"
+            ) from error
+
+    def random_input(self, network: nn.Module) -> torch.Tensor:
+        """Noise (1, C, *spatial) that the network takes: twice its total stride, or the whole patch where it must be.
+
+        Raises:
+            ValueError: in one sentence, if the network fails on a patch.
+        """
+        configuration = self._plans[1]
+        patch = tuple(configuration.patch_size)
+        strides = np.prod(configuration.network_arch_init_kwargs.get("strides", [patch]), axis=0, dtype=int)
+        small = tuple(min(whole, 2 * int(stride)) for whole, stride in zip(patch, strides, strict=True))
+        generator = torch.Generator().manual_seed(0)
+        for size in (small, patch):
+            x = torch.randn(1, self.input_channels, *size, generator=generator)
+            try:
+                with torch.no_grad():
+                    network.eval()(x)
+            except Exception as error:  # of a network for one size only, whatever it may raise
+                failure = error
+            else:
+                return x
+        raise ValueError(
+            f"expected the network of {self.trainer.__name__} to take a patch {tuple(x.shape)}, got "
+            f"{type(failure).__name__}: {_first_line(failure)}"
+        ) from failure
+
+
+def stock_trainer(trainer: type) -> type:
+    """The nearest of a trainer's classes that nnU-Net brings.
+
+    Raises:
+        ValueError: in one sentence, if nnU-Net does not find that class by its name.
+    """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    stock = next(
+        cls for cls in trainer.__mro__ if issubclass(cls, nnUNetTrainer) and cls.__module__.startswith("nnunetv2.")
+    )
+    if find_trainer(stock.__name__) is not stock:
+        raise ValueError(
+            f"expected nnU-Net to find {stock.__name__}, from which {trainer.__name__} derives, found another class of "
+            f"this name: bake without --portable"
+        )
+    return stock
+
+
+def put_weights(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load the weights of a checkpoint, whose names may have the prefixes of DDP or torch.compile.
+
+    Raises:
+        ValueError: in one sentence, if they are those of another network.
+    """
+    names = plain_names(weights, network)
+    try:
+        network.load_state_dict({plain: weights[name] for name, plain in names.items()})
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = str(error).splitlines()
+        raise ValueError(
+            f"expected the weights of {type(network).__name__} as plans.json describes it, found others: "
+            f"{' '.join(' '.join(lines[1:2] or lines).split())[:300]}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,67 @@
+"""Where nnU-Net finds trainers and trained models, and what it finds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nnunet_calib.results.layout import ModelFolder
+
+MODULE = "nnunet_calib_trainers.py"
+
+
+def trainers_folder() -> Path:
+    """The folder for nnU-Net's environment variable nnUNet_extTrainer.
+
+    An installed wheel has it inside the package, a checkout beside it. It is not importable as a package of ours, and
+    holds nothing but the module that imports the trainers.
+
+    Raises:
+        FileNotFoundError: if neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_trainers", package.parent / "trainers"):
+        if (folder / MODULE).is_file():
+            return folder
+    raise FileNotFoundError(
+        f"expected the trainers folder in {package} or beside it, found none: reinstall nnunet-calib"
+    )
+
+
+def find_trainer(name: str) -> type:
+    """The trainer class of this name, as nnU-Net finds it.
+
+    Raises:
+        ValueError: in one sentence, if there is none.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"expected a trainer that nnU-Net finds, got {name}: set nnUNet_extTrainer (now "
+            f"{os.environ.get('nnUNet_extTrainer') or 'unset'}) as it was for the training; nnunet_calib trainers "
+            f"--path prints the folder of this package's trainers"
+        ) from error
+
+
+def find_model(dataset: str | int, configuration: str, trainer: str, plans: str) -> ModelFolder:
+    """Return nnU-Net's folder of a trained model; the dataset is given by its name or its number.
+
+    Raises:
+        ValueError: if nnUNet_results is not set, if the dataset is unknown, or if there is no such model.
+    """
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    if not os.environ.get("nnUNet_results"):
+        raise ValueError("expected nnUNet_results to name the folder of nnU-Net's trained models, found it unset: "
+                         "export it as for nnUNetv2_train")  # fmt: skip
+    try:
+        folder = Path(get_output_folder(dataset, trainer, plans, configuration))
+    except (RuntimeError, ValueError) as error:  # of several lines
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected the name or number of a dataset, got {dataset!r}: {reason}") from error
+    if not folder.is_dir():
+        raise ValueError(f"expected a trained model in {folder}, found none: check -d, -c, -tr and -p")
+    return ModelFolder(folder, folder.parent.name, trainer, plans, configuration)

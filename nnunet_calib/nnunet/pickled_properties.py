@@ -1,0 +1,121 @@
+"""What nnU-Net stores of an image in the .pkl beside an .npz, read without running anything that the file names.
+
+A pickle is a program: it can call any function, and a damaged one can put NumPy's own objects into a state in which
+they end the process. So its instructions are looked through first, and NumPy's types, arrays and numbers are not
+rebuilt: stand-ins keep what the file says of them, and only numbers that are asked for are read, from their bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_calib.io.atomic_files import open_regular, reason
+from nnunet_calib.nnunet.saved_probabilities import SAVE_THEM
+
+
+def image_spacing(path: Path) -> Sequence[float] | None:
+    """The voxel size in the .pkl that nnU-Net writes beside an .npz; None if there is no such file.
+
+    It is that of the image, which the validation hook uses; the label map's own is the same where its format keeps one.
+
+    Raises:
+        ValueError: if the file is damaged, brings other objects than numbers, or has no such sizes.
+    """
+    path = path.with_name(f"{path.name.removesuffix('.npz')}.pkl")
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+        spacing = [float(mm) for mm in _load(content)["spacing"]]
+        if not (spacing and all(0 < mm < math.inf for mm in spacing)):
+            raise ValueError(f"spacing {spacing}")
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # unpickling raises nearly everything
+        raise ValueError(
+            f"expected nnU-Net's properties of the image, found {path} unreadable ({reason(error)}): {SAVE_THEM} again"
+        ) from error
+    return spacing
+
+
+def _load(content: bytes) -> Any:
+    """The object in a pickle, which takes memory in proportion to the file, whatever the file says."""
+    for instruction, argument, _ in pickletools.genops(content):  # which stops where a length exceeds the file
+        if instruction.name.endswith("PUT") and int(argument or 0) > len(content):
+            # the unpickler would make room for so many objects
+            raise pickle.UnpicklingError(f"it counts to object {argument} in {len(content)} bytes")
+    return _Unpickler(io.BytesIO(content)).load()
+
+
+class _Type:
+    """A `numpy.dtype`: its name, and the state that follows, whose second entry is the order of bytes."""
+
+    def __init__(self, name: str = "", *_: Any) -> None:
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    def read(self, content: bytes) -> list[float]:
+        if not re.fullmatch("[<>=|][fiu][1248]", f"{self.order}{self.name}"):
+            raise pickle.UnpicklingError(f"type {self.order}{self.name}")
+        return np.frombuffer(content, f"{self.order}{self.name}").astype(float).tolist()
+
+
+class _Values:
+    """Numbers of a `_Type` in a row of bytes."""
+
+    kind, content = _Type(), b""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: tuple) -> None:
+        _, _, self.kind, _, self.content = state
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.kind.read(self.content))
+
+    def __float__(self) -> float:
+        (value,) = self
+        return value
+
+
+class _Number(_Values):
+    def __init__(self, kind: _Type, content: bytes) -> None:
+        self.kind, self.content = kind, content
+
+
+class _Buffer(_Values):
+    def __init__(self, content: bytes, kind: _Type, *_: Any) -> None:
+        self.kind, self.content = kind, content
+
+
+_STAND_INS = {
+    "numpy.dtype": _Type,
+    "numpy.ndarray": _Values,
+    "numpy._core.multiarray._reconstruct": _Values,  # protocols 3 and 4
+    "numpy._core.multiarray.scalar": _Number,
+    "numpy._core.numeric._frombuffer": _Buffer,  # protocol 5
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a pickle of plain values and NumPy's arrays; others can name any function to be called.
+
+    What it gives for a name is a class with `__setstate__`: nothing else in this process can be changed by the file.
+    """
+
+    def find_class(self, module: str, name: str) -> type:
+        found = _STAND_INS.get(f"{module.replace('numpy.core', 'numpy._core')}.{name}")  # NumPy 1's name
+        if found is None:
+            raise pickle.UnpicklingError(f"it brings {module}.{name}, whose code would run")
+        return found

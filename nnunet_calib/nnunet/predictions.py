@@ -1,0 +1,141 @@
+"""Predictions of nnU-Net with probabilities, measured in parallel."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities, measure_case
+from nnunet_calib.nnunet.pickled_properties import image_spacing
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.io.processes import workers_end_with_us
+from nnunet_calib.measuring.scopes import BOUNDARY_MM
+from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.threads import one_thread
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Cases that can be measured.
+
+    Attributes:
+        folder: with an .npz for each case.
+        labels_folder: with a label map for each case.
+        file_ending: of the label maps.
+        reader: nnU-Net's, for the label maps.
+        heads: of the model.
+        model: what identifies it, as JSON values.
+        cases: their names, sorted.
+        missing: names of cases of which the .npz or the label map is missing, sorted.
+        boundary_mm: half width of the boundary scope.
+    """
+
+    folder: Path
+    labels_folder: Path
+    file_ending: str
+    reader: Any
+    heads: Heads
+    model: dict[str, Any]
+    cases: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    boundary_mm: float = BOUNDARY_MM
+
+    def measure(self, case: str) -> CaseStatistics:
+        """Statistics of one case; its probabilities are in memory once, at their full resolution.
+
+        Raises:
+            ValueError: in one sentence that names the case, if its files are damaged or do not belong together.
+        """
+        npz, labels_file = self.folder / f"{case}.npz", self.labels_folder / f"{case}{self.file_ending}"
+        probabilities = SavedProbabilities(npz, regions=self.heads.regions is not None)
+        spacing = image_spacing(npz)
+        # ITK tells in many lines why it cannot read a file, NumPy in one what is wrong with an array
+        try:
+            return measure_case(
+                probabilities, labels_file, self.reader, self.heads, case=case, model=self.model, spacing=spacing,
+                boundary_mm=self.boundary_mm,
+            )  # fmt: skip
+        except MemoryError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"case {case} ({npz} and {labels_file}): {error}") from error
+        except Exception as error:
+            raise ValueError(
+                f"case {case}: expected a label map that nnU-Net's {type(self.reader).__name__} can read, found "
+                f"{labels_file} unreadable ({last_line(error)})"
+            ) from error
+
+    def save(self, calibration_folder: Path, case: str) -> None:
+        """Measure one case and write its case file; errors as `measure`."""
+        self.measure(case).save(case_file(calibration_folder, case))
+
+    def save_all(self, calibration_folder: Path, processes: int | None = None) -> None:
+        """Write the case files, each as soon as the case is measured, with a progress bar.
+
+        Args:
+            calibration_folder: with a folder for the case files.
+            processes: each holds the probabilities of one case in memory; None means nnU-Net's default.
+
+        Raises:
+            ValueError: as `measure`, for the first case that fails.
+            OSError: if a process ran out of memory, or a file cannot be written.
+        """
+        for_each_case(partial(self.save, calibration_folder), self.cases, processes, "measuring")
+
+
+def for_each_case(
+    work: Callable[[str], Result], cases: Sequence[str], processes: int | None, doing: str
+) -> list[Result]:
+    """The results of a picklable function for each case, in order; the rest as `Predictions.save_all`."""
+    if processes is None:
+        from nnunetv2.configuration import default_num_processes
+
+        processes = default_num_processes
+    processes = min(processes, len(cases))
+
+    def collect(results: Iterable[Result]) -> list[Result]:
+        return list(tqdm(results, desc=doing, total=len(cases), unit="case", file=sys.stderr))
+
+    try:
+        if processes == 1:
+            with one_thread():  # as the workers, so that -np changes no digit
+                return collect(map(work, cases))
+        # with fork, PyTorch's threads can lock up
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, initializer=_start_worker) as pool, workers_end_with_us():
+            pending = [pool.submit(work, case) for case in cases]
+            try:
+                return collect(future.result() for future in pending)
+            except Exception:  # after an interrupt, futures that are cancelled confuse the pool, whose workers are gone
+                for future in pending:
+                    future.cancel()
+                raise
+    except (BrokenProcessPool, MemoryError) as error:
+        raise OSError(
+            f"expected memory for the probabilities of {processes} cases at once, ran out of it or lost a process: "
+            f"use fewer processes with -np"
+        ) from error
+
+
+def _start_worker() -> None:
+    """Keep what nnU-Net's readers print apart from results, and the processes out of each other's way."""
+    sys.stdout = sys.stderr
+    torch.set_num_threads(1)
+
+
+def last_line(error: Exception) -> str:
+    """What an error of several lines says in the end."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

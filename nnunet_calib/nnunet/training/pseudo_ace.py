@@ -1,0 +1,225 @@
+"""The pseudo ACE of every epoch: the calibration of the validation patches, beside nnU-Net's pseudo Dice.
+
+nnU-Net's validation step returns neither the network's output nor the target, but its loss gets both. A forward hook on
+the loss, there only during a validation step, sees them: no second forward pass, and none of nnU-Net's code repeated.
+A loss that is no module, or that is not called, cannot be watched: then there is no value.
+
+Like the pseudo Dice it is measured on patches, of which nnU-Net centres a part on foreground, and all their voxels are
+pooled: it shows how a training goes and is not the ACE of the cases, which follows after the training.
+
+A failure of ours never costs a training: the first one is logged, its epoch has no value (NaN), and nnU-Net goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+
+from nnunet_calib.binning import bin_index
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.metrics.errors import NUM_BINS
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
+else:
+    Trainer = object
+
+MEAN, PER_CLASS = "mean_fg_pseudo_ace", "pseudo_ace_per_class_or_region"
+
+# Every so many voxels one is measured, which keeps the cost below 1 % of a validation step on a CPU. A prime, and
+# another first voxel in each step, so that no plane of the patches is preferred.
+STRIDE = 17
+
+
+class UnwatchedLoss(Exception):
+    """A trainer's loss that does not let its output and target be seen."""
+
+
+class PatchSums:
+    """Sums over the validation patches of an epoch, on their device; adding to them never waits for it.
+
+    Attributes:
+        sums: (2, C, 2 M), number of voxels and sum of probabilities of each foreground class or region; the
+            first M bins hold the voxels outside of it, the others those inside.
+    """
+
+    def __init__(self, num_heads: int, regions: bool, ignore_label: int | None, device: torch.device) -> None:
+        self.first = 0 if regions else 1  # the background is no class of the pseudo Dice either
+        self.regions, self.ignore_label = regions, ignore_label
+        self.labels = torch.arange(self.first, num_heads, device=device)[:, None]
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+        self.sums = torch.zeros(2, num_heads - self.first, 2 * NUM_BINS, dtype=dtype, device=device)
+        self.steps = 0
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Count every 17th voxel: logits (B, C, *spatial) in any precision, target as nnU-Net's losses get it."""
+        voxels = slice(self.steps % STRIDE, None, STRIDE)
+        self.steps += 1
+        logits, target = logits.flatten(2)[..., voxels].float(), target.flatten(2)[..., voxels]
+        if self.regions:
+            probabilities, inside = torch.sigmoid(logits), target[:, : len(self.labels)] != 0
+            counts = None if self.ignore_label is None else target[:, -1:] == 0
+        else:
+            probabilities, inside = torch.softmax(logits, 1)[:, self.first :], target == self.labels
+            counts = None if self.ignore_label is None else target != self.ignore_label
+        p = probabilities.to(self.sums.dtype)
+        index = bin_index(p, NUM_BINS) + NUM_BINS * inside
+        weight = torch.ones_like(p)
+        if counts is not None:
+            p, weight = (torch.where(counts, x, 0) for x in (p, weight))
+        values = torch.stack([weight, p]).transpose(1, 2).flatten(2)
+        self.sums.scatter_add_(2, index.transpose(0, 1).flatten(1).expand(2, -1, -1), values)
+
+
+def pseudo_ace(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    r"""Average calibration error of each class over the voxels behind `PatchSums.sums`.
+
+    .. math:: \frac{1}{|\{m : n_m > 0\}|} \sum_{n_m > 0} |o_m - e_m|
+
+    with n_m voxels in bin m, e_m their mean probability and o_m the observed frequency.
+
+    Args:
+        sums: (2, C, 2 M), those of several devices added.
+
+    Returns:
+        (C,) in [0, 1]; NaN for a class without a voxel, as nnU-Net's pseudo Dice.
+    """
+    counts, probability = sums.reshape(2, -1, 2, NUM_BINS)
+    voxels, positives = counts.sum(1), counts[:, 1]
+    gap = np.abs(positives - probability.sum(1)) / np.maximum(voxels, 1)
+    error = gap.sum(1) / np.maximum((voxels > 0).sum(1), 1)
+    return np.where(positives.sum(1) > 0, error, np.nan)
+
+
+class PseudoACEMixin(Trainer):
+    """Measures the pseudo ACE in every epoch, into nnU-Net's log, its loggers and a figure beside progress.png.
+
+    Attributes:
+        measure_pseudo_ace: off, the trainer validates exactly as without this class.
+        draw_pseudo_ace: called after every epoch with nnU-Net's output folder, the means of all epochs, the lists of
+            the values of each class, and the names of the classes; None draws nothing.
+    """
+
+    measure_pseudo_ace = True
+    draw_pseudo_ace: Callable[[Path, list[float], list[list[float]], list[str]], None] | None = None
+    _patch_sums: PatchSums | None = None
+    _pseudo_ace_failure = ""
+    _pseudo_ace_failure_told = False
+
+    def on_validation_epoch_start(self) -> None:
+        """nnU-Net's, with new sums."""
+        super().on_validation_epoch_start()
+        self._patch_sums, self._pseudo_ace_failure = None, ""
+        if self.measure_pseudo_ace:
+            with self._costing_no_training():
+                manager = self.label_manager
+                self._patch_sums = PatchSums(
+                    manager.num_segmentation_heads, manager.has_regions, manager.ignore_label, self.device
+                )
+
+    def validation_step(self, *arguments: Any, **named: Any) -> dict:
+        """nnU-Net's, while a hook sees what the loss is given."""
+        hook = None
+        if self._patch_sums is not None:
+            with self._costing_no_training():
+                if not isinstance(self.loss, nn.Module):
+                    raise UnwatchedLoss(f"the loss is a {type(self.loss).__name__}, and only a module can be watched")
+                hook = self.loss.register_forward_hook(self._add_patches, with_kwargs=True)
+        try:
+            return super().validation_step(*arguments, **named)
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    def _add_patches(self, loss: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], value: Any) -> None:
+        with self._costing_no_training():
+            assert self._patch_sums is not None
+            given = (*arguments, *named.values())[:2]
+            # with deep supervision lists, from the full resolution down
+            self._patch_sums.add(*(x[0] if isinstance(x, list | tuple) else x for x in given))
+
+    def on_validation_epoch_end(self, *arguments: Any, **named: Any) -> None:
+        """nnU-Net's, and the pseudo ACE of the epoch."""
+        super().on_validation_epoch_end(*arguments, **named)
+        with self._costing_no_training():
+            if self.measure_pseudo_ace:
+                self._log_pseudo_ace(self._gathered_pseudo_ace())
+            else:
+                for key in (MEAN, PER_CLASS):  # a checkpoint may bring some: progress.png ends with the shortest list
+                    self._logged_lists().pop(key, None)
+        self._tell_failure()
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's, and the figure."""
+        super().on_epoch_end()
+        if self.measure_pseudo_ace and self.draw_pseudo_ace is not None and self.local_rank == 0:
+            with self._costing_no_training():
+                mean, per_class = (self.logger.get_value(key, step=None) for key in (MEAN, PER_CLASS))
+                names = Heads.of(self.label_manager).names[-len(per_class[-1]) :]
+                self.draw_pseudo_ace(Path(self.output_folder), mean, per_class, list(names))
+            self._tell_failure()
+
+    def _gathered_pseudo_ace(self) -> list[float]:
+        """That of the voxels of all ranks together, or NaN if a rank failed."""
+        mine: Any = None
+        with self._costing_no_training():
+            assert self._patch_sums is not None
+            if self._patch_sums.steps == 0:
+                raise UnwatchedLoss("no validation step has called the loss")
+            mine = self._patch_sums.sums.cpu().numpy()
+        found = [self._pseudo_ace_failure or mine]
+        if self.is_ddp:  # as nnU-Net gathers its Dice; a rank that failed must take part too
+            found *= distributed.get_world_size()
+            distributed.all_gather_object(found, self._pseudo_ace_failure or mine)
+        for failure in (x for x in found if isinstance(x, str)):
+            self._pseudo_ace_failure = failure
+            return [math.nan] * (self.label_manager.num_segmentation_heads - (not self.label_manager.has_regions))
+        return pseudo_ace(np.sum(found, 0)).tolist()
+
+    def _logged_lists(self) -> dict[str, list]:
+        """Return what nnU-Net's logger keeps of every epoch; nothing if the trainer has another logger."""
+        return getattr(getattr(self.logger, "local_logger", None), "my_fantastic_logging", {})
+
+    def _log_pseudo_ace(self, per_class: list[float]) -> None:
+        defined = [value for value in per_class if not math.isnan(value)]
+        values = {MEAN: sum(defined) / len(defined) if defined else math.nan, PER_CLASS: per_class}
+        lists = self._logged_lists()
+        for key, missing in ((MEAN, math.nan), (PER_CLASS, [math.nan] * len(per_class))):
+            # one value an epoch, says nnU-Net, and the checkpoint of a training without this has none
+            logged = lists.setdefault(key, [])
+            logged.extend([missing] * (self.current_epoch - len(logged)))
+        self.print_to_log_file("Pseudo ACE", [round(value, 4) for value in per_class])
+        try:
+            for key, value in values.items():
+                self.logger.log(key, value, self.current_epoch)
+        finally:  # another of its loggers may fail before a list has its value: progress.png ends with the shortest
+            for key, value in values.items():
+                lists[key][self.current_epoch :] = [value]
+
+    @contextmanager
+    def _costing_no_training(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            told = str(error) if isinstance(error, UnwatchedLoss) else f"\n{traceback.format_exc()}"
+            # the first is the cause of what follows in an epoch
+            self._pseudo_ace_failure = self._pseudo_ace_failure or told
+
+    def _tell_failure(self) -> None:
+        if self._pseudo_ace_failure and not self._pseudo_ace_failure_told:
+            self._pseudo_ace_failure_told = True
+            with suppress(Exception):  # not even telling costs a training
+                self.print_to_log_file(
+                    f"The pseudo ACE could not be measured, logged or drawn; nnU-Net goes on. Said once, the reason: "
+                    f"{self._pseudo_ace_failure}"
+                )

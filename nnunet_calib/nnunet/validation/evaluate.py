@@ -1,0 +1,140 @@
+"""Calibration of a folder of predictions: measured, or a temperature fitted."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nnunet_calib
+from nnunet_calib.io.atomic_files import hidden_folder, reason, write_json
+from nnunet_calib.results.fold_summary import FORMAT_VERSION, fitted_temperature, read_cases, summarise
+from nnunet_calib.results.judged_cases import MeasuredCase
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.nnunet.predictions import Predictions
+from nnunet_calib.results.result_files import write_results
+from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.results.schemas import TEMPERATURE
+
+
+def evaluate(
+    predictions: Predictions,
+    calibration_folder: Path,
+    processes: int | None = None,
+    temperature: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure the cases and write the files of a calibration folder, all of them after the last case.
+
+    Args:
+        predictions: what to measure.
+        calibration_folder: where cases/, summary.json and, unless one is given, temperature.json are written.
+        processes: how many cases are measured at once; None means nnU-Net's default.
+        temperature: from `given_temperature`; None fits one, and each case is then judged by one that was fitted
+            without it.
+
+    Returns:
+        The content of summary.json, with NaN where the file has null.
+
+    Raises:
+        ValueError: if a case cannot be measured, or none has a voxel that counts.
+        OSError: if the folder cannot be written, or memory runs out.
+    """
+    with _measured(predictions, calibration_folder, processes) as cases:
+        fitted, without = None, None
+        if temperature is None:
+            fitted, without = fitted_temperature(cases, predictions.model)
+        used = fitted or _judged_by_own_cases(temperature or {}, predictions.cases)
+        summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, used, without)
+        case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
+        files = {case.name: case_file(case.folder, case.name) for case in cases}
+        write_results(calibration_folder, summary, fitted, files)
+    return summary
+
+
+def fit(predictions: Predictions, calibration_folder: Path, processes: int | None = None) -> dict[str, Any]:
+    """Fit one temperature to the cases and write temperature.json; errors as `evaluate`.
+
+    Returns:
+        The content of the file, with infinities where it has null.
+    """
+    with _measured(predictions, calibration_folder, processes) as cases:
+        temperature, _ = fitted_temperature(cases, predictions.model)
+    calibration_folder.mkdir(parents=True, exist_ok=True)
+    write_json(temperature, calibration_folder / "temperature.json")
+    return temperature
+
+
+@contextmanager
+def _measured(
+    predictions: Predictions, calibration_folder: Path, processes: int | None
+) -> Iterator[list[MeasuredCase]]:
+    """The cases, measured into a hidden folder that is removed in the end, whatever happens."""
+    existing = check_output(calibration_folder)
+    with hidden_folder(existing) as folder:
+        case_file(folder, "").parent.mkdir()
+        predictions.save_all(folder, processes)
+        cases, _ = read_cases(
+            folder, predictions.cases, predictions.heads, predictions.model, predictions.boundary_mm
+        )
+        yield cases
+
+
+def given_temperature(value: str) -> dict[str, Any]:
+    """A number, or the content of a temperature.json, as the "temperature" of a summary.
+
+    Raises:
+        ValueError: if it is neither, or if the fit did not determine the temperature.
+    """
+    wanted = "expected a temperature above 0, or a temperature.json of nnunet_calib"
+    try:
+        number = float(value)
+    except ValueError:
+        try:
+            content = read_json(Path(value), TEMPERATURE, "fit it again")
+            number = float(content["temperature"])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{wanted}, got {value} ({type(error).__name__}: {reason(error)})") from error
+        if content.get("at_bound"):
+            raise ValueError(
+                f"expected a temperature that the data determine, found {number} on the bound of the search in "
+                f"{value}: look at the predictions it was fitted on, or give the number itself"
+            ) from None
+    else:
+        content = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound", "in_sample", "folds"))
+        content = {"format_version": FORMAT_VERSION, "temperature": number} | content
+        content |= {"cases": [], "nnunet_calib": nnunet_calib.__version__}
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{wanted}, got {number}")
+    return content
+
+
+def _judged_by_own_cases(temperature: dict[str, Any], cases: Sequence[str]) -> dict[str, Any]:
+    """In sample if it was fitted on a case that it is judged by."""
+    own = not set(cases).isdisjoint(temperature.get("cases", ()))
+    return temperature | {"in_sample": True} if own else temperature
+
+
+def check_output(calibration_folder: Path) -> Path:
+    """What exists of the folder's path.
+
+    Raises before hours of measuring where the files cannot be written, or would replace those of a training.
+    """
+    existing = next(path for path in (calibration_folder, *calibration_folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OSError(f"expected a folder that can be written, got {existing}: name another with -o")
+    try:
+        content = read_json(calibration_folder / "summary.json")
+        of_training = content["model"]["weights_sha256"] is not None
+    except FileNotFoundError:
+        return existing
+    except (OSError, ValueError, TypeError, KeyError):
+        of_training = True  # not ours to replace
+    if of_training:
+        raise ValueError(
+            f"expected a new folder, or that of an earlier run, found {calibration_folder / 'summary.json'} of a "
+            f"training or of other software: name another folder with -o"
+        )
+    return existing

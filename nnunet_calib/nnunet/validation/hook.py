@@ -1,0 +1,241 @@
+"""The validation hook: measures each case in the worker that exports it.
+
+nnU-Net's `perform_actual_validation` hands the logits of each case to a pool of workers as a call of
+`export_prediction_from_logits`. While it runs, `ExportAndMeasure` stands in for that function: it lets nnU-Net export
+the case, keeps hold of the logits that nnU-Net has resampled to the image's own grid, and measures them afterwards. So
+there is no second inference, no second resampling and no .npz, and nnU-Net's own files are written by nnU-Net.
+
+A failure of ours never costs a training: it is logged with its traceback and with the command that repeats the
+measurement, and nnU-Net goes on. Where it takes nnU-Net's validation with it, as a worker does that runs out of memory
+while it measures, nnU-Net's validation is run once more, without measuring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.training.logging import nnunet_logger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_calib.nnunet.boundary_width import width_of_trainer
+from nnunet_calib.nnunet.checkpoints import FINAL
+from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
+from nnunet_calib.results.measured_folds import some
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.layout import CALIBRATION_FOLDER, ModelFolder, case_file, failure_file
+from nnunet_calib.nnunet.trained_weights import weights_fingerprint
+from nnunet_calib.results.training_split import Split, collected_splits, read_split
+from nnunet_calib.nnunet.validation.watched_pool import Watched
+
+EXPORT_NAME = "export_prediction_from_logits"
+_NAMES = ("dataset_name", "plans_name", "data_identifier")  # in plans; no prediction depends on them
+
+
+def describe_model(trainer: Any, weights_sha256: str, checkpoint: str | None = FINAL) -> dict[str, Any]:
+    """What identifies the model of any nnU-Net trainer, as JSON values.
+
+    Args:
+        trainer: the trainer.
+        weights_sha256: of its network.
+        checkpoint: name of the file that the weights are of, or will be of; None if it is not known.
+    """
+    hyperparameters = getattr(trainer, "calibration_hyperparameters", dict)
+    return {
+        "dataset": trainer.plans_manager.dataset_name,
+        "trainer": type(trainer).__name__,
+        "plans": trainer.plans_manager.plans_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "hyperparameters": hyperparameters(),
+        "checkpoint": checkpoint,
+        "weights_sha256": weights_sha256,
+        "plans_sha256": _plans_fingerprint(trainer),
+        "plans_content_sha256": _plans_fingerprint(trainer, without=_NAMES),
+    }
+
+
+def _model_folder(trainer: Any) -> ModelFolder:
+    plans = trainer.plans_manager
+    return ModelFolder(
+        Path(trainer.output_folder_base), plans.dataset_name, type(trainer).__name__, plans.plans_name,
+        trainer.configuration_name,
+    )  # fmt: skip
+
+
+def _plans_fingerprint(trainer: Any, without: tuple[str, ...] = ()) -> str:
+    """Return the SHA-256 of what the predictions depend on besides the weights: plans of the configuration, labels."""
+    plans, configuration = (
+        {name: value for name, value in entries.items() if name not in ("configurations", *without)}
+        for entries in (trainer.plans_manager.plans, trainer.configuration_manager.configuration)
+    )
+    labels = {name: trainer.dataset_json.get(name) for name in ("labels", "regions_class_order")}
+    content = [plans, configuration, labels]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def replaced(trainer: Any, **names: Any) -> Iterator[None]:
+    """While this lasts, the validation of `trainer` finds other objects under names of nnU-Net's that it uses.
+
+    They are replaced in the module of every class that defines a validation, since that is where nnU-Net looks them up
+    at each call.
+    """
+    own = {name: nnUNetTrainer.perform_actual_validation.__globals__[name] for name in names}
+    functions = [inspect.unwrap(vars(cls)["perform_actual_validation"]) for cls in validating_classes(trainer)]
+    spaces = [getattr(function, "__globals__", {}) for function in functions]
+    found = [(space, name) for space in spaces for name in names if space.get(name) is own[name]]
+    for space, name in found:
+        space[name] = names[name]
+    try:
+        yield
+    finally:
+        for space, name in found:
+            space[name] = own[name]
+
+
+def watched_workers() -> dict[str, Watched]:
+    """For `replaced`: lets a validation raise, rather than wait for ever, when one of its workers has died."""
+    name = "multiprocessing"
+    own = nnUNetTrainer.perform_actual_validation.__globals__.get(name)
+    return {} if own is None else {name: Watched(own)}
+
+
+def validating_classes(trainer: Any) -> list[type]:
+    """The classes of a trainer that define a validation."""
+    return [cls for cls in type(trainer).__mro__ if "perform_actual_validation" in vars(cls)]
+
+
+def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
+    """Run nnU-Net's validation and measure its cases; see the module's description.
+
+    Args:
+        trainer: an nnU-Net trainer with `CalibrationMixin`.
+        validate: nnU-Net's own `perform_actual_validation`, with its arguments.
+    """
+    splits: list[Split] = []
+    measure: ExportAndMeasure | None = None
+    started = False
+    try:
+        with ExitStack() as stack:
+            measure = _measure_for(trainer)
+            splits = stack.enter_context(collected_splits(trainer))
+            stack.enter_context(replaced(trainer, **{EXPORT_NAME: measure}, **watched_workers()))
+            started = True
+            validate()
+    except Exception:
+        if started and trainer.is_ddp:  # the other ranks would wait for this one
+            raise
+        reason = "it stopped while cases were measured" if started else "measuring cannot start"
+        _log_failure(trainer, f"{traceback.format_exc()}nnU-Net's validation is run without measuring, since {reason}.")
+        validate()
+    if trainer.local_rank != 0 or measure is None or not started:
+        return
+    folder = measure.calibration_folder
+    try:
+        split = _validated_split(trainer, splits)
+        cases = split.validation
+        told = [case for case in cases if failure_file(case_file(folder, case)).is_file()]
+        for case in told:
+            failed = failure_file(case_file(folder, case))
+            _log_failure(trainer, f"case {case}:\n{failed.read_text(encoding='utf-8')}")
+            failed.unlink()
+        if lost := [case for case in cases if case not in told and not case_file(folder, case).is_file()]:
+            _log_failure(trainer, f"nothing was written of {some(lost)}: see above what the workers have printed")
+        summary = write_fold(folder, cases, measure.heads, measure.model, measure.boundary_mm, split)
+        _print_headline(trainer, summary, folder)
+        with _loggers_that_may_fail(trainer, folder):
+            _tell_loggers(trainer, summary)
+        if trainer.draw_figures is not None:
+            trainer.draw_figures(folder)
+            with _loggers_that_may_fail(trainer, folder):
+                _show_figures(trainer, folder)
+    except Exception:
+        _log_failure(trainer, traceback.format_exc())
+
+
+def _validated_split(trainer: Any, splits: list[Split]) -> Split:
+    """The cases that were validated, beside those of the training: the splits may have changed between the two."""
+    split = splits[-1] if splits else Split((), ())
+    recorded = read_split(Path(trainer.output_folder))
+    return split if recorded is None else Split(recorded.training, split.validation)
+
+
+def _measure_for(trainer: Any) -> ExportAndMeasure:
+    """What measures the cases of a trainer, with the folder that it writes to."""
+    folder = Path(trainer.output_folder) / "validation" / CALIBRATION_FOLDER
+    case_file(folder, "").parent.mkdir(parents=True, exist_ok=True)
+    return ExportAndMeasure(
+        export=export_prediction_from_logits,
+        calibration_folder=folder,
+        labels_folder=Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
+        heads=Heads.of(trainer.label_manager),
+        model=describe_model(trainer, weights_fingerprint(trainer.network), trainer.loaded_checkpoint),
+        boundary_mm=width_of_trainer(trainer),
+    )
+
+
+def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
+    """Write the headline into nnU-Net's log."""
+    temperature = summary["temperature"]["temperature"]
+    before, after = (summary["metrics"][name]["image"] for name in ("uncalibrated", "calibrated"))
+    trainer.print_to_log_file(
+        f"Mean Validation Calibration: ACE {before['foreground_mean']['ace']:.4f}, NLL {before['nll']:.4f}; with "
+        f"temperature {temperature:.3f}: ACE {after['foreground_mean']['ace']:.4f}, NLL {after['nll']:.4f} ({folder})",
+        also_print_to_console=True,
+    )
+    for note in summary["notes"]:
+        trainer.print_to_log_file(note, also_print_to_console=True)
+    if seen := summary["temperature"]["seen_in_training"]:
+        trainer.print_to_log_file(
+            f"WARNING: this network was trained on {len(seen)} of these {len(summary['metric_per_case'])} cases "
+            f"({some(seen)}). Their errors, and the temperature, are not those of new cases.",
+            also_print_to_console=True,
+        )
+
+
+def _tell_loggers(trainer: Any, summary: dict[str, Any]) -> None:
+    """Give the headline's numbers to the trainer's other loggers."""
+    for name, metrics in summary["metrics"].items():
+        for metric, value in metrics["image"]["foreground_mean"].items():
+            trainer.logger.log_summary(f"final_val/calibration/{name}_{metric}", value)
+    trainer.logger.log_summary("final_val/calibration/temperature", summary["temperature"]["temperature"])
+
+
+def _show_figures(trainer: Any, folder: Path) -> None:
+    """Show the figures in the trainer's run at Weights & Biases, if it has one."""
+    for logger in getattr(trainer.logger, "loggers", ()):
+        if isinstance(logger, nnunet_logger.WandbLogger):
+            image = nnunet_logger.wandb.Image
+            logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in sorted(folder.glob("*.png"))})
+
+
+@contextmanager
+def _loggers_that_may_fail(trainer: Any, folder: Path) -> Iterator[None]:
+    """Tell that a logger failed, which takes nothing from what is written."""
+    try:
+        yield
+    except Exception:
+        trainer.print_to_log_file(
+            f"{folder} is complete, but the trainer's loggers did not take it. The reason:\n{traceback.format_exc()}"
+        )
+
+
+def _log_failure(trainer: Any, details: str) -> None:
+    """Tell that measuring failed, why, and how to repeat it."""
+    with suppress(Exception):  # not even telling costs a training, as where a console cannot show a file's name
+        device = "" if trainer.device.type == "cuda" else f" -device {trainer.device.type}"
+        trainer.print_to_log_file(
+            f"Calibration could not be measured, which takes nothing from nnU-Net's own results. The reason:\n"
+            f"{details}\n"
+            f"To measure again: {_model_folder(trainer).validate_command(trainer.fold)}{device}",
+            also_print_to_console=True,
+        )

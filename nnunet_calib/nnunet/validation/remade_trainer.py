@@ -1,0 +1,111 @@
+"""nnU-Net's trainer of a fold that was trained before, made again to validate it and for nothing else.
+
+A trainer's constructor writes a log into the fold's folder and, with Weights & Biases, starts a run and removes that of
+the training. So it is made with an empty folder in the place of nnUNet_results: nothing that nnU-Net writes then, the
+log and the input of a cascade's next stage included, goes into the model's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunet_calib.nnunet.labels import check_dataset
+from nnunet_calib.nnunet.lookup import find_trainer
+from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.nnunet.predictions import last_line
+from nnunet_calib.io.json_forms import NAME, read_json
+
+
+@contextmanager
+def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.device) -> Iterator[Any]:
+    """The trainer of a fold, as the plans and the dataset.json in the model's folder describe it.
+
+    It is not initialised. What it would write into the fold's folder goes into one that is removed in the end.
+
+    Raises:
+        ValueError: in one sentence, if nnU-Net does not find the trainer, or plans and labels are unfit.
+    """
+    configuration = model_folder.configuration
+    plans, dataset = (_described(model_folder.path / file, form) for file, form in (
+        ("plans.json", {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}),
+        ("dataset.json", {"labels": dict, "file_ending": NAME}),
+    ))  # fmt: skip
+    check_dataset(dataset, model_folder.path / "dataset.json")
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"expected the configuration {configuration} in {model_folder.path / 'plans.json'}, found "
+            f"{', '.join(plans['configurations'])}: restore the plans that the model was trained with"
+        )
+    preprocessed = model_folder.preprocessed(plans["dataset_name"])
+    if preprocessed is None:
+        raise ValueError("expected nnUNet_preprocessed to name the folder of nnU-Net's preprocessed data, found it "
+                         "unset: export it as for nnUNetv2_train")  # fmt: skip
+    plans["dataset_name"] = preprocessed.name  # the name in use, by which nnU-Net finds the data
+    trainer_class = find_trainer(model_folder.trainer)
+    with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:
+        # nnU-Net reads the variable whenever it needs the folder
+        with _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
+            trainer = _made(
+                trainer_class, plans=plans | {"continue_training": False}, configuration=configuration, fold=fold,
+                dataset_json=dataset, device=device,
+            )  # fmt: skip
+        previous = trainer.folder_with_segs_from_previous_stage
+        if previous is not None and Path(previous).is_relative_to(scratch):
+            trainer.folder_with_segs_from_previous_stage = str(
+                model_folder.path.parent.joinpath(*Path(previous).relative_to(scratch).parts[1:])
+            )
+        yield trainer
+
+
+def preprocess_command(trainer: Any) -> str:
+    """What the user can type to have the preprocessed data, ground truth included."""
+    plans = trainer.plans_manager
+    return (
+        f"make them again with nnUNetv2_preprocess -d {plans.dataset_name} -plans_name {plans.plans_name} -c "
+        f"{trainer.configuration_name}"
+    )
+
+
+def _made(trainer_class: type, **arguments: Any) -> Any:
+    """Return a trainer, made as nnUNetv2_train makes it: with its arguments by name.
+
+    Raises:
+        ValueError: in one sentence, if its constructor fails.
+    """
+    try:
+        return trainer_class(**arguments)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of a constructor of other people, whatever it may raise
+        raise ValueError(
+            f"expected nnU-Net to make {trainer_class.__name__}, got {type(error).__name__} ({last_line(error)}): mend "
+            f"its __init__, which nnUNetv2_train calls with plans, configuration, fold, dataset_json and device by name"
+        ) from error
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _described(file: Path, form: dict[str, Any]) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"expected {file.name} of the trained model in {file.parent}, found none: restore it")
+    content: dict[str, Any] = read_json(file, form, "restore that of the trained model")
+    return content

@@ -1,0 +1,241 @@
+"""Temperature scaling: one number T > 0 that makes a model's logits as sure as they should be.
+
+p(T) = softmax(z / T), or sigmoid(z / T) for regions. T keeps the order of the classes and the regions' threshold of
+1/2, so that the segmentation stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from nnunet_calib.posthoc.likelihood import Found, Voxels, minimise
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+TEMPERATURE_BOUNDS = (0.05, 20.0)
+THETA_BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
+_LARGEST_IN_FLOAT32 = 1e30  # of a logit: differences of such, times 1 / T, are still finite, unlike those of 3e38
+_WARM_START = 1 << 17  # voxels to begin with, where there are more than twice as many
+
+# Probabilities are clamped to about the smallest normal float32 for a softmax, and to about the float32 next to 1 for a
+# sigmoid. float16 holds the logits of both. It would round those of all the voxels at the clamp the same way, so that
+# the temperature of a voxel sample would be off by 1e-4 of it.
+MIN_PROBABILITY = math.exp(-87.3125)
+MAX_REGION_LOGIT = 16.625
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A fitted temperature.
+
+    Attributes:
+        temperature: T; above 1 the model was overconfident.
+        standard_error: of T, see `fit_temperature`; inf where the data do not determine T.
+        nll_before: mean negative log-likelihood per voxel at T = 1, in nats (regions: mean over heads).
+        nll_after: the same at T.
+        at_bound: T lies on a bound of the search interval: the minimum is there or beyond.
+        iterations: passes over all voxels.
+    """
+
+    temperature: float
+    standard_error: float
+    nll_before: float
+    nll_after: float
+    at_bound: bool
+    iterations: int
+
+
+def log_probabilities(probabilities: Array, *, regions: bool = False) -> Array:
+    """Logits that belong to probabilities: log p for a softmax (up to a constant per voxel), logit(p) for regions.
+
+    Works on any shape. Zeros (and ones, for regions) are clamped, so that the result is finite.
+    """
+    p = _as_tensor(probabilities)
+    p = p.float() if p.dtype in (torch.float16, torch.bfloat16) else p  # too coarse for the clamps
+    if regions:
+        p = p.clamp(0, 1)
+        logits = (torch.log(p) - torch.log1p(-p)).clamp_(-MAX_REGION_LOGIT, MAX_REGION_LOGIT)
+    else:
+        logits = torch.log(p.clamp_min(MIN_PROBABILITY))
+    return logits if isinstance(probabilities, torch.Tensor) else logits.numpy()
+
+
+def _as_tensor(x: ArrayLike) -> Tensor:
+    """A tensor, without a copy where PyTorch can share the memory (not of read-only and of flipped arrays)."""
+    if isinstance(x, np.ndarray):
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)
+    if isinstance(x, np.ndarray) and not (x.flags.writeable and all(stride >= 0 for stride in x.strides)):
+        x = x.copy()
+    if isinstance(x, np.ndarray) and x.dtype.kind == "u" and x.itemsize > 1:  # which PyTorch has not or hardly
+        x = x.astype(np.int64 if x.itemsize > 2 else np.int32)
+    return torch.as_tensor(x)
+
+
+def apply_temperature(probabilities: Array, temperature: float, *, regions: bool = False) -> Array:
+    r"""Probabilities as the model would have given them with logits divided by T.
+
+    .. math:: p_c(T) = \frac{p_c^{1/T}}{\sum_k p_k^{1/T}}, \qquad \text{regions: } \sigma(\mathrm{logit}(p) / T)
+
+    Args:
+        probabilities: (C, *spatial) in [0, 1], NumPy array or tensor; zeros and ones are clamped.
+        temperature: T > 0; 1 returns the probabilities unchanged up to rounding.
+        regions: whether each channel is a sigmoid of its own rather than part of a softmax.
+
+    Returns:
+        The same type and shape, floating point. The order of the classes is kept, and so is p > 1/2 for regions.
+
+    Raises:
+        ValueError: for a temperature that is not a positive number.
+    """
+    return scale_logits(log_probabilities(probabilities, regions=regions), temperature, regions=regions)
+
+
+def scale_logits(logits: Array, temperature: float, *, regions: bool = False) -> Array:
+    """softmax(z / T) over the first axis, or sigmoid(z / T); shapes, types and errors as `apply_temperature`."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"expected a temperature above 0, got {temperature}")
+    z = _as_tensor(logits) / temperature
+    p = torch.sigmoid(z) if regions else torch.softmax(z, dim=0)
+    return p if isinstance(logits, torch.Tensor) else p.numpy()
+
+
+def fit_temperature(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    regions: bool = False,
+    groups: ArrayLike | None = None,
+) -> TemperatureFit:
+    r"""The temperature that minimises the mean negative log-likelihood of voxels.
+
+    In beta = 1 / T the likelihood is convex:
+
+    .. math:: \frac{d\,\mathrm{NLL}_i}{d\beta} = E_p[z_i] - z_{i,y_i}, \qquad
+              \frac{d^2\,\mathrm{NLL}_i}{d\beta^2} = \mathrm{Var}_p[z_i]
+
+    so that Newton's method, safeguarded by a bracket, finds the one minimum within T in [0.05, 20], to 1e-7 of T. It
+    starts from the minimum of a seeded random part, where voxels are many. Voxels are passed in parts, in the logits'
+    own precision but at least in float32 (T is still good to 1e-6), and summed in float64: there is no full-size copy.
+
+    Args:
+        logits: (n, C); log-probabilities do.
+        labels: (n,) integers in [0, C), or (n, C) binary with `regions`.
+        weights: (n,) how many voxels each one stands for, 0 or more; None means 1.
+        regions: whether the columns are sigmoids of their own rather than a softmax.
+        groups: (n,) integers from 0, e.g. the case a voxel comes from. Voxels of a case resemble each other; with
+            groups the standard error takes only the groups as independent (the sandwich estimate), else every voxel.
+
+    Returns:
+        The fit. Where no temperature changes the likelihood, T = 1 with an infinite standard error.
+
+    Raises:
+        ValueError: if there are no voxels, if shapes do not belong together, if a label is none of the classes, if a
+            weight is negative or all are 0, if a group is no number from 0, or if a logit is NaN or infinite.
+
+    References:
+        Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
+    """
+    voxels, total = _checked(logits, labels, weights, regions, groups)
+    thetas = [0.0]
+    if len(voxels.logits) > 2 * _WARM_START:
+        guess, *_ = minimise(voxels.sample(_WARM_START), thetas, THETA_BOUNDS)
+        thetas = [0.0] if guess == 0 else [0.0, guess]
+    return fit_of(minimise(voxels, thetas, THETA_BOUNDS), total)
+
+
+def fit_of(found: Found, total: float) -> TemperatureFit:
+    """The fit that a search has found, which began at T = 1, among voxels of some total weight."""
+    theta, points, passes = found
+    last = points[-1]
+    beta = math.exp(theta)
+    change = beta - math.exp(last.theta)  # so small that two terms of the Taylor series give the NLL to 1e-12
+    nll_after = last.sums.nll + change * last.gradient + change**2 / 2 * last.sums.curvature
+    # exactly the bound, where it is one
+    ends = dict(zip(THETA_BOUNDS, TEMPERATURE_BOUNDS[::-1], strict=True))
+    temperature = ends.get(theta, 1 / beta)
+    known = last.sums.curvature > 0
+    return TemperatureFit(
+        temperature=temperature,
+        standard_error=temperature**2 * math.sqrt(last.sums.squares) / last.sums.curvature if known else math.inf,
+        nll_before=points[0].sums.nll / total,
+        nll_after=nll_after / total,
+        at_bound=theta in THETA_BOUNDS,
+        iterations=passes,
+    )
+
+
+def nll_at(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    temperatures: Sequence[float],
+    *,
+    weights: ArrayLike | None = None,
+    regions: bool = False,
+) -> NDArray[np.float64]:
+    """The mean negative log-likelihood per voxel at some temperatures, in nats, in one pass over the voxels.
+
+    Args:
+        logits: as for `fit_temperature`, and so are the others.
+        labels: the same.
+        temperatures: above 0.
+        weights: the same.
+        regions: the same.
+
+    Returns:
+        One value per temperature; for regions the mean over heads.
+
+    Raises:
+        ValueError: as `fit_temperature`, but for logits that are not finite, whose NLL is not finite either.
+    """
+    voxels, total = _checked(logits, labels, weights, regions, None)
+    return np.array([sums.nll / total for sums in voxels.sums([1 / t for t in temperatures])])
+
+
+def _checked(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, regions: bool, groups: ArrayLike | None
+) -> tuple[Voxels, float]:
+    """The voxels, and the sum of their weights."""
+    z, y = _as_tensor(logits), _as_tensor(labels)
+    w = None if weights is None else _as_tensor(weights)
+    if z.ndim != 2 or len(z) == 0 or y.shape != (z.shape if regions else z.shape[:1]):
+        raise ValueError(
+            f"expected logits (n, C) with n > 0 and labels {'(n, C)' if regions else '(n,)'}, got "
+            f"{tuple(z.shape)} and {tuple(y.shape)}"
+        )
+    if z.dtype == torch.float32 and max(map(abs, z.aminmax())) > _LARGEST_IN_FLOAT32:
+        z = z.double()
+    _check_whole(y, "labels", 1 if regions else z.shape[1] - 1)
+    total = float(len(z) if w is None else w.sum(dtype=torch.float64))
+    if w is not None and not (w.shape == z.shape[:1] and w.min() >= 0 and 0 < total < math.inf):
+        raise ValueError(
+            f"expected weights ({len(z)},) of at least 0, not all of them 0, got {tuple(w.shape)} with sum {total}"
+        )
+    return Voxels(z, y, w, None if groups is None else _numbered(groups, len(z)), regions), total
+
+
+def _check_whole(numbers: Tensor, what: str, largest: int | None = None) -> None:
+    """Raise ValueError for anything but whole numbers from 0."""
+    low, high = numbers.min().item(), numbers.max().item()
+    whole = not numbers.is_floating_point() or bool((numbers == numbers.floor()).all())
+    if not (whole and low >= 0 and high <= (math.inf if largest is None else largest)):
+        to = "" if largest is None else f" to {largest}"
+        raise ValueError(f"expected {what} that are whole numbers from 0{to}, got values from {low} to {high}")
+
+
+def _numbered(groups: ArrayLike, voxels: int) -> Tensor:
+    """The groups of voxels, with numbers that are no larger than the number of voxels."""
+    found = _as_tensor(groups)
+    if found.shape != (voxels,):
+        raise ValueError(f"expected groups ({voxels},), one for each voxel, got {tuple(found.shape)}")
+    _check_whole(found, "groups")
+    # sums are kept for each number up to the largest
+    return found.long() if found.max() < voxels else found.unique(return_inverse=True)[1]

@@ -1,0 +1,138 @@
+"""A calibration folder as one HTML file that needs nothing else: no network, no other file, no script to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nnunet_calib.figures.case_figures import ImageOf
+from nnunet_calib.figures.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
+from nnunet_calib.figures.fold_figures import figures
+from nnunet_calib.report.fold_words import case_table, facts, headline, notes
+from nnunet_calib.report.page import data_uri, definitions, inline_figure, write_page
+from nnunet_calib.figures.drawn_results import Results, case_error, worst_cases
+from nnunet_calib.report.tables import number
+
+PICTURES_MIB = 4.0  # all slices together; with base64 and the figures a page stays below 10 MB
+_CAPTIONS = {
+    "reliability": (
+        "Reliability",
+        "Of the voxels that get a probability within a bin, how many belong to the class. Blue bars below the dashed "
+        "line: the model is too sure. Above each diagram, the number of voxels in each bin.",
+    ),
+    "dataset_reliability_histogram": (
+        "Dataset reliability histogram",
+        "Each case counts once in each bin it has voxels in. Pooled diagrams can look calibrated while cases are not: "
+        "here each case would have to lie on the diagonal.",
+    ),
+    "reliability_boxes": (
+        "Box-plot reliability",
+        "The same spread as quartiles: half of the cases lie within a box, its line is the median case.",
+    ),
+    "reliability_of_cases": (
+        "Reliability of single cases",
+        "Bars above the line in one case and below it in another cancel out where voxels are pooled. A "
+        "temperature is the same for all cases, and can help one while it harms another.",
+    ),
+    "confidence": (
+        "Confidence histogram",
+        "Where the probabilities lie. Temperature scaling moves them away from 0 and 1, or towards them, and changes "
+        "no segmentation.",
+    ),
+    "nll": (
+        "NLL against temperature",
+        "The fitted temperature is the minimum; the band is two standard errors wide on each side.",
+    ),
+    "worst_cases": (
+        "Worst cases",
+        "The cases whose probabilities are off most: outlines tell where the segmentation is right and wrong, colours "
+        "how sure the model is of it. A sure colour at a wrong place is what a temperature cannot repair.",
+    ),
+}
+
+
+def write_report(
+    calibration_folder: Path,
+    output: Path,
+    *,
+    image_of: ImageOf,
+    dice: Mapping[str, float] | None = None,
+    commands: Sequence[str] = (),
+) -> None:
+    """Write the report of a fold or of merged folds.
+
+    Args:
+        calibration_folder: with summary.json.
+        output: the HTML file; it appears when it is complete.
+        image_of: gives a case's image, or None.
+        dice: case -> mean foreground Dice, from nnU-Net's own summary; None leaves the column out.
+        commands: which make the same results again.
+
+    Raises:
+        FileNotFoundError: if summary.json or a case file that it names is not there.
+        ValueError: if one of them is damaged.
+    """
+    results = Results.read(calibration_folder)
+    content = _content(results, image_of, dice or {})
+    write_page("report.html.j2", output, content | {
+        "outlines": OUTLINES, "commands": commands, "colours": data_uri(colour_bar(), "image/png"),
+    })  # fmt: skip
+
+
+def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> dict[str, Any]:
+    summary, model = results.summary, results.summary["model"]
+    pictures, with_image = _pictures(results, image_of)
+    columns, rows = case_table(results.cases, dice, {picture["name"]: picture["link"] for picture in pictures})
+    left_out = len(results.cases) - len(pictures)
+    described = [model.get(key) for key in ("trainer", "dataset", "configuration", "plans")]
+    trainer, *rest = [str(value) for value in described if value] or [str(model.get("folder", "predictions"))]
+    of_one, merged = model.get("fold"), summary["temperature"].get("folds") or []
+    folds = f"folds {', '.join(map(str, merged))}" if len(merged) > 1 else None if of_one is None else f"fold {of_one}"
+    return {
+        "title": f"Calibration of {trainer}",
+        "subtitle": ", ".join([*rest, *([folds] if folds else []), f"{len(results.cases)} cases"]),
+        "headline": [*headline(summary)],
+        "notes": [*notes(summary)],
+        "figures": [
+            inline_figure(draw, *_CAPTIONS[name])
+            for name, draw in tqdm(figures(results, image_of).items(), desc="drawing figures", unit="figure")
+        ],
+        "columns": columns,
+        "rows": rows,
+        "cases_note": "ECE, ACE and MCE are means over the foreground classes of the whole image. A click on a column "
+        "sorts.",
+        "pictures": pictures,
+        "background": "the image" if with_image else "the label map (no image was found)",
+        "pictures_note": f"{left_out} cases with smaller ACE have no picture here." if left_out and pictures else "",
+        "definitions": [*definitions(summary["definitions"])],
+        "facts": [*facts(summary["nnunet_calib"], [model])],
+    }
+
+
+def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]], bool]:
+    """Slices of the cases, those with the largest ACE first, until they are too much for a page."""
+    heads, budget = results.summary["heads"], PICTURES_MIB * 2**20
+    pictures, with_image = [], False
+    for case in tqdm(worst_cases(results.cases), desc="drawing slices", unit="case"):
+        shown = case.shown
+        if shown is None:
+            continue
+        image = image_of(case.name)
+        with_image |= image is not None
+        picture = CasePicture.of(
+            shown, case.temperature, regions=heads["regions"], ignore_label=heads["ignore_label"], image=image
+        )
+        content, kind, (width, height) = picture_bytes(picture)
+        budget -= len(content)
+        if budget < 0:
+            break
+        before, after = (number(case_error(case.row, stage, "ace"), 3) for stage in ("uncalibrated", "calibrated"))
+        caption = f"{heads['names'][picture.head]}. ACE of the case: {before}; with T = {case.temperature:.3g}: {after}"
+        pictures.append({
+            "name": case.name, "link": f"case-{case.name}", "caption": caption, "uri": data_uri(content, kind),
+            "width": width, "height": height,
+        })  # fmt: skip
+    return pictures, with_image

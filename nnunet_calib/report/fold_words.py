@@ -1,0 +1,104 @@
+"""What a report says in words and tables, from summary.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from math import isnan
+from typing import Any
+
+from nnunet_calib.report.page import cell, column, text_cell
+from nnunet_calib.figures.drawn_results import ReportedCase, case_error
+from nnunet_calib.report.tables import number
+from nnunet_calib.results.schemas import in_sample_note
+
+_OF_CLASSES = ("ece", "ace", "mce")
+_SCORES = ("nll", "brier")
+_NAMES = {"ece": "ECE", "ace": "ACE", "mce": "MCE", "nll": "NLL", "brier": "Brier score"}
+
+
+def headline(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The errors of the whole image, before and after, with what each says in one sentence."""
+    for group, metric in [("foreground_mean", m) for m in _OF_CLASSES] + [("", m) for m in _SCORES]:
+        cells = {}
+        for stage, name in (("uncalibrated", "before"), ("calibrated", "after")):
+            trees = [summary["metrics"][stage]["image"]]
+            if "intervals" in summary:
+                trees.append(summary["intervals"][stage]["image"])
+            value, *limits = ((tree[group] if group else tree)[metric] for tree in trees)
+            low_high = limits[0] if limits else (None, None)
+            interval = None if low_high[0] is None else f"{number(low_high[0])} to {number(low_high[1])}"
+            cells[name] = {"number": value, "value": number(value), "interval": interval}
+        yield {"name": _NAMES[metric], **cells, "meaning": _meaning(metric, cells)}
+
+
+def _meaning(metric: str, cells: dict[str, Any]) -> str:
+    value = cells["before"]["number"]
+    if value is None:
+        return "No case has a value."
+    points = f"{100 * value:.1f} percentage points"
+    if metric == "ece":
+        return f"A voxel's probability of a class is off by {points} on average; sure background dominates."
+    if metric == "ace":
+        return f"The mean over the bins that are not empty: rare probabilities count as much as common ones ({points})."
+    if metric == "mce":
+        return f"In a case's worst bin the probability is off by {points} on average over cases."
+    after = cells["after"]["number"]
+    change = 100 * (after / value - 1) if after is not None and value else 0.0
+    what = "Mean squared error of the probabilities"
+    if metric == "nll":
+        what = "Smaller is better; it also rewards sharp probabilities"
+    return f"{what}. The temperature changes it by {change:+.1f} %."
+
+
+def notes(summary: dict[str, Any]) -> Iterator[str]:
+    """What must be known to read the numbers."""
+    fit = summary["temperature"]
+    t = fit["temperature"]
+    error = fit.get("standard_error")
+    said = f"T = {t:.3f}" + ("" if error is None or isnan(error) else f" (standard error {error:.3f})")
+    sure = "too sure of itself" if t > 1 else "not sure enough" if t < 1 else "as sure as it should be"
+    yield f"{said}: on these cases the model is {sure}; dividing its logits by T gives the smallest NLL."
+    if fit.get("at_bound"):
+        yield "T lies on the bound of the search: do not use it."
+    if note := in_sample_note(fit):
+        yield note
+    if "intervals" in summary:
+        yield "Intervals: 95 %, by bootstrap over cases."
+    if summary["missing_cases"]:
+        yield f"Not measured: {', '.join(summary['missing_cases'])}."
+    yield from summary.get("notes", ())
+    if "note" in fit:
+        yield fit["note"]
+
+
+def case_table(
+    cases: Sequence[ReportedCase], dice: Mapping[str, float], links: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """Columns, and the cells of each case; `links` has the places of cases with a slice."""
+    merged = any("fold" in case.row for case in cases)
+    columns = [column("case", "name", is_number=False)]
+    columns += [column("fold", "whose network predicted the case")] if merged else []
+    columns += [column("Dice", "mean over the foreground classes")] if dice else []
+    for metric in (*_OF_CLASSES, "nll"):
+        columns += [column(f"{_NAMES[metric]}, {at}", f"{_NAMES[metric]} at {at}") for at in ("T = 1", "T")]
+    columns += [column("T", "temperature that the case is judged by"), column("voxels", "that count")]
+    rows = []
+    for case in cases:
+        cells = [text_cell(case.name, links.get(case.name, ""))]
+        cells += [cell(case.row["fold"], 0)] if merged else []
+        cells += [cell(dice.get(case.name, float("nan")), 3)] if dice else []
+        for metric in (*_OF_CLASSES, "nll"):
+            cells += [cell(case_error(case.row, stage, metric)) for stage in ("uncalibrated", "calibrated")]
+        rows.append([*cells, cell(case.temperature, 3), cell(case.row["voxels"], 0)])
+    return columns, rows
+
+
+def facts(measured_by: str, models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Versions, and what identifies the models."""
+    yield "nnunet_calib, which measured", measured_by
+    for package in ("nnunet-calib", "nnunetv2", "torch"):
+        yield f"{package}, which drew this page", metadata.version(package)
+    for model in models:
+        for name, value in model.items():
+            yield name, ", ".join(f"{k} = {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)

@@ -1,0 +1,200 @@
+"""Models that are compared: what each says of its cases, and whether they may be compared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from nnunet_calib.results.cases_of_folds import fits_without_fold, read_measured
+from nnunet_calib.results.measured_folds import find_folds, merged_model, read_json, some
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.judged_cases import cross_fitted, errors_after
+from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.results.error_tree import Tree, brief
+from nnunet_calib.io.json_forms import NAME, SHARE
+
+STAGES = ("uncalibrated", "calibrated")
+
+
+@dataclass(frozen=True)
+class JudgedCase:
+    """One case of one model.
+
+    Attributes:
+        fold: whose network predicted it.
+        voxels: that count.
+        temperature: that was fitted without it; NaN if there is none.
+        dice: nnU-Net's, mean over the foreground classes that have one; NaN if none has.
+        errors: uncalibrated and calibrated, as `brief` gives them.
+    """
+
+    fold: int
+    voxels: int
+    temperature: float
+    dice: float
+    errors: dict[str, Tree]
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """A model and its cases.
+
+    Attributes:
+        name: what tells it from the others.
+        model: what identifies it, with the weights of each fold's network.
+        heads: of its networks.
+        cases: by name.
+        expected: names of all cases that should be there.
+        without_dice: folds without nnU-Net's summary.json.
+        boundary_mm: half width of the boundary scope.
+    """
+
+    name: str
+    model: dict[str, Any]
+    heads: Heads
+    cases: dict[str, JudgedCase]
+    expected: frozenset[str]
+    without_dice: tuple[int, ...]
+    boundary_mm: float
+
+
+def read_models(
+    model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
+) -> list[ComparedModel]:
+    """Read the models, each with only its errors in memory, and name them by what differs between them.
+
+    Raises:
+        ValueError: in one sentence, if there are fewer than two, one is named twice, a fold was not measured, or they
+            have other labels or other cases (unless `allow_missing`), or cases of other voxels.
+    """
+    names = [folder.path.name for folder in model_folders]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"expected each model once, got {twice[0]} twice: name each of -c, -tr and -p once")
+    if len(names) < 2:
+        raise ValueError(
+            f"expected at least two models, got {' '.join(names) or 'none'}: name more with -tr, or with -c or -p"
+        )
+    models = []
+    for folder in model_folders:
+        try:
+            models.append(_read_model(folder, folds, allow_missing))
+        except ValueError as error:
+            raise ValueError(f"{folder.path.name}: {error}") from error
+    parts = [
+        (folder.trainer, folder.plans, folder.configuration, str(model.model["checkpoint"]))
+        for folder, model in zip(model_folders, models, strict=True)
+    ]
+    differing = [i for i, values in enumerate(zip(*parts, strict=True)) if len({*values}) > 1]
+    models = [
+        replace(model, name=", ".join(part[i] for i in differing)) for model, part in zip(models, parts, strict=True)
+    ]
+    _check_comparable(models)
+    if not allow_missing:
+        _check_same_cases(models)
+    return models
+
+
+def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: bool) -> ComparedModel:
+    found = find_folds(folder, folds, allow_missing=allow_missing, at_least=1)
+    heads = found[0].heads
+    cases, _ = read_measured(found, allow_missing=allow_missing)
+    if len(found) > 1:
+        without = fits_without_fold(cases)
+        temperatures = [without[case.fold].temperature for case in cases]
+    else:
+        _, temperatures = cross_fitted(cases)
+    after = errors_after(cases, temperatures, heads)
+    dice: dict[str, float] = {}
+    without_dice = []
+    for result in found:
+        file = result.folder.parent / "summary.json"
+        if file.is_file():
+            dice |= dice_per_case(file, _file_ending(folder.path / "dataset.json"), heads)
+        else:
+            without_dice.append(result.fold)
+    judged = {
+        case.name: JudgedCase(
+            case.fold, case.voxels, temperature, dice.get(case.name, float("nan")),
+            dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
+        )
+        for case, temperature, calibrated in zip(cases, temperatures, after, strict=True)
+    }  # fmt: skip
+    expected = frozenset(name for result in found for name in result.cases)
+    return ComparedModel(
+        folder.path.name, merged_model(found), heads, judged, expected, tuple(without_dice), cases[0].boundary_mm
+    )
+
+
+def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
+    """From nnU-Net's summary.json, where a class has no Dice (NaN) if neither labels nor prediction hold it."""
+    found = {}
+    form = {"metric_per_case": [{"prediction_file": str, "metrics": {str: {"Dice": SHARE}}}]}
+    again = "validate again with nnUNetv2_train ... --val"
+    for number, row in enumerate(read_json(file, form, again)["metric_per_case"]):
+        name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
+        dice = {_labels_of(key): metrics["Dice"] for key, metrics in row["metrics"].items()}
+        for key, label in zip(heads.foreground, heads.foreground_labels, strict=True):
+            if label not in dice:
+                raise ValueError(f"expected metric_per_case[{number}].metrics.{key}, found none in {file}: {again}")
+        values = [dice[label] for label in heads.foreground_labels]
+        known = [value for value in values if not np.isnan(value)]
+        found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
+    return found
+
+
+def _labels_of(key: str) -> tuple[int, ...]:
+    """The labels that a key of nnU-Net's names: 1, (1, 2), or (1.0, 2.0) as a dataset.json may have them."""
+    return tuple(int(number) for number in re.findall(r"(\d{1,9})(?:\.\d+)?", key))
+
+
+def _file_ending(dataset_json: Path) -> str:
+    ending: str = read_json(dataset_json, {"file_ending": NAME}, "restore nnU-Net's")["file_ending"]
+    return ending
+
+
+def _check_comparable(models: Sequence[ComparedModel]) -> None:
+    """Each against the first: heads, networks, and the voxels of the cases that both have."""
+    first = models[0]
+    owner: dict[str, str] = {}
+    for model in models:
+        for fold, weights in model.model["weights_sha256"].items():
+            ours = f"fold {fold} of {model.name}"
+            if (twin := owner.setdefault(weights, ours)) != ours:
+                raise ValueError(
+                    f"expected networks of their own, found the same weights in {twin} and {ours}: name models that "
+                    f"were trained, not copied"
+                )
+        for name, a in vars(first.heads).items():
+            if a != (b := getattr(model.heads, name)):
+                raise ValueError(
+                    f"expected models of the same labels, found heads ({name}) {a!r} of {first.name} and {b!r} of "
+                    f"{model.name}: train them on the same dataset.json"
+                )
+        if model.boundary_mm != first.boundary_mm:
+            raise ValueError(
+                f"expected models measured with one width of the boundary scope, found {first.boundary_mm:g} mm for "
+                f"{first.name} and {model.boundary_mm:g} mm for {model.name}: measure one of them again with "
+                f"nnunet_calib validate --boundary-mm"
+            )
+        for case in sorted({*first.cases} & {*model.cases}):
+            if (a := first.cases[case].voxels) != (b := model.cases[case].voxels):
+                raise ValueError(
+                    f"expected cases measured on the same label maps, found {a} voxels of {case} for {first.name} and "
+                    f"{b} for {model.name}: measure both again with nnunet_calib validate"
+                )
+
+
+def _check_same_cases(models: Sequence[ComparedModel]) -> None:
+    everything = {case for model in models for case in model.cases}
+    for model in models:
+        if lacking := sorted(everything - {*model.cases}):
+            other = next(m for m in models if lacking[0] in m.cases)
+            raise ValueError(
+                f"expected the same cases of each model, found {some(lacking)} of {other.name} and not of "
+                f"{model.name}: name folds with the same cases, or compare those that all models have with --chill"
+            )

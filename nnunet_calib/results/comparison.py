@@ -1,0 +1,223 @@
+"""Models side by side, paired over the cases they share.
+
+Of each metric: the means, the differences from the first model, and how sure they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import nnunet_calib
+from nnunet_calib.metrics.catalogue import DEFINITIONS
+from nnunet_calib.nnunet.checkpoints import FINAL
+from nnunet_calib.results.compared_models import STAGES, ComparedModel, JudgedCase, read_models
+from nnunet_calib.results.measured_folds import versions_note
+from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.results.error_tree import BINNED, SCORES, scope_definitions
+from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.metrics.significance import (
+    LEVEL,
+    RESAMPLES,
+    holm,
+    paired_difference,
+    percentile_interval,
+    resampled_means,
+    resampling_counts,
+)
+from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
+
+FORMAT_VERSION = 1
+_EVERY_STAGE = "both"
+
+
+class Quantity(NamedTuple):
+    """What is compared: a metric, of the foreground classes, of the top label or of all, in a scope."""
+
+    metric: str
+    of: str | None
+    scope: str
+
+    def value(self, case: JudgedCase, stage: str, foreground: Sequence[str]) -> float:
+        """Of one case; NaN where the case has none."""
+        if self.metric == "dice":
+            return case.dice
+        errors = case.errors[stage][self.scope]
+        if self.of == "top_label":
+            return errors["top_label"][self.metric]
+        if self.of is None:
+            return errors[self.metric]
+        of_classes = [errors["per_class"][key][self.metric] for key in foreground]
+        known = [value for value in of_classes if not np.isnan(value)]
+        return float(np.mean(known)) if known else float("nan")
+
+
+# Among the voxels of the foreground the errors of a class say little: the background's frequency there is 0.
+QUANTITIES = (
+    Quantity("dice", "foreground_mean", "image"),
+    *(Quantity(metric, "foreground_mean", "image") for metric in BINNED),
+    *(Quantity(metric, "top_label", scope) for scope in ("image", "foreground") for metric in BINNED),
+    *(Quantity(metric, None, scope) for scope in ("image", "foreground") for metric in SCORES[:2]),
+)
+
+_DEFINITIONS = {name: DEFINITIONS[name] for name in (*BINNED, *SCORES[:2], "per_class", "top_label")} | {
+    "dice": "nnU-Net's own, from fold_X/validation/summary.json; no temperature changes it",
+    "bins": NUM_BINS,
+    "min_count": 1,
+    "foreground_mean": "of each case the mean over the foreground classes that have a value in it",
+    "mean": "over the shared cases in which the model has a value",
+    "interval": f"[low, high], {LEVEL:.0%} bootstrap interval over cases ({RESAMPLES} resamples, widened for few "
+    "cases; null for fewer than two) at the given networks and temperatures",
+    "difference": "model - first model, mean over the pairs: the shared cases in which both have a value",
+    "p": "two-sided Wilcoxon signed-rank test of the differences of the pairs",
+    "p_holm": "p corrected by Holm for the comparisons of all other models with the first one, for each metric, scope "
+    "and stage by itself",
+    "uncalibrated": "T = 1",
+}
+_CALIBRATED = "each case with the temperature of {} of its own model, on the kept voxels of the case"
+
+
+def compare_models(
+    model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
+) -> dict[str, Any]:
+    """Compare models of one dataset with the first one of them.
+
+    Args:
+        model_folders: of nnU-Net, with the folders `fold_X`; at least two.
+        folds: numbers. Two or more: a case is judged by the temperature of the other folds of its model. One: by one
+            that was fitted on other cases of the fold.
+        allow_missing: compare the cases that all models have, and name the others, instead of refusing.
+
+    Returns:
+        The content of comparison.json, with NaN where the file has null.
+
+    Raises:
+        ValueError: in one sentence, as `read_models`, and if the models share no case.
+    """
+    models = read_models(model_folders, folds, allow_missing=allow_missing)
+    cases = sorted(set.intersection(*({*model.cases} for model in models)))
+    if not cases:
+        raise ValueError(
+            f"expected cases that all models have, found none for {' and '.join(m.name for m in models)}: name folds "
+            f"with the same cases"
+        )
+    left_out = [
+        {"case": case, "missing_in": lacking} for case in sorted(frozenset().union(*(m.expected for m in models)))
+        if (lacking := [model.name for model in models if case not in model.cases])
+    ]  # fmt: skip
+    numbers = sorted(map(int, folds))
+    counts = resampling_counts(len(cases))
+    results = [
+        _compared(quantity, stage, models, cases, counts)
+        for quantity in QUANTITIES for stage in ((_EVERY_STAGE,) if quantity.metric == "dice" else STAGES)
+    ]  # fmt: skip
+    others = "the other folds" if len(numbers) > 1 else "other cases of the same fold (cross-fitting in five groups)"
+    return {
+        "format_version": FORMAT_VERSION,
+        "nnunet_calib": nnunet_calib.__version__,
+        "dataset": models[0].model["dataset"],
+        "folds": numbers,
+        "first_model": models[0].name,
+        "models": [{"name": model.name, **model.model, "temperature": _temperatures(model, cases)} for model in models],
+        "cases": cases,
+        "left_out": left_out,
+        "definitions": _DEFINITIONS | {
+            "scopes": scope_definitions(models[0].boundary_mm), "calibrated": _CALIBRATED.format(others),
+        },
+        "notes": _notes(models, cases, numbers, results),
+        "results": results,
+        "metric_per_case": [
+            {
+                "case": case, "model": model.name, "fold": (of := model.cases[case]).fold, "voxels": of.voxels,
+                "temperature": of.temperature, "dice": of.dice, **of.errors,
+            }
+            for case in cases for model in models
+        ],
+    }  # fmt: skip
+
+
+def _compared(
+    quantity: Quantity, stage: str, models: Sequence[ComparedModel], cases: Sequence[str], counts: NDArray[np.float64]
+) -> dict[str, Any]:
+    """One metric of all models: one family of tests."""
+    foreground = models[0].heads.foreground
+    values = [np.array([quantity.value(m.cases[case], stage, foreground) for case in cases]) for m in models]
+    differences = [paired_difference(v, values[0], counts) for v in values[1:]]
+    corrected = [None, *map(float, holm([d.p for d in differences]))]
+    rows = []
+    for model, v, d, p_holm in zip(models, values, [None, *differences], corrected, strict=True):
+        known = v[~np.isnan(v)]
+        rows.append({
+            "model": model.name, "cases": known.size, "mean": float(known.mean()) if known.size else float("nan"),
+            "interval": [*percentile_interval(resampled_means(v, counts), known.size)],
+            "pairs": d and d.pairs, "difference": d and d.mean,
+            "difference_interval": d and [d.low, d.high], "p": d and d.p, "p_holm": p_holm,
+        })  # fmt: skip
+    return {**quantity._asdict(), "stage": stage, "better": "higher" if quantity.metric == "dice" else "lower",
+            "models": rows}  # fmt: skip
+
+
+def _temperatures(model: ComparedModel, cases: Sequence[str]) -> dict[str, float]:
+    """Of the shared cases."""
+    found = [model.cases[case].temperature for case in cases]
+    known = [t for t in found if not np.isnan(t)] or [float("nan")]
+    return {"mean": float(np.mean(known)), "min": min(known), "max": max(known)}
+
+
+def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
+    """In what the models differ, or their numbers, beside their names."""
+    first = models[0]
+    for model in models:
+        if (file := model.model["checkpoint"]) != FINAL:
+            yield (
+                f"The calibration of {model.name} is that of {file or 'an unknown checkpoint'}; its Dice is that of "
+                f"nnU-Net's last validation, whichever checkpoint that was of."
+            )
+        ours, theirs = (m.model["split_sha256"] for m in (model, first))
+        if folds := [fold for fold in ours if None not in (ours[fold], theirs[fold]) and ours[fold] != theirs[fold]]:
+            yield (
+                f"{model.name} was not trained on the same cases as {first.name} in fold{'s' * (len(folds) > 1)} "
+                f"{', '.join(folds)}."
+            )
+    versions = {
+        f"fold {fold} of {model.name}": version
+        for model in models for fold, version in model.model["measured_with"].items()
+    }  # fmt: skip
+    if note := versions_note(versions):
+        yield note
+
+
+def _notes(
+    models: Sequence[ComparedModel], cases: Sequence[str], folds: Sequence[int], results: Sequence[dict[str, Any]]
+) -> list[str]:
+    """What a reader of the numbers must know."""
+    notes = []
+    if len(folds) == 1:
+        notes.append(
+            "One fold: each case is judged by a temperature fitted on other cases of the same fold (cross-fitting), "
+            "since there are no other folds."
+        )
+    tests, smallest = len(models) - 1, 2.0 ** (1 - len(cases))
+    if tests * smallest >= 1 - LEVEL:
+        notes.append(
+            f"With {len(cases)} cases and {tests} other model{'s' * (tests > 1)}, no corrected p can be below "
+            f"{min(tests * smallest, 1):.3g}, however large the difference."
+        )
+    for model in models:
+        if model.without_dice:
+            named = ", ".join(f"fold_{fold}/validation/summary.json" for fold in model.without_dice)
+            notes.append(f"No Dice of {model.name} from {named}, which nnU-Net writes at the end of its validation.")
+        if any(model.cases[case].temperature in TEMPERATURE_BOUNDS for case in cases):
+            notes.append(f"A temperature of {model.name} lies on the bound of the search: do not use it.")
+    notes += _differences(models)
+    fewer = {group["metric"]: None for group in results for row in group["models"] if row["cases"] < len(cases)}
+    if fewer:
+        notes.append(f"Not every case has a value of {', '.join(fewer)}: `cases` and `pairs` say how many have.")
+    notes.append(
+        "Intervals and p tell of other cases, not of other trainings: each network was trained once. p is corrected "
+        "for the number of models, not for the number of metrics."
+    )
+    return notes

@@ -1,0 +1,112 @@
+"""The folds of a cross-validation as one result: a temperature to deploy, and errors it may be judged by.
+
+A case is judged by a temperature that was fitted on the other folds: one fitted with its own fold would know the
+network that predicted it, and maybe the case itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nnunet_calib
+from nnunet_calib.results.cases_of_folds import fit_folds, read_measured
+from nnunet_calib.results.measured_folds import FoldResult, find_folds, merged_model, versions_note
+from nnunet_calib.results.fold_summary import FORMAT_VERSION
+from nnunet_calib.results.judged_cases import results
+from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.results.result_files import write_results
+from nnunet_calib.results.error_tree import definitions
+from nnunet_calib.posthoc.temperature import TemperatureFit
+
+ENSEMBLE_NOTE = (
+    "T was fitted on predictions of single networks; how far it is from what an ensemble of the folds needs cannot be "
+    "estimated from these data, since each case was seen in training by all networks but one."
+)
+
+
+def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_missing: bool = False) -> Path:
+    """Merge the calibration files of folds into temperature.json and summary.json.
+
+    Memory: that of `measured_cases`, with 0.1 MB for the errors of each case. What is not held is read about six times.
+
+    Args:
+        model_folder: of nnU-Net, with the folders `fold_X`.
+        folds: at least two numbers.
+        allow_missing: leave out cases without statistics, and name them, instead of refusing.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        ValueError: in one sentence, if folds or cases are missing or do not belong together, or have no voxel.
+    """
+    found = find_folds(model_folder, folds, allow_missing=allow_missing)
+    cases, missing = read_measured(found, allow_missing=allow_missing)
+    numbers = [result.fold for result in found]
+    pool = frozenset(numbers)
+    own, others = {fold: frozenset({fold}) for fold in numbers}, {fold: pool - {fold} for fold in numbers}
+    fits = fit_folds(cases, {folds: folds for folds in (pool, *own.values(), *others.values())})
+
+    first = found[0]
+    model = merged_model(found)
+    about = {"format_version": FORMAT_VERSION, "nnunet_calib": nnunet_calib.__version__, "model": model}
+    temperature = _fitted(fits[pool]) | {
+        "in_sample": False, "seen_in_training": [] if all(result.split for result in found) else None,
+        "folds": numbers, "note": " ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
+    }  # fmt: skip
+    per_fold = [
+        {
+            "fold": fold, "cases": sum(case.fold == fold for case in cases), **_fitted(fits[own[fold]]),
+            "without_fold": _fitted(fits[others[fold]]),
+        }
+        for fold in numbers
+    ]
+    temperatures = [fits[others[case.fold]].temperature for case in cases]
+    judged = results(cases, temperatures, first.heads)
+    summary = {
+        **about,
+        "heads": asdict(first.heads),
+        "definitions": _definitions(cases[0].boundary_mm, len(numbers)),
+        "temperature": temperature | {"cross_fitted": True},
+        "temperature_per_fold": per_fold,
+        "missing_cases": missing,
+        **judged,
+        "metric_per_case": [
+            {"case": case.name, "fold": case.fold} | row
+            for case, row in zip(cases, judged["metric_per_case"], strict=True)
+        ],
+    }
+    target = model_folder.crossval(numbers)
+    target.mkdir(parents=True, exist_ok=True)
+    names = [case.name for case in cases]
+    write_results(target, summary, about | temperature | {"per_fold": per_fold, "cases": names})
+    return target
+
+
+def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator[str]:
+    """In what the folds differ beside what they may."""
+    if note := versions_note({f"fold {fold}": version for fold, version in model["measured_with"].items()}):
+        yield note
+    everything = {result.fold: {*result.split.training, *result.split.validation} for result in found if result.split}
+    first = found[0].fold
+    if others := [str(fold) for fold, names in everything.items() if names != everything.get(first, names)]:
+        yield (
+            f"The splits of fold{'s' * (len(others) > 1)} {', '.join(others)} were made of other cases than those of "
+            f"fold {first}."
+        )
+
+
+def _fitted(fit: TemperatureFit) -> dict[str, Any]:
+    return {name: value for name, value in asdict(fit).items() if name != "iterations"}
+
+
+def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:
+    return definitions(boundary_mm, folds) | {
+        "calibrated": "each case with the temperature of the other folds (without_fold), on the kept voxels of the "
+        "case",
+        "temperature": "fitted on all cases of all folds by minimising the mean NLL over voxels; no error in this file "
+        "is computed with it",
+    }

@@ -1,0 +1,158 @@
+"""The numbers of a fold's summary.json: errors of a case, their means over cases, and their sampling errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.metrics.catalogue import DEFINITIONS
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, gap_errors, reliability_curve
+from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.significance import LEVEL, RESAMPLES
+from nnunet_calib.measuring.case_statistics import CaseStatistics
+
+MIN_COUNT = 100
+BINNED = ("ece", "ace", "mce")
+PER_HEAD = (*BINNED, "ace_min_count", "adaptive_ece", "ks")
+SCORES = ("nll", "brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
+OTHER_BINS = (10, 15)
+
+# Numbers by name: scope -> per_class, top_label, ... -> metric.
+Tree = dict[str, Any]
+
+
+def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
+    """The errors of one case: scope -> per_class, top_label, top_label with other bins, and scores."""
+    result: Tree = {}
+    for scope in SCOPES:
+        errors = dict(calibration_errors(statistics, NUM_BINS, scope))
+        ace = gap_errors(reliability_curve(statistics, NUM_BINS, scope), MIN_COUNT)["ace"]
+        errors["ace_min_count"] = np.where(np.isnan(errors["ece"]), np.nan, ace[:-1])  # absent classes have none
+        errors["top_label_ace_min_count"] = ace[-1]
+        result[scope] = {
+            "per_class": {
+                key: {name: float(errors[name][i]) for name in PER_HEAD} for i, key in enumerate(heads.keys)
+            },
+            "top_label": {name: float(errors[f"top_label_{name}"]) for name in PER_HEAD},
+            **{name: float(errors[name]) for name in SCORES},
+        }
+        for bins in OTHER_BINS:
+            gaps = gap_errors(reliability_curve(statistics, bins, scope))
+            result[scope][f"top_label_{bins}_bins"] = {name: float(gaps[name][-1]) for name in BINNED}
+    return result
+
+
+def brief(tree: Tree) -> Tree:
+    """What is written of each case: ECE, ACE, MCE, NLL and Brier score."""
+    return {
+        scope: {
+            "per_class": {key: {m: errors[m] for m in BINNED} for key, errors in of_case["per_class"].items()},
+            "top_label": {m: of_case["top_label"][m] for m in BINNED},
+            **{m: of_case[m] for m in SCORES[:2]},
+        }
+        for scope, of_case in tree.items()
+    }
+
+
+def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
+    """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
+    result = combine(_nanmean, *per_case)
+    _add_class_means(result, heads, _nanmean)
+    for scope, means in result.items():
+        for key in heads.keys:
+            found = [case[scope]["per_class"][key]["ece"] for case in per_case]
+            means["per_class"][key]["cases"] = int(np.sum(~np.isnan(found)))
+    return result
+
+
+def _add_class_means(result: Tree, heads: Heads, mean: Callable[[list[Any]], Any]) -> None:
+    for means in result.values():
+        for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
+            means[name] = combine(mean, *(means["per_class"][key] for key in keys))
+
+
+class RunningMeans:
+    """Means over cases of trees with an array at each place, from sums and counts: no case is kept."""
+
+    def __init__(self) -> None:
+        self._sums: Tree | None = None
+
+    def add(self, tree: Tree) -> None:
+        """Add a case, in which NaN does not count."""
+        sums = combine(lambda values: np.stack([np.nan_to_num(values[0]), ~np.isnan(values[0])]), tree)
+        self._sums = sums if self._sums is None else combine(sum, self._sums, sums)
+
+    def means(self, heads: Heads) -> Tree:
+        """As `average`, at each place of the arrays; NaN where no case has a value."""
+        result = combine(lambda values: values[0][0] / np.where(values[0][1], values[0][1], np.nan), self._sums or {})
+        _add_class_means(result, heads, _nanmean_of_arrays)
+        return result
+
+
+def _nanmean_of_arrays(values: list[NDArray]) -> NDArray:
+    counts = sum(~np.isnan(v) for v in values)
+    total: NDArray = sum(np.nan_to_num(v) for v in values) / np.where(counts, counts, np.nan)
+    return total
+
+
+def combine(function: Callable[[list[Any]], Any], *trees: Tree) -> Tree:
+    """A tree of the function of the numbers at the same place of each tree; counts, which are whole, are left out."""
+    return {
+        key: combine(function, *(tree[key] for tree in trees)) if isinstance(value, dict) else
+        function([tree[key] for tree in trees])
+        for key, value in trees[0].items() if not isinstance(value, int)
+    }  # fmt: skip
+
+
+def _nanmean(values: list[float]) -> float:
+    finite = [v for v in values if not np.isnan(v)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def described(tree: Tree, boundary_mm: float) -> Tree:
+    """Each scope's numbers with what they depend on beside them."""
+    counts = dict.fromkeys(("ace", "mce"), 1) | {"ace_min_count": MIN_COUNT}
+    result = {}
+    for scope, values in tree.items():
+        definition = {"scope": scope, "bins": NUM_BINS, "min_count": counts, "averaged_over": "cases"}
+        width = {"boundary_mm": boundary_mm} if scope == "boundary" else {}
+        result[scope] = {"definition": definition | width, **values}
+    return result
+
+
+def scope_definitions(boundary_mm: float) -> dict[str, str]:
+    """Which voxels each scope holds."""
+    return {
+        "image": "all voxels of the exported image that are not ignored",
+        "foreground": "voxels whose true label is not background",
+        "boundary": f"voxels within {boundary_mm} mm of a voxel at a true label border",
+    }
+
+
+def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
+    """What the names in the file mean; `cross_fits` is None where the temperature was not fitted on these cases."""
+    fitted = {
+        "calibrated": "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
+        f"{cross_fits} groups), on the kept voxels of the case",
+        "temperature": "fitted on all cases of the fold by minimising the mean NLL over voxels",
+    }
+    given = {
+        "calibrated": "each case with the given temperature, on the kept voxels of the case",
+        "temperature": "given, not fitted on these cases unless in_sample says so",
+    }
+    return DEFINITIONS | {
+        "bins": NUM_BINS,
+        "ace_min_count": f"ace with min_count = {MIN_COUNT} voxels",
+        **{f"top_label_{bins}_bins": f"top_label with {bins} bins" for bins in OTHER_BINS},
+        "averaging": "per case, then the mean over the cases (for a class: those that contain it)",
+        "scopes": scope_definitions(boundary_mm),
+        "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for few "
+        "cases; null for fewer than two) at the given networks and temperatures; change: calibrated - uncalibrated of "
+        "the same cases",
+        "sampling_error": "how far the calibrated values may be off because not every voxel was kept, at the given "
+        "temperatures: root mean square change over random half-samples of the kept voxels; 0 where all were kept",
+    } | (given if cross_fits is None else fitted)

@@ -1,0 +1,135 @@
+"""The calibration files of a fold: what is written from the statistics of its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nnunet_calib
+from nnunet_calib.results.case_files import is_of, load_case
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, results
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.result_files import write_results
+from nnunet_calib.results.error_tree import definitions
+from nnunet_calib.results.training_split import Split
+from nnunet_calib.io.names import check_cases
+from nnunet_calib.measuring.scopes import BOUNDARY_MM
+
+FORMAT_VERSION = 1
+
+
+def read_cases(
+    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any], boundary_mm: float
+) -> tuple[list[MeasuredCase], list[str]]:
+    """The cases measured with this model and width, sorted, and the names of the others (no file, or other weights)."""
+    found, missing, keeper = [], [], Keeper(heads)
+    for case in sorted(cases):
+        path = case_file(calibration_folder, case)
+        statistics = load_case(calibration_folder, case) if path.is_file() else None
+        if statistics is not None and is_of(statistics, model, boundary_mm):
+            found.append(keeper.keep(statistics, calibration_folder, model["fold"]))
+        else:
+            missing.append(case)
+    return found, missing
+
+
+def fitted_temperature(
+    cases: Sequence[MeasuredCase], model: dict[str, Any], split: Split | None = None
+) -> tuple[dict[str, Any], list[float]]:
+    """The content of temperature.json, one temperature for all cases, and for each case one fitted without it.
+
+    Args:
+        cases: that were measured.
+        model: what identifies the model.
+        split: which cases its network was trained on; None if that is not known.
+
+    Raises:
+        ValueError: if no case has a voxel that counts.
+    """
+    if not any(case.kept for case in cases):
+        raise ValueError(f"expected cases to fit a temperature on, found no voxel that counts in {len(cases)} cases")
+    fit, without = cross_fitted(cases)
+    seen = None if split is None else [case.name for case in cases if case.name in {*split.training}]
+    return {
+        "format_version": FORMAT_VERSION,
+        "temperature": fit.temperature,
+        "standard_error": fit.standard_error,
+        "nll_before": fit.nll_before,
+        "nll_after": fit.nll_after,
+        "at_bound": fit.at_bound,
+        # fold "all" validates on its training cases; of predictions of unknown origin, nothing is known
+        "in_sample": None if model["fold"] is None else bool(seen) or model["fold"] == "all",
+        "seen_in_training": seen,
+        "folds": None if model["fold"] is None else [model["fold"]],
+        "cases": [case.name for case in cases],
+        "model": model,
+        "nnunet_calib": nnunet_calib.__version__,
+    }, without
+
+
+def write_fold(
+    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any],
+    boundary_mm: float = BOUNDARY_MM, split: Split | None = None,
+) -> dict[str, Any]:
+    """Merge the case files of a fold into temperature.json and summary.json; files of other cases are removed.
+
+    Args:
+        calibration_folder: the fold's `validation/calibration`.
+        cases: the validation cases.
+        heads: of the network.
+        model: what identifies the model; case files of other weights are not used.
+        boundary_mm: half width of the boundary scope; case files of another one are not used.
+        split: which cases its network was trained on; None if that is not known.
+
+    Returns:
+        The content of summary.json, with NaN where the file has null.
+
+    Raises:
+        ValueError: if no case was measured.
+    """
+    check_cases(cases)
+    measured, missing = read_cases(calibration_folder, cases, heads, model, boundary_mm)
+    if not any(case.kept for case in measured):
+        raise ValueError(f"expected statistics of {len(cases)} cases in {calibration_folder}, found none with a voxel")
+    temperature, without = fitted_temperature(measured, model, split)
+    summary = summarise(measured, missing, heads, model, temperature, without)
+    summary["split"] = None if split is None else split.as_json()
+    files = {case.name: case_file(calibration_folder, case.name) for case in measured}
+    write_results(calibration_folder, summary, temperature, files)
+    return summary
+
+
+def summarise(
+    cases: Sequence[MeasuredCase],
+    missing: Sequence[str],
+    heads: Heads,
+    model: dict[str, Any],
+    temperature: dict[str, Any],
+    without: Sequence[float] | None,
+) -> dict[str, Any]:
+    """The content of summary.json, with NaN where the file has null.
+
+    Args:
+        cases: that were measured.
+        missing: names of the cases that were not.
+        heads: of the network.
+        model: what identifies the model.
+        temperature: the content of temperature.json.
+        without: for each case a temperature that was fitted without it, NaN where there is none and `temperature` is
+            used; None if `temperature` itself was given, and is used for all of them.
+    """
+    given = temperature["temperature"]
+    return {
+        "format_version": FORMAT_VERSION,
+        "nnunet_calib": nnunet_calib.__version__,
+        "model": model,
+        "heads": asdict(heads),
+        "definitions": definitions(cases[0].boundary_mm, None if without is None else CROSS_FITS),
+        "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")}
+        | {"cross_fitted": without is not None},
+        "missing_cases": [*missing],
+        **results(cases, [given] * len(cases) if without is None else without, heads, given),
+    }

@@ -1,0 +1,60 @@
+"""Bootstrap intervals of the numbers of a summary.json: of means over cases, and of their means over classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.error_tree import Tree, average, combine, described
+from nnunet_calib.metrics.significance import percentile_interval, resampled_means, resampling_counts
+
+
+class _Resampled(NamedTuple):
+    means: NDArray[np.float64]
+    cases: int
+
+
+def intervals(per_case: Sequence[Tree], heads: Heads) -> Tree:
+    """[low, high] for each number of `average(per_case, heads)`.
+
+    All numbers share their resamples. A mean over classes is taken in each resample; one that draws no case of a class
+    that the cases have is left out of it, since its mean would be of other classes.
+    """
+    counts = resampling_counts(len(per_case))
+
+    def resampled(values: list[float]) -> _Resampled:
+        return _Resampled(resampled_means(values, counts), int(np.count_nonzero(~np.isnan(values))))
+
+    result: Tree = {}
+    for scope in per_case[0]:  # one by one: resamples take memory
+        tree = combine(resampled, *(case[scope] for case in per_case))
+        for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
+            tree[name] = combine(_over_classes, *(tree["per_class"][key] for key in keys))
+        result[scope] = combine(lambda found: [*percentile_interval(*found[0])], tree)
+    return result
+
+
+def means_with_intervals(
+    before: Sequence[Tree], after: Sequence[Tree], heads: Heads, boundary_mm: float
+) -> dict[str, Any]:
+    """The entries `metrics` and `intervals` of a summary.json, from the same cases before and after temperature."""
+    change = [combine(lambda pair: pair[1] - pair[0], *pair) for pair in zip(before, after, strict=True)]
+    stages = {"uncalibrated": before, "calibrated": after}
+    return {
+        "metrics": {name: described(average(trees, heads), boundary_mm) for name, trees in stages.items()},
+        "intervals": {
+            name: described(intervals(trees, heads), boundary_mm)
+            for name, trees in (stages | {"change": change}).items()
+        },
+    }
+
+
+def _over_classes(classes: list[_Resampled]) -> _Resampled:
+    present = [c for c in classes if c.cases]
+    if not present:
+        return classes[0]
+    return _Resampled(np.mean([c.means for c in present], axis=0), max(c.cases for c in present))

@@ -1,0 +1,185 @@
+"""Measured cases of which only the errors stay in memory: temperatures fitted to them, and how they judge a model.
+
+Cases are read again for each pass over their voxels, so that the memory is that of one case, of the errors of all, and
+of as many cases as fit into 256 MiB: a small fold is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_calib.results.case_files import load_case
+from nnunet_calib.results.intervals import means_with_intervals
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.sampled_errors import SampledErrors
+from nnunet_calib.results.error_tree import Tree, brief, combine, described, measure
+from nnunet_calib.posthoc.many_fits import Key, fit_jointly
+from nnunet_calib.measuring.scopes import SCOPES, scope_members, scope_notes
+from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.posthoc.temperature import TemperatureFit
+from nnunet_calib.measuring.voxel_sample import VoxelSample
+
+CROSS_FITS = 5
+_HELD_BYTES = 1 << 28
+_SECONDS_WITHOUT_BAR = 2
+
+
+@dataclass(frozen=True)
+class MeasuredCase:
+    """What is kept in memory of a case.
+
+    Attributes:
+        name: of the case.
+        fold: whose network predicted it, a number or "all"; None for predictions of unknown origin.
+        folder: the calibration folder.
+        weights_sha256: of that network.
+        boundary_mm: half width of the boundary scope.
+        voxels: of the case.
+        in_scopes: its voxels in each scope.
+        kept: voxels of its sample.
+        uncalibrated: its errors, from `measure`.
+        held: its statistics, if they stay in memory.
+    """
+
+    name: str
+    fold: Any
+    folder: Path
+    weights_sha256: str | None
+    boundary_mm: float
+    voxels: int
+    in_scopes: Mapping[str, int]
+    kept: int
+    uncalibrated: Tree
+    held: CaseStatistics | None = field(default=None, repr=False)
+
+    def read(self) -> CaseStatistics:
+        """Its statistics once more.
+
+        Raises:
+            ValueError: if the file is another one by now.
+        """
+        if self.held is not None:
+            return self.held
+        statistics = load_case(self.folder, self.name)
+        found = statistics.model.get("weights_sha256"), int(statistics.histograms.voxels.sum()), len(statistics.sample)
+        if found != (self.weights_sha256, self.voxels, self.kept):
+            raise ValueError(
+                f"expected {self.name} of fold {self.fold} to stay as it was, found other statistics in {self.folder}: "
+                f"wait until its validation is done and run the same command again"
+            )
+        return statistics
+
+
+class Keeper:
+    """Makes `MeasuredCase`s of the statistics of cases, and holds the first ones in memory."""
+
+    def __init__(self, heads: Heads) -> None:
+        self._heads, self._room = heads, _HELD_BYTES
+
+    def keep(self, statistics: CaseStatistics, folder: Path, fold: int | str | None) -> MeasuredCase:
+        """What is kept of a case in the calibration folder of a fold."""
+        parts = (statistics.histograms, statistics.sample)
+        self._room -= sum(getattr(part, entry.name).nbytes for part in parts for entry in fields(part))
+        return MeasuredCase(
+            statistics.cases[0], fold, folder, statistics.model.get("weights_sha256"), statistics.boundary_mm,
+            int((voxels := statistics.histograms.voxels).sum()),
+            {scope: int(voxels[scope_members(scope)].sum()) for scope in SCOPES},
+            len(statistics.sample), measure(statistics, self._heads),
+            replace(statistics, shown=None) if self._room >= 0 else None,
+        )  # fmt: skip
+
+
+def fit_sets(cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]]) -> dict[Key, TemperatureFit]:
+    """The temperatures of sets of cases, which are named by their numbers, in the same passes."""
+    return fit_jointly(_samples(cases), sets)
+
+
+def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[TemperatureFit, list[float]]:
+    """One temperature of all cases, and for each case one that was fitted without it.
+
+    The cases are dealt into five groups (fewer if there are fewer cases); a case gets the temperature of the other
+    groups. A case without a voxel that counts gets NaN, and so does a single one, which leaves nothing to fit on. The
+    standard error takes only cases as independent.
+
+    Raises:
+        ValueError: if no case has a voxel that counts.
+    """
+    groups = cross_fitting_groups([case.kept for case in cases])
+    sets: dict[int | None, Container[int]] = {None: range(len(cases))}
+    for group in sorted({group for group in groups if group is not None}):
+        sets[group] = {number for number, other in enumerate(groups) if other not in (None, group)}
+    fits = fit_sets(cases, sets)
+    return fits[None], [float("nan") if group is None else fits[group].temperature for group in groups]
+
+
+def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
+    """Which of the groups of `cross_fitted` each case is in, from the numbers of voxels kept of them."""
+    groups: list[int | None] = [None] * len(kept)
+    measured = [i for i, voxels in enumerate(kept) if voxels]
+    if len(measured) > 1:
+        for k, i in enumerate(measured):
+            groups[i] = k % CROSS_FITS
+    return groups
+
+
+def _samples(cases: Sequence[MeasuredCase]) -> Callable[[], Iterator[VoxelSample]]:
+    """What reads the voxel samples of all cases, with a progress bar, each time that it is called."""
+    return lambda: (
+        case.read().sample for case in tqdm(cases, desc="fitting temperatures", delay=_SECONDS_WITHOUT_BAR)
+    )
+
+
+def errors_after(
+    cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads, sampled: SampledErrors | None = None
+) -> list[Tree]:
+    """The errors of each case with its temperature; NaN where it has none.
+
+    With `sampled`, their sampling errors are added up there.
+    """
+    errors = []
+    pairs = zip(cases, temperatures, strict=True)
+    for case, t in tqdm(pairs, desc="after temperature", total=len(cases), delay=_SECONDS_WITHOUT_BAR):
+        if np.isnan(t):
+            errors.append(combine(lambda _: float("nan"), case.uncalibrated))
+            continue
+        scaled = case.read().with_temperature(t)
+        errors.append(measure(scaled, heads))
+        if sampled is not None:
+            sampled.add(scaled, case.voxels, t, errors[-1])
+    return errors
+
+
+def results(
+    cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads, instead: float = float("nan")
+) -> dict[str, Any]:
+    """Means over all cases with their intervals and sampling errors, and the rows of the cases.
+
+    Args:
+        cases: all of them.
+        temperatures: by which each is judged, NaN where it has none.
+        heads: of the network.
+        instead: the temperature for those that have none.
+    """
+    used = [instead if np.isnan(t) else t for t in temperatures]
+    before, sampled = [case.uncalibrated for case in cases], SampledErrors(heads)
+    after = errors_after(cases, used, heads, sampled)
+    width = cases[0].boundary_mm
+    return {
+        **means_with_intervals(before, after, heads, width),
+        "sampling_error": described(sampled.spread(), width),
+        "voxels": (in_scopes := {scope: sum(case.in_scopes[scope] for case in cases) for scope in SCOPES}),
+        "notes": scope_notes(in_scopes, width),
+        "metric_per_case": [
+            {
+                "case": case.name, "voxels": case.voxels, "kept_voxels": case.kept, "temperature": t,
+                "uncalibrated": brief(b), "calibrated": brief(a),
+            }
+            for case, t, b, a in zip(cases, temperatures, before, after, strict=True)
+        ],
+    }

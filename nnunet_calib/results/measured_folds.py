@@ -1,0 +1,247 @@
+"""The measured folds of a model: where they are, and whether they may be merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nnunet_calib.io.atomic_files import one_line
+from nnunet_calib.results.case_files import same_plans
+from nnunet_calib.nnunet.checkpoints import FINAL
+from nnunet_calib.results.fold_summary import FORMAT_VERSION
+from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.layout import IDENTITY, ModelFolder
+from nnunet_calib.results.training_split import Split, read_split
+from nnunet_calib.io.json_forms import NAME, check_form, read_json
+from nnunet_calib.results.schemas import FOLD
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a fold's calibration folder says of itself.
+
+    Attributes:
+        fold: its number.
+        folder: `fold_X/validation/calibration`.
+        model: what identifies the model.
+        heads: of the network.
+        cases: the validation cases, measured or not.
+        split: that the network was trained with; None if it was not recorded.
+        version: of the nnunet_calib that measured it; None if the files do not say.
+    """
+
+    fold: int
+    folder: Path
+    model: dict[str, Any]
+    heads: Heads
+    cases: tuple[str, ...]
+    split: Split | None = None
+    version: str | None = None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Name of the checkpoint that was measured, which files do not say that were written before it could differ."""
+        return self.model.get("checkpoint", FINAL)
+
+
+def find_folds(
+    model_folder: ModelFolder, folds: Sequence[int | str], *, allow_missing: bool = False, at_least: int = 2
+) -> list[FoldResult]:
+    """The folds of a model, in rising order, checked to be of one model and to share no case.
+
+    Their cases are those that the fold has recorded as held out, or of older files those of `splits_final.json` in
+    nnUNet_preprocessed, where that is there, and those that were validated.
+
+    Args:
+        model_folder: of nnU-Net, with the folders `fold_X`.
+        folds: numbers.
+        allow_missing: take the cases that were validated, also where `splits_final.json` names others.
+        at_least: how many folds there must be.
+
+    Raises:
+        ValueError: in one sentence that says what to do.
+    """
+    numbers = _fold_numbers(folds, at_least)
+    found = [_read_fold(model_folder, fold) for fold in numbers]
+    first = found[0]
+    for other in found[1:]:
+        _check_same_model(first, other, model_folder)
+    networks: dict[str, int] = {}
+    for result in found:
+        twin = networks.setdefault(result.model["weights_sha256"], result.fold)
+        if twin != result.fold:
+            raise ValueError(
+                f"expected a network of its own in each fold, found the same weights in folds {twin} and "
+                f"{result.fold} of {model_folder}: train the fold that was copied, or leave it out with -f"
+            )
+    found = [_with_split(_held_out(result), model_folder, allow_missing) for result in found]
+    owner: dict[str, int] = {}
+    for result in found:
+        for case in result.cases:
+            if (before := owner.setdefault(case, result.fold)) != result.fold:
+                raise ValueError(
+                    f"expected each case in one fold, found {case} in folds {before} and {result.fold}: no temperature "
+                    f"of the other folds would be fitted without it, so name folds that share no case with -f"
+                )
+    return [replace(result, model=result.model | model_folder.identity) for result in found]
+
+
+def _fold_numbers(folds: Sequence[int | str], at_least: int) -> list[int]:
+    if "all" in folds:
+        raise ValueError(
+            "expected the numbers of folds, got all: fold all was trained on the cases that it validates, so that its "
+            "temperature is no match for new cases and is never pooled; name the others with -f"
+        )
+    if not all(str(fold).isdecimal() for fold in folds):
+        raise ValueError(f"expected the numbers of folds, got {' '.join(map(str, folds))}: name them as in -f 0 1 2")
+    numbers = sorted(map(int, folds))
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"expected each fold once, got {' '.join(map(str, numbers))}: name each once after -f")
+    if len(numbers) < at_least:
+        raise ValueError(
+            f"expected at least two folds, since a fold is judged by the temperature of others, got "
+            f"{' '.join(map(str, numbers)) or 'none'}: name more with -f, or read the fold's own calibration folder"
+        )
+    return numbers
+
+
+def _read_fold(model_folder: ModelFolder, fold: int) -> FoldResult:
+    if not model_folder.fold(fold).is_dir():
+        raise ValueError(
+            f"expected fold {fold} in {model_folder}, found none: train it with {model_folder.train_command(fold)}, "
+            f"or name those there are with -f"
+        )
+    folder = model_folder.calibration(fold)
+    file = folder / "summary.json"
+    again = f"measure it again with {model_folder.validate_command(fold)}"
+    summary = read_json(file, dict, again) if file.is_file() else None
+    if summary is None or not (folder / "cases").is_dir():
+        raise ValueError(
+            f"expected the calibration statistics of fold {fold} in {folder}, found none: run "
+            f"{model_folder.validate_command(fold)}"
+        )
+    if summary.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"expected format {FORMAT_VERSION}, found {summary.get('format_version')!r:.99} in {file}: use the "
+            f"nnunet-calib that wrote it, or {again}"
+        )
+    check_form(summary, FOLD, file, again)
+    model = summary["model"]
+    if str(model["fold"]) != str(fold):
+        raise ValueError(
+            f"expected the model of fold {fold} in {folder}, found that of fold {model['fold']!r:.99}: a fold's folder "
+            f"must keep its name, since it says which cases were held out"
+        )
+    return FoldResult(
+        fold, folder, model,
+        Heads.of_summary(summary["heads"]),
+        tuple(sorted([*(row["case"] for row in summary["metric_per_case"]), *summary["missing_cases"]])),
+        None if (split := summary.get("split")) is None else Split.of(split["training"], split["validation"]),
+        summary.get("nnunet_calib"),
+    )  # fmt: skip
+
+
+def merged_model(found: Sequence[FoldResult]) -> dict[str, Any]:
+    """What identifies the networks of folds of one model: what they share, and by fold what each has of its own."""
+    first = found[0]
+    plans = [result.model["plans_sha256"] for result in found if "plans_sha256" in result.model]
+    return {
+        **{name: first.model[name] for name in IDENTITY},
+        "hyperparameters": first.model.get("hyperparameters"),
+        "checkpoint": first.checkpoint,
+        "plans_sha256": plans[0] if plans else None,
+        "weights_sha256": {str(result.fold): result.model["weights_sha256"] for result in found},
+        "split_sha256": {str(result.fold): result.split and result.split.fingerprint() for result in found},
+        "measured_with": {str(result.fold): result.version for result in found},
+    }
+
+
+def versions_note(measured_with: Mapping[str, str | None]) -> str | None:
+    """What to know where numbers of several versions of this package stand side by side."""
+    if len({*measured_with.values()}) < 2:
+        return None
+    named = ", ".join(f"{where} with {version or 'an unknown one'}" for where, version in measured_with.items())
+    return f"Measured with several versions of nnunet_calib: {named}."
+
+
+def _check_same_model(first: FoldResult, other: FoldResult, model_folder: ModelFolder) -> None:
+    names = IDENTITY[1:] if same_plans(first.model, other.model) else IDENTITY  # a dataset may have been renamed
+    pairs = [(name, first.model[name], other.model[name]) for name in names]
+    pairs += [(f"heads ({name})", getattr(first.heads, name), getattr(other.heads, name)) for name in vars(first.heads)]
+    # a name that only one has is of another version of the trainer
+    ours, theirs = (result.model.get("hyperparameters", {}) for result in (first, other))
+    pairs += [(f"hyperparameter {one_line(name)}", ours[name], theirs[name]) for name in ours if name in theirs]
+    if first.checkpoint != other.checkpoint:
+        raise ValueError(
+            f"expected folds measured from the same checkpoint, found {first.checkpoint!r:.99} in fold {first.fold} "
+            f"and {other.checkpoint!r:.99} in fold {other.fold}: measure both from {FINAL} with "
+            f"{model_folder.validate_command(first.fold, other.fold)}, or from another one with -chk"
+        )
+    if same_plans(first.model, other.model) is False:
+        raise ValueError(
+            f"expected folds measured with the same plans and labels, found other ones (plans_sha256) in fold "
+            f"{first.fold} than in fold {other.fold}: measure both again with "
+            f"{model_folder.validate_command(first.fold, other.fold)}"
+        )
+    for name, a, b in pairs:
+        if a != b:
+            raise ValueError(
+                f"expected folds of one model, found {name} {a!r:.99} in fold {first.fold} and {b!r:.99} in fold "
+                f"{other.fold}: name folds that were trained alike with -f"
+            )
+
+
+def _held_out(result: FoldResult) -> FoldResult:
+    """Return the fold, unless it has recorded that its network was trained on cases that it validates."""
+    if result.split is not None and (seen := result.split.overlap):
+        raise ValueError(
+            f"expected fold {result.fold} to be trained without its validation cases, found {some(seen)} among its "
+            f"training cases in {result.folder / 'summary.json'}: their errors would not be those of new cases, so "
+            f"leave the fold out with -f"
+        )
+    return result
+
+
+def _with_split(result: FoldResult, model_folder: ModelFolder, allow_missing: bool) -> FoldResult:
+    """With the cases that the split adds; folds beyond splits_final.json have a random one, which only they know."""
+    if (recorded := read_split(result.folder.parents[1])) is not None:  # whatever splits_final.json has become
+        return replace(result, cases=tuple(sorted({*recorded.validation, *result.cases})))
+    file, splits = splits_of(model_folder.preprocessed(result.model["dataset"]))
+    if result.fold >= len(splits):
+        return result
+    split = splits[result.fold]
+    if seen := split.overlap:
+        raise ValueError(
+            f"expected fold {result.fold} to be trained without its validation cases, found {some(seen)} in both lists "
+            f"of {file}: their errors would not be those of new cases, so leave the fold out with -f"
+        )
+    if (others := sorted({*result.cases} - {*split.validation})) and not allow_missing:
+        raise ValueError(
+            f"expected fold {result.fold} to validate the cases of {file}, found {some(others)} in {result.folder} "
+            f"besides: restore the splits that it was trained with, or take what was validated with --chill"
+        )
+    return replace(result, cases=tuple(sorted({*split.validation, *result.cases})))
+
+
+def splits_of(preprocessed: Path | None) -> tuple[Path | None, list[Split]]:
+    """The splits_final.json in a dataset's folder of preprocessed data, and its splits: none where it is not there.
+
+    Raises:
+        ValueError: in one sentence, if it is damaged.
+    """
+    file = None if preprocessed is None else preprocessed / "splits_final.json"
+    if file is None or not file.is_file():
+        return file, []
+    again = "restore the splits that the folds were trained with"
+    splits = read_json(file, [{"train": [NAME], "val": [NAME]}], again)
+    return file, [Split.of(split["train"], split["val"]) for split in splits]
+
+
+def some(names: Sequence[str]) -> str:
+    """The names, or the first of very many."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

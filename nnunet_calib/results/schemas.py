@@ -1,0 +1,91 @@
+"""The forms of the JSON files of this package, as far as they are read (see `json_files`), and what they warn of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunet_calib.io.json_forms import NAME
+
+_NUMBER = (float, None)  # null where a value is undefined
+_WORD = (str, int, None)
+_ERRORS = {"ece": _NUMBER, "ace": _NUMBER, "mce": _NUMBER}
+_LIMITS = [_NUMBER, _NUMBER]
+_IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, "nll": _NUMBER, "brier": _NUMBER}
+_MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
+_INTERVALS = {
+    "image": {"foreground_mean": dict.fromkeys(_ERRORS, _LIMITS), "nll": _LIMITS, "brier": _LIMITS},
+}  # fmt: skip
+
+HEADS: dict[str, Any] = {"keys": [str], "names": [str], "regions": (None, [[int]]), "ignore_label": (int, None)}
+
+# Which cases a fold was trained on and which it held out.
+SPLIT: dict[str, Any] = {"training": [NAME], "validation": [NAME]}
+
+# What folds are merged by.
+FOLD: dict[str, Any] = {
+    "model": {
+        "dataset": NAME, "trainer": NAME, "plans": NAME, "configuration": NAME, "fold": (int, str),
+        "weights_sha256": str, "hyperparameters?": dict, "checkpoint?": (str, None), "plans_sha256?": str,
+    },
+    "nnunet_calib?": str,
+    "heads": HEADS,
+    "split?": (None, SPLIT),
+    "metric_per_case": [{"case": NAME}],
+    "missing_cases": [NAME],
+}  # fmt: skip
+
+# A deployed temperature.
+TEMPERATURE: dict[str, Any] = {
+    "temperature": float,
+    "standard_error?": _NUMBER,
+    "at_bound?": (bool, None),
+    "in_sample?": (bool, None),
+    "seen_in_training?": (None, [str]),
+    "folds?": ([(int, str)], None),
+    "cases?": ([str], None),
+    "model?": (
+        {
+            "dataset?": _WORD, "trainer?": _WORD, "plans?": _WORD, "configuration?": _WORD,
+            "weights_sha256?": (str, None, {str: str}),
+        },
+        None,
+    ),
+}  # fmt: skip
+
+# What a report says and draws.
+SUMMARY: dict[str, Any] = {
+    "nnunet_calib": str,
+    "model": dict,
+    "heads": HEADS,
+    "definitions": {str: (str, int, {str: str})},
+    "temperature": {
+        "temperature": float, "standard_error?": _NUMBER, "at_bound?": (bool, None), "in_sample?": (bool, None),
+        "seen_in_training?": (None, [str]), "note?": str,
+    },
+    "missing_cases": [str],
+    "notes?": [str],
+    "metrics": {"uncalibrated": _MEANS, "calibrated": _MEANS},
+    "intervals?": {"uncalibrated": _INTERVALS, "calibrated": _INTERVALS},
+    "metric_per_case": [
+        {
+            "case": NAME, "fold?": int, "voxels": int, "temperature": _NUMBER,
+            "uncalibrated": {"image": _IMAGE}, "calibrated": {"image": _IMAGE},
+        }
+    ],
+}  # fmt: skip
+
+
+def in_sample_note(fit: dict[str, Any]) -> str | None:
+    """What must be said wherever a temperature is used that is not of new cases.
+
+    Args:
+        fit: the "temperature" of a summary.json, or the content of a temperature.json.
+    """
+    if not fit.get("in_sample"):
+        return None
+    seen = len(fit.get("seen_in_training") or ())
+    # a given temperature may also be in sample because it was fitted on the cases of an evaluation
+    if seen or fit.get("cross_fitted", True) or "all" in (fit.get("folds") or ()):
+        what = f"{seen} case{'s' * (seen > 1)}" if seen else "cases"
+        return f"T was fitted on {what} that the network was trained on: expect larger errors on others."
+    return "T was fitted on cases that it is judged by: expect larger errors on others."
