@@ -27,7 +27,7 @@ from scipy.special import softmax
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.results.fold_summary import FORMAT_VERSION
-from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import ModelFolder, case_file
 
 DATASET, TRAINER, PLANS, CONFIGURATION = "Dataset001_Load", "nnUNetTrainerCalib", "nnUNetPlans", "3d_fullres"

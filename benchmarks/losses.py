@@ -25,8 +25,8 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss
+from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entropy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 STOCK = "nnU-Net's Dice + CE"

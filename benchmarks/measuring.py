@@ -70,7 +70,7 @@ def run_export(folder: Path, what: str) -> dict[str, Any]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-    from nnunet_calib.nnunet.labels import Heads
+    from nnunet_calib.results.heads import Heads
     from nnunet_calib.results.layout import case_file, failure_file
 
     plans, dataset, properties = pickle.loads((folder / "case.pkl").read_bytes())

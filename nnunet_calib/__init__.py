@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnunet_calib.metrics.errors import calibration_errors
     from nnunet_calib.measuring.case_statistics import CaseStatistics
+    from nnunet_calib.metrics.errors import calibration_errors
     from nnunet_calib.posthoc.temperature import TemperatureFit, apply_temperature, fit_temperature
 
 __version__ = "0.1.0"

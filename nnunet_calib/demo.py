@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from nnunet_calib.demo_truth import against_truth, of_truth, table
 from nnunet_calib.io.atomic_files import write_json
+from nnunet_calib.io.processes import end_session
 from nnunet_calib.nnunet.lookup import trainers_folder
 from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.io.processes import end_session
 from nnunet_calib.synthetic import synthetic_case
 
 DATASET = "Dataset999_CalibrationDemo"

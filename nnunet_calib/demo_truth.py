@@ -11,12 +11,12 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.results.reported import dice_of_cases
-from nnunet_calib.metrics.errors import calibration_errors
 from nnunet_calib.measuring.case_statistics import CaseStatistics
-from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth
+from nnunet_calib.metrics.errors import calibration_errors
 from nnunet_calib.posthoc.temperature import apply_temperature
+from nnunet_calib.results.compared_models import dice_of_cases
+from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth
 
 HEADER = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth")
 _BINNED = ("ece", "ace", "mce")

@@ -15,10 +15,10 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
     nnUNetTrainer_250epochs,
 )
 
-from nnunet_calib.nnunet.raw_images import raw_images
-from nnunet_calib.nnunet.training.mixins import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from nnunet_calib.figures.fold_figures import draw_fold
 from nnunet_calib.figures.progress import draw_progress
+from nnunet_calib.nnunet.raw_images import raw_images
+from nnunet_calib.nnunet.training.mixins import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 
 
 def _draw_figures(calibration_folder: Path) -> None:

@@ -16,8 +16,8 @@ MODULES_AT_THE_TOP = 8
 
 # A folder ends with "/". Each entry imports itself and what stands below it.
 LAYERS = (
-    "cli", "commands/", "demo", "demo_truth", "trainers", "nnunet/", "report/", "figures/", "results/", "metrics/", "measuring/",
-    "posthoc/", "losses/", "synthetic", "io/", "threads", "binning",
+    "cli", "commands/", "demo", "demo_truth", "trainers", "nnunet/", "report/", "figures/", "results/", "metrics/",
+    "measuring/", "synthetic", "posthoc/", "losses/", "io/", "threads", "binning",
 )  # fmt: skip
 BESIDE = {"nnunet/": {"report/", "figures/"}}  # above them, and knows nothing of them: trainers hand figures in
 
@@ -30,7 +30,7 @@ LIBRARIES = {
     "jinja2": {"report/"},
     "triton": {"losses/"},
     "scipy": {"results/", "metrics/", "measuring/", "posthoc/", "synthetic"},
-    "tqdm": {"demo", "report/", "nnunet/", "results/"},
+    "tqdm": {"demo", "figures/", "nnunet/", "report/", "results/"},
     "SimpleITK": {"demo", "demo_truth", "nnunet/"},
     "nibabel": {"nnunet/"},
     "skimage": {"nnunet/"},

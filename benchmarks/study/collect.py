@@ -20,15 +20,15 @@ import numpy as np
 from benchmarks.study import settings
 from benchmarks.study.run import Study, run_name
 from benchmarks.study.tables import STAGES
+from nnunet_calib.figures.fold_figures import draw_fold
 from nnunet_calib.io.atomic_files import replaced_when_complete
+from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.scopes import scope_members
+from nnunet_calib.metrics.errors import reliability_curve
+from nnunet_calib.nnunet.raw_images import raw_images
 from nnunet_calib.results.comparison import compare_models
 from nnunet_calib.results.crossval import merge_folds
 from nnunet_calib.results.layout import case_file
-from nnunet_calib.nnunet.raw_images import raw_images
-from nnunet_calib.metrics.errors import reliability_curve
-from nnunet_calib.figures.fold_figures import draw_fold
-from nnunet_calib.measuring.scopes import scope_members
-from nnunet_calib.measuring.case_statistics import CaseStatistics
 
 BASELINE = "Calib"
 PICTURED = (BASELINE, "ML1ACE")  # the methods whose cases are shown

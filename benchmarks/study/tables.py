@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nnunet_calib.report.tables import missing
+from nnunet_calib.io.wording import missing
 
 STAGES = ("uncalibrated", "calibrated")
 # metric, of, name, digits

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from nnunet_calib.nnunet.predictions import Predictions
     from nnunet_calib.nnunet.deployment.map_values import MapOptions
+    from nnunet_calib.nnunet.predictions import Predictions
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

@@ -10,8 +10,8 @@ from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_model
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints where it looks for trainers
         from nnunet_calib.nnunet.deployment.bake import bake
-        from nnunet_calib.results.deployed_temperature import find_temperature
         from nnunet_calib.nnunet.lookup import find_model
+        from nnunet_calib.results.deployed_temperature import find_temperature
         from nnunet_calib.results.schemas import in_sample_note
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)

@@ -11,13 +11,13 @@ from nnunet_calib.commands.arguments import Commands, add_model
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.results.comparison import compare_models
+        from nnunet_calib.figures.dice_against_ace import draw_comparison
         from nnunet_calib.nnunet.lookup import find_model
-        from nnunet_calib.results.layout import comparison_folder
         from nnunet_calib.report.comparison_page import write_comparison_page
         from nnunet_calib.report.comparison_tables import comparison_table, write_comparison
-        from nnunet_calib.figures.dice_against_ace import draw_comparison
         from nnunet_calib.report.page import FILE
+        from nnunet_calib.results.comparison import compare_models
+        from nnunet_calib.results.layout import comparison_folder
 
         named = itertools.product(args.configuration, args.plans, args.trainer)
         models = [find_model(args.dataset, configuration, trainer, plans) for configuration, plans, trainer in named]

@@ -9,12 +9,12 @@ from nnunet_calib.commands.arguments import Commands, add_model
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.results.crossval import merge_folds
+        from nnunet_calib.figures.fold_figures import draw_fold
+        from nnunet_calib.io.json_forms import read_json
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.nnunet.raw_images import raw_images
-        from nnunet_calib.io.json_forms import read_json
-        from nnunet_calib.report.crossval_table import crossval_table
-        from nnunet_calib.figures.fold_figures import draw_fold
+        from nnunet_calib.report.tables import crossval_table
+        from nnunet_calib.results.crossval import merge_folds
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing)

@@ -9,9 +9,10 @@ from nnunet_calib.commands.arguments import Commands, add_boundary, add_predicti
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints while it is imported, and while it reads
-        from nnunet_calib.nnunet.validation.evaluate import evaluate, given_temperature
         from nnunet_calib.figures.fold_figures import draw_fold
+        from nnunet_calib.nnunet.validation.evaluate import evaluate
         from nnunet_calib.report.tables import summary_table
+        from nnunet_calib.results.deployed_temperature import given_temperature
 
         temperature = None if args.temperature is None else given_temperature(args.temperature)
         folder = args.output or args.predictions / "calibration"

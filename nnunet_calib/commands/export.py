@@ -9,9 +9,9 @@ from nnunet_calib.commands.arguments import Commands, add_maps, add_predictions,
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.nnunet.validation.evaluate import given_temperature
         from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER
         from nnunet_calib.nnunet.deployment.maps_of_npz import export_maps
+        from nnunet_calib.results.deployed_temperature import given_temperature
         from nnunet_calib.results.schemas import in_sample_note
 
         temperature = None if args.temperature is None else given_temperature(args.temperature)

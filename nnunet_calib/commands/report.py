@@ -12,9 +12,10 @@ def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.nnunet.raw_images import raw_images
-        from nnunet_calib.results.reported import dice_of_cases, find_results
-        from nnunet_calib.report.page import FILE
         from nnunet_calib.report.fold_page import write_report
+        from nnunet_calib.report.page import FILE
+        from nnunet_calib.results.compared_models import dice_of_cases
+        from nnunet_calib.results.layout import find_results
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = find_results(model_folder, args.folds)

@@ -16,10 +16,10 @@ from nnunet_calib.commands.arguments import (
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints much
+        from nnunet_calib.figures.fold_figures import draw_fold
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.nnunet.raw_images import raw_images
         from nnunet_calib.nnunet.validation.trained_fold import Options, fold_numbers, validate_fold
-        from nnunet_calib.figures.fold_figures import draw_fold
         from nnunet_calib.report.tables import summary_table
 
         options = Options(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, reliability_curve
 from nnunet_calib.figures.case_pictures import COLOUR_MAP, OUTLINES, CasePicture, Regions
 from nnunet_calib.figures.diagrams import draw_reliability
 from nnunet_calib.figures.drawn_results import ReportedCase, case_error, worst_cases
 from nnunet_calib.figures.style import COLUMN, colour_bar, in_lines, in_style, make_room, new_figure, outer_labels
+from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, reliability_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

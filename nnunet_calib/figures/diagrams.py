@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve
 from nnunet_calib.figures.style import BARS, FILLED, GAP, LINE
+from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

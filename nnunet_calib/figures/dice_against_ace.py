@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nnunet_calib.io.atomic_files import forget
-from nnunet_calib.metrics.errors import NUM_BINS
-from nnunet_calib.io.names import in_figure
 from nnunet_calib.figures.style import COLOURS, ENDINGS, in_style, new_figure, outer_labels, save_figure
-from nnunet_calib.report.tables import missing
+from nnunet_calib.io.atomic_files import forget
+from nnunet_calib.io.names import in_figure
+from nnunet_calib.io.wording import missing
+from nnunet_calib.metrics.errors import NUM_BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_calib.io.json_forms import read_json
-from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
 from nnunet_calib.io.names import shown
-from nnunet_calib.measuring.picture_slice import RepresentativeSlice
 from nnunet_calib.measuring.case_statistics import CaseStatistics
-from nnunet_calib.results.schemas import SUMMARY
+from nnunet_calib.measuring.picture_slice import RepresentativeSlice
+from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
 from nnunet_calib.posthoc.temperature import nll_at
+from nnunet_calib.results.schemas import SUMMARY
 
 _AGAIN = "make it again with nnunet_calib validate, crossval or evaluate"
 

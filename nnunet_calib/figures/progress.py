@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_calib.metrics.errors import NUM_BINS
 from nnunet_calib.figures.style import COLOURS, in_lines, in_style, new_figure, save_figure
+from nnunet_calib.metrics.errors import NUM_BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,17 +31,6 @@ def is_plain_name(name: object) -> bool:
         return False
 
 
-def one_line(text: str) -> str:
-    """A text of others, so that it fits into a sentence."""
-    line = " ".join(text.split())
-    return line if len(line) < 300 else f"{line[:300]}..."
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, in one line that fits into a sentence."""
-    return one_line(str(error)) or type(error).__name__
-
-
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading; a pipe, which would be waited for, or a device, which may never end, is refused.
 

@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_calib.io.atomic_files import is_plain_name, open_regular, reason
+from nnunet_calib.io.atomic_files import is_plain_name, open_regular
+from nnunet_calib.io.wording import reason
 
 NAME = is_plain_name
 _WHOLE = "the content"

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.io.npz_arrays import Arrays, open_arrays
+from nnunet_calib.io.wording import reason
 from nnunet_calib.measuring.class_lumps import DENSE_HEADS, from_listed, listed_classes
-from nnunet_calib.io.atomic_files import reason, replaced_when_complete
 from nnunet_calib.measuring.fine_histogram import FINE_BINS, PARTS
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.measuring.volume import Volume, region_members
+from nnunet_calib.measuring.case_file import MAX_BYTES, Content, read, write
 from nnunet_calib.measuring.class_lumps import room_for_sample
 from nnunet_calib.measuring.histograms import Histograms
-from nnunet_calib.measuring.scopes import check_boundary_mm, default_boundary_mm, scope_bits
-from nnunet_calib.measuring.slabs import Probabilities
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice, representative_slice
-from nnunet_calib.measuring.case_file import MAX_BYTES, Content, read, write
-from nnunet_calib.threads import one_thread
+from nnunet_calib.measuring.scopes import check_boundary_mm, default_boundary_mm, scope_bits
+from nnunet_calib.measuring.volume import Probabilities, Volume, region_members
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.threads import one_thread
 
 MAX_VOXELS = 150_000
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.metrics.catalogue import BRIER_TERMS, CalibrationErrors
+from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.fine_histogram import FINE_BINS
 from nnunet_calib.measuring.histograms import Histograms
-from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.metrics.catalogue import BRIER_TERMS, CalibrationErrors
 
 NUM_BINS = 20
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import hadamard
 
-from nnunet_calib.measuring.histograms import Histograms
-from nnunet_calib.metrics.errors import calibration_errors
 from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.metrics.errors import calibration_errors
 
 REPLICATES = 32  # a power of two, for a Hadamard matrix
 _SEED = 20240306

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_calib.io.atomic_files import open_regular, reason
+from nnunet_calib.io.atomic_files import open_regular
+from nnunet_calib.io.wording import reason
 from nnunet_calib.nnunet.saved_probabilities import SAVE_THEM
 
 

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_calib.io.atomic_files import reason
-from nnunet_calib.nnunet.boundary_width import spacing_of_plans
-from nnunet_calib.nnunet.saved_probabilities import SAVE_THEM, describe_npz
-from nnunet_calib.nnunet.pickled_properties import image_spacing
-from nnunet_calib.nnunet.labels import Heads, check_dataset
-from nnunet_calib.nnunet.predictions import Predictions
 from nnunet_calib.io.json_forms import NAME, read_json
 from nnunet_calib.io.names import check_cases
+from nnunet_calib.io.wording import reason
 from nnunet_calib.measuring.scopes import default_boundary_mm
+from nnunet_calib.nnunet.boundary_width import spacing_of_plans
+from nnunet_calib.nnunet.labels import check_dataset
+from nnunet_calib.nnunet.pickled_properties import image_spacing
+from nnunet_calib.nnunet.predictions import Predictions
+from nnunet_calib.nnunet.saved_probabilities import SAVE_THEM, describe_npz
+from nnunet_calib.results.heads import Heads
 
 # fold_X/validation lies two folders below the dataset.json of its model
 _FOLDERS_ABOVE = 2

@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities, measure_case
-from nnunet_calib.nnunet.pickled_properties import image_spacing
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import case_file
 from nnunet_calib.io.processes import workers_end_with_us
-from nnunet_calib.measuring.scopes import BOUNDARY_MM
+from nnunet_calib.io.wording import last_line
 from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.scopes import BOUNDARY_MM
+from nnunet_calib.nnunet.measured_case import measure_case
+from nnunet_calib.nnunet.pickled_properties import image_spacing
+from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import case_file
 from nnunet_calib.threads import one_thread
 
 Result = TypeVar("Result")
@@ -134,8 +136,3 @@ def _start_worker() -> None:
     """Keep what nnU-Net's readers print apart from results, and the processes out of each other's way."""
     sys.stdout = sys.stderr
     torch.set_num_threads(1)
-
-
-def last_line(error: Exception) -> str:
-    """What an error of several lines says in the end."""
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -6,7 +6,6 @@ the grid on which nnU-Net's reader returns the label map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,89 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.io.npz_arrays import Described, open_arrays
-from nnunet_calib.io.atomic_files import reason
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.measuring.slabs import Probabilities, check_sums
-from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.io.wording import reason
+from nnunet_calib.measuring.volume import check_sums
 
 _KEY = "probabilities"
 _OF_ZERO = 0.125  # of a step
-_OPAQUE = (255, 65535)  # in 8 and 16 bits
 SAVE_THEM = "predict with --save_probabilities, or validate with --npz"
-
-
-def measure_case(
-    probabilities: Probabilities,
-    labels_file: Path,
-    reader: Any,
-    heads: Heads,
-    *,
-    case: str,
-    model: dict[str, Any],
-    spacing: Sequence[float] | None = None,
-    boundary_mm: float | None = None,
-    crop: tuple[slice, ...] | None = None,
-) -> CaseStatistics:
-    """Measure probabilities against a label file; `spacing` in mm is that of the file unless given.
-
-    The other arguments, and errors, are those of `CaseStatistics.from_probabilities`; whatever nnU-Net's reader raises
-    where it cannot read the file is raised too.
-    """
-    labels, properties = reader.read_seg(str(labels_file))
-    labels = _in_two_bytes(_only_layer(labels, len(properties["spacing"]), labels_file), labels_file)
-    return CaseStatistics.from_probabilities(
-        probabilities,
-        labels,
-        regions=heads.regions,
-        ignore_label=heads.ignore_label,
-        spacing=properties["spacing"] if spacing is None else spacing,
-        boundary_mm=boundary_mm,
-        crop=crop,
-        case=case,
-        model=model,
-    )
-
-
-def _only_layer(labels: NDArray, axes: int, file: Path) -> NDArray:
-    """The label map of a file, which may repeat it as the colours of a grey picture.
-
-    Args:
-        labels: (layers, *spatial) as nnU-Net's reader returns them.
-        axes: of the image. One less than those of `labels` without the layers tells of a vector image, whose layers
-            the readers leave behind the other axes.
-        file: for messages.
-
-    Raises:
-        ValueError: if layers differ, since nnU-Net and we would take the first for all.
-    """
-    layers = labels.shape[-1] if axes < labels.ndim - 1 else len(labels)
-    if layers == 1 or (layers == len(labels) and _is_grey(labels)):
-        return labels[0]
-    raise ValueError(
-        f"expected one label map, found {layers} layers in {file}: save one layer, in which each voxel has one number; "
-        f"structures that overlap are regions of dataset.json, with a number for what they share"
-    )
-
-
-def _is_grey(layers: NDArray) -> bool:
-    """Whether all layers are the same but for an alpha channel without transparency."""
-    same = [np.array_equal(layer, layers[0]) for layer in layers]
-    if len(layers) == 4 and not same[3]:
-        alpha = layers[3]
-        same[3] = alpha.min() == alpha.max() and alpha.flat[0] in _OPAQUE
-    return all(same)
-
-
-def _in_two_bytes(labels: NDArray, file: Path) -> NDArray[np.int16]:
-    """Labels as integers: as float32, which some readers return, they would take as much memory as a class map."""
-    with np.errstate(invalid="ignore"):  # NaN
-        integers = labels.astype(np.int16)
-    if not np.can_cast(labels.dtype, np.int16) and (wrong := integers != labels).any():
-        raise ValueError(
-            f"expected whole numbers up to {np.iinfo(np.int16).max} as labels, found {labels[wrong][0]} in {file}: "
-            f"check the label map"
-        )
-    return integers
 
 
 class SavedProbabilities:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nnunet_calib.posthoc.likelihood import Found, Sums, Voxels, search
 from nnunet_calib.posthoc.temperature import THETA_BOUNDS, TemperatureFit, fit_of
 from nnunet_calib.threads import one_thread
-from nnunet_calib.measuring.voxel_sample import VoxelSample
 
 Key = TypeVar("Key")
+
+
+class WeightedVoxels(Protocol):
+    """Voxels to fit on, as a `VoxelSample` has them."""
+
+    logits: NDArray
+    labels: NDArray
+    weights: NDArray
+    regions: bool
+
+    def __len__(self) -> int: ...
+
+
 _FIRST = [0.0, -0.5]  # of theta: T = 1, and 1.6, which is nearer to most
 
 
 def fit_jointly(
-    cases: Callable[[], Iterable[VoxelSample]], sets: Mapping[Key, Container[int]]
+    cases: Callable[[], Iterable[WeightedVoxels]], sets: Mapping[Key, Container[int]]
 ) -> dict[Key, TemperatureFit]:
     """A temperature for each set of cases, as `fit_temperature` with the cases as groups would find it.
 
@@ -52,7 +65,7 @@ def fit_jointly(
 
 
 def _one_pass(
-    cases: Iterable[VoxelSample], asked: Mapping[Key, tuple[Container[int], list[float]]]
+    cases: Iterable[WeightedVoxels], asked: Mapping[Key, tuple[Container[int], list[float]]]
 ) -> tuple[dict[Key, list[Sums]], dict[Key, float]]:
     """The sums of each set at its betas, and its weight."""
     sums = {key: [Sums(0, 0, 0, 0, 0)] * len(betas) for key, (_, betas) in asked.items()}
@@ -72,7 +85,7 @@ def _one_pass(
     return sums, weights
 
 
-def _sums(sample: VoxelSample, betas: list[float]) -> dict[float, Sums]:
+def _sums(sample: WeightedVoxels, betas: list[float]) -> dict[float, Sums]:
     """Those of one case, which counts as one in the standard error."""
     regions = sample.labels.ndim == 2
     labels = sample.labels if regions else sample.labels.astype(np.int32)  # PyTorch before 2.3 has no uint16

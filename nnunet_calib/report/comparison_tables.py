@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
-from nnunet_calib.report.tables import aligned, checkpoint_line, missing, number
+from nnunet_calib.io.wording import missing, number
+from nnunet_calib.report.tables import aligned, checkpoint_line
 
 COLUMNS = (
     "model", "metric", "of", "scope", "stage", "cases", "mean", "mean_low", "mean_high", "pairs", "difference",

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from nnunet_calib.figures.case_figures import ImageOf
 from nnunet_calib.figures.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
+from nnunet_calib.figures.drawn_results import Results, case_error, worst_cases
 from nnunet_calib.figures.fold_figures import figures
+from nnunet_calib.io.wording import number
 from nnunet_calib.report.fold_words import case_table, facts, headline, notes
 from nnunet_calib.report.page import data_uri, definitions, inline_figure, write_page
-from nnunet_calib.figures.drawn_results import Results, case_error, worst_cases
-from nnunet_calib.report.tables import number
 
 PICTURES_MIB = 4.0  # all slices together; with base64 and the figures a page stays below 10 MB
 _CAPTIONS = {

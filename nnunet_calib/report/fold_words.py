@@ -7,9 +7,9 @@ from importlib import metadata
 from math import isnan
 from typing import Any
 
-from nnunet_calib.report.page import cell, column, text_cell
 from nnunet_calib.figures.drawn_results import ReportedCase, case_error
-from nnunet_calib.report.tables import number
+from nnunet_calib.io.wording import number
+from nnunet_calib.report.page import cell, column, text_cell
 from nnunet_calib.results.schemas import in_sample_note
 
 _OF_CLASSES = ("ece", "ace", "mce")

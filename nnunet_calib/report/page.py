@@ -7,14 +7,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.figures.style import figure_bytes
-from nnunet_calib.report.tables import number
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from nnunet_calib.io.atomic_files import replaced_when_complete
+from nnunet_calib.io.wording import number
 
 FILE = "report.html"
 
@@ -32,7 +29,7 @@ def write_page(template: str, output: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def inline_figure(draw: Callable[[], Figure], title: str, caption: str) -> dict[str, Any]:
+def inline_figure(draw: Callable[[], Any], title: str, caption: str) -> dict[str, Any]:
     """A figure for a page, as vectors."""
     content = figure_bytes(draw, "svg")["svg"]
     size = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', content)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_calib.results.cases_of_folds import fits_without_fold, read_measured
-from nnunet_calib.results.measured_folds import find_folds, merged_model, read_json, some
-from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.io.json_forms import NAME, SHARE, read_json
+from nnunet_calib.io.wording import shortened
+from nnunet_calib.results.error_tree import Tree, brief
+from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import cross_fitted, errors_after
 from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.results.error_tree import Tree, brief
-from nnunet_calib.io.json_forms import NAME, SHARE
+from nnunet_calib.results.measured_folds import find_folds, fits_without_fold, merged_model, read_measured
+from nnunet_calib.results.schemas import HEADS
 
 STAGES = ("uncalibrated", "calibrated")
 
@@ -195,6 +196,20 @@ def _check_same_cases(models: Sequence[ComparedModel]) -> None:
         if lacking := sorted(everything - {*model.cases}):
             other = next(m for m in models if lacking[0] in m.cases)
             raise ValueError(
-                f"expected the same cases of each model, found {some(lacking)} of {other.name} and not of "
+                f"expected the same cases of each model, found {shortened(lacking)} of {other.name} and not of "
                 f"{model.name}: name folds with the same cases, or compare those that all models have with --chill"
             )
+
+
+def dice_of_cases(model_folder: ModelFolder, folds: Sequence[str]) -> dict[str, float]:
+    """Case -> nnU-Net's Dice, mean over the foreground classes; without those of folds that lack its summary.json."""
+    dice: dict[str, float] = {}
+    description = model_folder.path / "dataset.json"
+    restore = "restore nnU-Net's"
+    ending = read_json(description, {"file_ending": NAME}, restore)["file_ending"] if description.is_file() else ""
+    for fold in folds:
+        ours = model_folder.calibration(fold) / "summary.json"
+        theirs = model_folder.validation(fold) / "summary.json"
+        if ending and ours.is_file() and theirs.is_file():
+            dice |= dice_per_case(theirs, ending, Heads.of_summary(read_json(ours, {"heads": HEADS})["heads"]))
+    return dice

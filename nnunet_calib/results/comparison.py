@@ -13,11 +13,6 @@ from numpy.typing import NDArray
 
 import nnunet_calib
 from nnunet_calib.metrics.catalogue import DEFINITIONS
-from nnunet_calib.nnunet.checkpoints import FINAL
-from nnunet_calib.results.compared_models import STAGES, ComparedModel, JudgedCase, read_models
-from nnunet_calib.results.measured_folds import versions_note
-from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.results.error_tree import BINNED, SCORES, scope_definitions
 from nnunet_calib.metrics.errors import NUM_BINS
 from nnunet_calib.metrics.significance import (
     LEVEL,
@@ -29,6 +24,10 @@ from nnunet_calib.metrics.significance import (
     resampling_counts,
 )
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
+from nnunet_calib.results.compared_models import STAGES, ComparedModel, JudgedCase, read_models
+from nnunet_calib.results.error_tree import BINNED, SCORES, scope_definitions
+from nnunet_calib.results.layout import FINAL, ModelFolder
+from nnunet_calib.results.measured_folds import versions_note
 
 FORMAT_VERSION = 1
 _EVERY_STAGE = "both"

@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.results.cases_of_folds import fit_folds, read_measured
-from nnunet_calib.results.measured_folds import FoldResult, find_folds, merged_model, versions_note
-from nnunet_calib.results.fold_summary import FORMAT_VERSION
+from nnunet_calib.posthoc.temperature import TemperatureFit
+from nnunet_calib.results.error_tree import definitions
+from nnunet_calib.results.fold_summary import FORMAT_VERSION, write_results
 from nnunet_calib.results.judged_cases import results
 from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.results.result_files import write_results
-from nnunet_calib.results.error_tree import definitions
-from nnunet_calib.posthoc.temperature import TemperatureFit
+from nnunet_calib.results.measured_folds import (
+    FoldResult,
+    find_folds,
+    fit_folds,
+    merged_model,
+    read_measured,
+    versions_note,
+)
 
 ENSEMBLE_NOTE = (
     "T was fitted on predictions of single networks; how far it is from what an ensemble of the folds needs cannot be "

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_calib.io.atomic_files import one_line
-from nnunet_calib.nnunet.validation.evaluate import given_temperature
-from nnunet_calib.results.measured_folds import some, splits_of
+import nnunet_calib
+from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.io.wording import one_line, reason, shortened
+from nnunet_calib.results.fold_summary import FORMAT_VERSION
 from nnunet_calib.results.layout import Fold, ModelFolder
+from nnunet_calib.results.measured_folds import splits_of
+from nnunet_calib.results.schemas import TEMPERATURE
+
+OWN = "folds"
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def read_temperature(found: Path, model_folder: ModelFolder) -> Deployed:
     content = given_temperature(str(found))
     seen = _seen_in_training(content, model_folder)
     if content.get("in_sample") or seen:
-        named = f" ({some(seen)})" if seen else ""
+        named = f" ({shortened(seen)})" if seen else ""
         raise ValueError(
             f"expected a temperature fitted on cases the model was not trained on, found {found} fitted on training "
             f"cases{named}: fit one to a hold-out set with nnunet_calib fit and name it with --temperature"
@@ -158,3 +164,57 @@ def _relative(file: Path, model_folder: ModelFolder) -> str:
         return file.resolve().relative_to(model_folder.path.resolve()).as_posix()
     except ValueError:
         return str(file)
+
+
+def find_temperatures(
+    model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None
+) -> tuple[Deployed, ...]:
+    """A temperature for each fold.
+
+    Args:
+        model_folder: of nnU-Net, with the folders `fold_X`.
+        folds: whose networks predict.
+        given: a number or a temperature.json for all of them; "folds" for that of each fold's own validation cases;
+            None takes that of the merged folds, and where they were not merged that of each fold.
+
+    Raises:
+        ValueError: in one sentence, if there is none, or if it was not determined by data the model had not seen.
+    """
+    if given is None and merged_temperature(model_folder, folds) is None:
+        given = OWN
+    if given != OWN:
+        return (find_temperature(model_folder, folds, given),) * len(folds)
+    files = [model_folder.calibration(fold) / "temperature.json" for fold in folds]
+    missing = [fold for fold, file in zip(folds, files, strict=True) if not file.is_file()]
+    if missing:
+        find_temperature(model_folder, missing)  # tells what makes them
+    return tuple(read_temperature(file, model_folder) for file in files)
+
+
+def given_temperature(value: str) -> dict[str, Any]:
+    """A number, or the content of a temperature.json, as the "temperature" of a summary.
+
+    Raises:
+        ValueError: if it is neither, or if the fit did not determine the temperature.
+    """
+    wanted = "expected a temperature above 0, or a temperature.json of nnunet_calib"
+    try:
+        number = float(value)
+    except ValueError:
+        try:
+            content = read_json(Path(value), TEMPERATURE, "fit it again")
+            number = float(content["temperature"])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{wanted}, got {value} ({type(error).__name__}: {reason(error)})") from error
+        if content.get("at_bound"):
+            raise ValueError(
+                f"expected a temperature that the data determine, found {number} on the bound of the search in "
+                f"{value}: look at the predictions it was fitted on, or give the number itself"
+            ) from None
+    else:
+        content = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound", "in_sample", "folds"))
+        content = {"format_version": FORMAT_VERSION, "temperature": number} | content
+        content |= {"cases": [], "nnunet_calib": nnunet_calib.__version__}
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{wanted}, got {number}")
+    return content

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.metrics.catalogue import DEFINITIONS
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, gap_errors, reliability_curve
-from nnunet_calib.measuring.scopes import SCOPES
-from nnunet_calib.metrics.significance import LEVEL, RESAMPLES
 from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.catalogue import DEFINITIONS
+from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, gap_errors, reliability_curve
+from nnunet_calib.metrics.significance import LEVEL, RESAMPLES
+from nnunet_calib.results.heads import Heads
 
 MIN_COUNT = 100
 BINNED = ("ece", "ace", "mce")

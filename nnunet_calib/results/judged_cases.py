@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunet_calib.results.case_files import load_case
-from nnunet_calib.results.intervals import means_with_intervals
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.sampled_errors import SampledErrors
-from nnunet_calib.results.error_tree import Tree, brief, combine, described, measure
-from nnunet_calib.posthoc.many_fits import Key, fit_jointly
-from nnunet_calib.measuring.scopes import SCOPES, scope_members, scope_notes
 from nnunet_calib.measuring.case_statistics import CaseStatistics
-from nnunet_calib.posthoc.temperature import TemperatureFit
+from nnunet_calib.measuring.scopes import SCOPES, scope_members, scope_notes
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.posthoc.many_fits import Key, fit_jointly
+from nnunet_calib.posthoc.temperature import TemperatureFit
+from nnunet_calib.results.error_tree import Tree, brief, combine, described, measure
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.uncertainty import SampledErrors, means_with_intervals
 
 CROSS_FITS = 5
 _HELD_BYTES = 1 << 28
@@ -183,3 +182,50 @@ def results(
             for case, t, b, a in zip(cases, temperatures, before, after, strict=True)
         ],
     }
+
+
+def load_case(calibration_folder: Path, case: str) -> CaseStatistics:
+    """The statistics of a case.
+
+    Raises:
+        ValueError: if its file is damaged, or is that of another case.
+        FileNotFoundError: if there is none.
+    """
+    path = case_file(calibration_folder, case)
+    statistics = CaseStatistics.load(path)
+    if statistics.cases != (case,):
+        raise ValueError(
+            f"expected the statistics of case {case}, found those of {', '.join(statistics.cases)!r:.99} in {path}: "
+            f"measure the case again with nnunet_calib validate"
+        )
+    return statistics
+
+
+def is_measured(calibration_folder: Path, case: str, model: dict[str, Any], boundary_mm: float) -> bool:
+    """Whether there are statistics of a case that were measured so with this model, in a file that can be read."""
+    try:
+        return is_of(load_case(calibration_folder, case), model, boundary_mm)
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
+        return False
+
+
+def is_of(statistics: CaseStatistics, model: dict[str, Any], boundary_mm: float) -> bool:
+    """Whether the network and the boundary scope are the same."""
+    return is_of_network(statistics, model) and statistics.boundary_mm == boundary_mm
+
+
+def is_of_network(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
+    """Whether the weights are the same, and the plans, which older files do not name."""
+    found = statistics.model
+    if found.get("weights_sha256") != model["weights_sha256"]:
+        return False
+    return same_plans(found, model) is not False
+
+
+def same_plans(one: dict[str, Any], other: dict[str, Any]) -> bool | None:
+    """Return whether two models have the same plans and labels, whatever their names; None if files do not say so."""
+    for name in ("plans_content_sha256", "plans_sha256"):  # the second is of names too: all that older files have
+        a, b = one.get(name), other.get(name)
+        if None not in (a, b):
+            return bool(a == b)
+    return None

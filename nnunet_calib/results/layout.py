@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+FINAL = "checkpoint_final.pth"
+
 IDENTITY = ("dataset", "trainer", "plans", "configuration")
 CALIBRATION_FOLDER = "calibration"
 _CROSSVAL = "crossval_results_folds_"
@@ -124,3 +126,27 @@ def comparison_folder(models: Sequence[ModelFolder], folds: Sequence[int]) -> Pa
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return models[0].path.parent / "calibration_comparisons" / name
+
+
+def find_results(model_folder: ModelFolder, folds: Sequence[str]) -> Path:
+    """The calibration folder of one fold, or of several that were merged.
+
+    Raises:
+        ValueError: if it has no summary.json; the sentence names the command that makes it, and what there is.
+    """
+    if len(folds) == 1:
+        folder = model_folder.calibration(folds[0])
+        command = "nnunet_calib validate"
+    else:
+        if not all(fold.isdecimal() for fold in folds):
+            raise ValueError(f"expected one fold or the numbers of several, got {' '.join(folds)}: fold all is never "
+                             f"merged, report it by itself")  # fmt: skip
+        folder = model_folder.crossval(sorted(map(int, folds)))
+        command = "nnunet_calib crossval"
+    if not (folder / "summary.json").is_file():
+        there = [str(path.parent.relative_to(model_folder.path)) for path in model_folder.results()]
+        raise ValueError(
+            f"expected {folder / 'summary.json'}, found none: make it with {command} -f {' '.join(folds)}, or name "
+            f"with -f what there is ({', '.join(there) or 'nothing yet'})"
+        )
+    return folder

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_calib.io.atomic_files import one_line
-from nnunet_calib.results.case_files import same_plans
-from nnunet_calib.nnunet.checkpoints import FINAL
-from nnunet_calib.results.fold_summary import FORMAT_VERSION
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import IDENTITY, ModelFolder
-from nnunet_calib.results.training_split import Split, read_split
-from nnunet_calib.io.json_forms import NAME, check_form, read_json
-from nnunet_calib.results.schemas import FOLD
+from tqdm import tqdm
 
-_SHOWN = 10
+from nnunet_calib.io.json_forms import NAME, check_form, read_json
+from nnunet_calib.io.wording import one_line, shortened
+from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.posthoc.many_fits import Key
+from nnunet_calib.posthoc.temperature import TemperatureFit
+from nnunet_calib.results.fold_summary import FORMAT_VERSION
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.judged_cases import Keeper, MeasuredCase, fit_sets, is_of_network, load_case, same_plans
+from nnunet_calib.results.layout import FINAL, IDENTITY, ModelFolder
+from nnunet_calib.results.schemas import FOLD
+from nnunet_calib.results.training_split import Split, read_split
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,8 @@ def _held_out(result: FoldResult) -> FoldResult:
     """Return the fold, unless it has recorded that its network was trained on cases that it validates."""
     if result.split is not None and (seen := result.split.overlap):
         raise ValueError(
-            f"expected fold {result.fold} to be trained without its validation cases, found {some(seen)} among its "
-            f"training cases in {result.folder / 'summary.json'}: their errors would not be those of new cases, so "
+            f"expected fold {result.fold} to be trained without its validation cases, found {shortened(seen)} among "
+            f"its training cases in {result.folder / 'summary.json'}: their errors would not be those of new cases, so "
             f"leave the fold out with -f"
         )
     return result
@@ -216,13 +218,13 @@ def _with_split(result: FoldResult, model_folder: ModelFolder, allow_missing: bo
     split = splits[result.fold]
     if seen := split.overlap:
         raise ValueError(
-            f"expected fold {result.fold} to be trained without its validation cases, found {some(seen)} in both lists "
-            f"of {file}: their errors would not be those of new cases, so leave the fold out with -f"
+            f"expected fold {result.fold} to be trained without its validation cases, found {shortened(seen)} in both "
+            f"lists of {file}: their errors would not be those of new cases, so leave the fold out with -f"
         )
     if (others := sorted({*result.cases} - {*split.validation})) and not allow_missing:
         raise ValueError(
-            f"expected fold {result.fold} to validate the cases of {file}, found {some(others)} in {result.folder} "
-            f"besides: restore the splits that it was trained with, or take what was validated with --chill"
+            f"expected fold {result.fold} to validate the cases of {file}, found {shortened(others)} in "
+            f"{result.folder} besides: restore the splits that it was trained with, or take what was validated with --chill"
         )
     return replace(result, cases=tuple(sorted({*split.validation, *result.cases})))
 
@@ -241,7 +243,60 @@ def splits_of(preprocessed: Path | None) -> tuple[Path | None, list[Split]]:
     return file, [Split.of(split["train"], split["val"]) for split in splits]
 
 
-def some(names: Sequence[str]) -> str:
-    """The names, or the first of very many."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[list[MeasuredCase], list[str]]:
+    """The cases of all folds, in the order of folds and names, and the names of those without statistics.
+
+    Raises:
+        ValueError: in one sentence, if cases are missing and must not be, do not belong together, or have no voxel.
+    """
+    cases: list[MeasuredCase] = []
+    keeper = Keeper(found[0].heads)
+    missing: dict[int, list[str]] = {}
+    named = [(result, name) for result in found for name in result.cases]
+    for result, name in tqdm(named, desc="reading cases"):
+        statistics = _load(result, name)
+        if statistics is None:
+            missing.setdefault(result.fold, []).append(name)
+            continue
+        width = (cases[0] if cases else statistics).boundary_mm
+        expected = (len(result.heads.keys), result.heads.regions is not None, width)
+        if (ours := (statistics.num_heads, statistics.regions, statistics.boundary_mm)) != expected:
+            raise ValueError(
+                f"expected statistics with (heads, regions, boundary_mm) = {expected}, found {ours} for {name} in fold "
+                f"{result.fold}: measure its fold again with nnunet_calib validate, all with the same --boundary-mm"
+            )
+        cases.append(keeper.keep(statistics, result.folder, result.fold))
+    if missing and not allow_missing:
+        listed = "; ".join(f"fold {fold}: {shortened(names)}" for fold, names in missing.items())
+        raise ValueError(
+            f"expected statistics of every validation case with its fold's network, found none for {listed}: measure "
+            f"them with nnunet_calib validate, or leave these cases out with --chill"
+        )
+    for result in found:
+        if not any(case.kept for case in cases if case.fold == result.fold):
+            raise ValueError(
+                f"expected cases with a voxel that counts in each fold, found none in fold {result.fold}: leave it out "
+                f"with -f"
+            )
+    return cases, [name for names in missing.values() for name in names]
+
+
+def _load(result: FoldResult, case: str) -> CaseStatistics | None:
+    """None for a case without a file, or with that of other weights or plans: a validation that runs, or was killed."""
+    try:
+        statistics = load_case(result.folder, case)
+    except FileNotFoundError:
+        return None
+    return statistics if is_of_network(statistics, result.model) else None
+
+
+def fit_folds(cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]]) -> dict[Key, TemperatureFit]:
+    """The temperatures of sets of folds."""
+    members = {key: {number for number, case in enumerate(cases) if case.fold in sets[key]} for key in sets}
+    return fit_sets(cases, members)
+
+
+def fits_without_fold(cases: Sequence[MeasuredCase]) -> dict[int, TemperatureFit]:
+    """For each fold the temperature of all cases of the other folds, by which its own cases may be judged."""
+    folds = {case.fold for case in cases}
+    return fit_folds(cases, {fold: folds - {fold} for fold in sorted(folds)})

@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 
 from nnunet_calib import CaseStatistics, calibration_errors
+from nnunet_calib.figures.drawn_results import ReportedCase, worst_cases
 from nnunet_calib.io.atomic_files import write_json
-from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
-from nnunet_calib.results.compared_models import dice_per_case
-from nnunet_calib.results.deployed_temperature import Deployed
-from nnunet_calib.nnunet.validation.evaluate import given_temperature
-from nnunet_calib.results.measured_folds import find_folds
-from nnunet_calib.results.fold_summary import write_fold
-from nnunet_calib.nnunet.pickled_properties import image_spacing
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import IDENTITY, ModelFolder
-from nnunet_calib.nnunet.prediction_folder import find_predictions
 from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.nnunet.pickled_properties import image_spacing
+from nnunet_calib.nnunet.prediction_folder import find_predictions
+from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
 from nnunet_calib.report.fold_words import case_table, facts, headline, notes
 from nnunet_calib.report.page import definitions
-from nnunet_calib.figures.drawn_results import ReportedCase, worst_cases
+from nnunet_calib.results.compared_models import dice_per_case
+from nnunet_calib.results.deployed_temperature import Deployed, given_temperature
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import IDENTITY, ModelFolder
+from nnunet_calib.results.measured_folds import find_folds
 from nnunet_calib.results.schemas import SUMMARY
 from nnunet_calib.synthetic import synthetic_case
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.lib import format as npy
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.io.npz_arrays import open_arrays
 from nnunet_calib.io.atomic_files import is_plain_name
+from nnunet_calib.io.npz_arrays import open_arrays
 from tests.measuring.conftest import make_case
 
 PLAIN = ["a", "case.0", "..a", "ä b", "日本", "x" * 255, " ", "a\u00a0b"]

@@ -7,9 +7,9 @@ import pytest
 from sklearn.metrics import brier_score_loss
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.metrics.catalogue import BRIER_TERMS
 from nnunet_calib.measuring.fine_histogram import FINE_BINS
 from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.catalogue import BRIER_TERMS
 from tests.measuring.conftest import Case, slow_scope
 
 

@@ -10,7 +10,6 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import logsumexp, softmax
 
 from nnunet_calib import CaseStatistics, fit_temperature
-
 from nnunet_calib.measuring import case_file as statistics_file
 from nnunet_calib.measuring.class_lumps import (
     DENSE_HEADS,

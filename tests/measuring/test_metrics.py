@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nnunet_calib import calibration_errors
-from nnunet_calib.metrics.errors import reliability_curve
 from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.errors import reliability_curve
 from tests.measuring.conftest import IGNORE_LABEL, MODES, Case, make_case, slow_errors
 
 MONAI_NAMES = {"ece": "expected", "ace": "average", "mce": "maximum"}

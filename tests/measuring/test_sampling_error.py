@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.metrics.sampling_error import REPLICATES, replicates, rms_deviation, sampling_errors
 from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.sampling_error import REPLICATES, replicates, rms_deviation, sampling_errors
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import assert_same_histograms, make_case
 

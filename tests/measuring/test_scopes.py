@@ -9,7 +9,6 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from nnunet_calib import CaseStatistics, calibration_errors
-
 from nnunet_calib.measuring import scopes
 from nnunet_calib.measuring.scopes import (
     SCOPES,

@@ -15,7 +15,7 @@ from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import IGNORE_LABEL, MODES, Case, assert_same_histograms, assert_same_sample, make_case
 
-SLAB_VALUES = "nnunet_calib.measuring.slabs._SLAB_VALUES"
+SLAB_VALUES = "nnunet_calib.measuring.volume._SLAB_VALUES"
 REGION_MODES = pytest.mark.parametrize("mode", ["labels", "regions"])
 
 

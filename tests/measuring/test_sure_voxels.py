@@ -7,12 +7,10 @@ import pytest
 from scipy.special import softmax
 
 from nnunet_calib.measuring import binner
-
 from nnunet_calib.measuring import fine_histogram as fine_bins
-from nnunet_calib.measuring.binner import Binner
-from nnunet_calib.measuring.fine_histogram import FINE_BINS
-from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.confident_voxels import SureVoxels
+from nnunet_calib.measuring.fine_histogram import FINE_BINS
+from nnunet_calib.measuring.histograms import Binner, Histograms
 from tests.measuring.conftest import assert_same_histograms
 
 BELOW_1, ABOVE_1 = (np.nextafter(np.float32(1), np.float32(x)) for x in (0, 2))

@@ -12,8 +12,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logsumexp, softmax
 
 from nnunet_calib import CaseStatistics, apply_temperature, fit_temperature
-from nnunet_calib.synthetic import synthetic_case
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS, TemperatureFit, nll_at
+from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import Case
 
 REGIONS = pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])

@@ -9,13 +9,19 @@ import pytest
 from scipy.special import expit, softmax
 
 from nnunet_calib.measuring import volume as case_pass
-
 from nnunet_calib.measuring import voxel_sample
-from nnunet_calib.measuring.volume import region_members
 from nnunet_calib.measuring.scopes import SCOPES
-from nnunet_calib.synthetic import synthetic_case
+from nnunet_calib.measuring.volume import region_members
+from nnunet_calib.measuring.voxel_sample import (
+    NOT_VALID,
+    STRATA,
+    VoxelSample,
+    choose_voxels,
+    gradient_spread,
+    strata_of,
+)
 from nnunet_calib.posthoc.temperature import fit_temperature, log_probabilities
-from nnunet_calib.measuring.voxel_sample import NOT_VALID, STRATA, VoxelSample, choose_voxels, gradient_spread, strata_of
+from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import Case
 
 REGIONS = pytest.mark.parametrize("regions", [None, ((1,), (2,))], ids=["labels", "regions"])

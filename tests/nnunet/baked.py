@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nnunet_calib import cli
-from nnunet_calib.nnunet.trained_weights import weights_fingerprint
+from nnunet_calib.nnunet.checkpoints import weights_fingerprint
 from nnunet_calib.nnunet.validation.hook import describe_model
 from tests.nnunet.conftest import PLANS, World
 

@@ -11,10 +11,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_calib.nnunet.training import loss_terms as integration
-from nnunet_calib.nnunet.lookup import trainers_folder
 from nnunet_calib.figures import fold_figures as figures
 from nnunet_calib.figures.style import ENDINGS
+from nnunet_calib.nnunet.lookup import trainers_folder
+from nnunet_calib.nnunet.training import loss_terms as integration
 from nnunet_calib.synthetic import synthetic_case
 from tests.nnunet.measured_folds import three_folds
 from tests.nnunet.trained_fold import in_threads, make_trained, train_once, trained  # noqa: F401

@@ -6,9 +6,9 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from nnunet_calib.nnunet.training.loss_terms import replace_cross_entropy
 from nnunet_calib.losses import SVLSLoss, use
 from nnunet_calib.losses.module import FunctionalLoss
+from nnunet_calib.nnunet.training.loss_terms import replace_cross_entropy
 
 IGNORE = 3
 

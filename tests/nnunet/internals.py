@@ -114,7 +114,7 @@ LEANS = (
     Lean(f"{LOSSES}.robust_ce_loss:RobustCrossEntropyLoss", "the fused loss computes it", "CrossEntropyLoss"),
     Lean(f"{LOSSES}.deep_supervision:DeepSupervisionWrapper", "terms are put into what it wraps", "self.loss"),
     Lean("nnunetv2.utilities.helpers:softmax_helper_dim1(x)", "it says that Dice is of a softmax"),
-    # validation and prediction: nnunet/validation/export_worker.py, predicted_maps.py, predicting.py, inference.py, map_predictor.py
+    # validation and prediction: nnunet/validation/, nnunet/deployment/
     Lean(
         f"{EXPORT}:export_prediction_from_logits(predicted_array_or_file, properties_dict, configuration_manager, "
         "plans_manager, dataset_json_dict_or_file, output_file_truncated, save_probabilities, num_threads_torch)",

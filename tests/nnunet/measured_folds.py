@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_calib import fit_temperature
-from nnunet_calib.results.fold_summary import write_fold
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import ModelFolder, case_file
 from nnunet_calib.measuring.scopes import BOUNDARY_MM
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import ModelFolder, case_file
 from tests.measuring.conftest import make_case
 
 DATASET = "Dataset004_Synthetic"

@@ -12,8 +12,8 @@ from skimage import io
 
 from nnunet_calib import CaseStatistics, cli
 from nnunet_calib.measuring.histograms import Histograms
-from nnunet_calib.synthetic import synthetic_case
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.synthetic import synthetic_case
 from tests.nnunet.conftest import LABEL_MODES
 
 SPACING = (3.0, 0.8, 0.8)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nnunet_calib import cli
-from nnunet_calib.nnunet.trained_weights import weights_fingerprint
+from nnunet_calib.nnunet.checkpoints import weights_fingerprint
 from tests.nnunet.conftest import PLANS, World
 from tests.nnunet.maps import make_oblique
 

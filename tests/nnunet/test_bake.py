@@ -10,9 +10,9 @@ import torch
 
 import nnunet_calib
 from nnunet_calib import apply_temperature
+from nnunet_calib.nnunet.checkpoints import load_checkpoint, weights_fingerprint
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED, ENTRY
-from nnunet_calib.nnunet.checkpoints import FINAL, load_checkpoint
-from nnunet_calib.nnunet.trained_weights import weights_fingerprint
+from nnunet_calib.results.layout import FINAL
 from tests.nnunet.baked import TRAINER
 
 pytestmark = [

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from nnunet_calib import apply_temperature
+from nnunet_calib.nnunet.checkpoints import load_checkpoint
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED, ENTRY
-from nnunet_calib.nnunet.checkpoints import FINAL, load_checkpoint
+from nnunet_calib.results.layout import FINAL
 
 pytestmark = [
     # nnU-Net's own, on tiny data

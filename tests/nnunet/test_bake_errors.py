@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunet_calib.nnunet.checkpoints import load_checkpoint
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED
-from nnunet_calib.nnunet.checkpoints import FINAL, load_checkpoint
 from nnunet_calib.results.deployed_temperature import find_temperature
+from nnunet_calib.results.layout import FINAL
 
 pytestmark = [
     # nnU-Net's own, on tiny data

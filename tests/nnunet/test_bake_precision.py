@@ -14,7 +14,7 @@ import torch
 
 from nnunet_calib import apply_temperature
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED
-from nnunet_calib.nnunet.checkpoints import FINAL
+from nnunet_calib.results.layout import FINAL
 from tests.nnunet.baked import Untrained
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

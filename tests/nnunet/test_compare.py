@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from nnunet_calib import cli
+from nnunet_calib.metrics.significance import mean_interval
+from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
 from nnunet_calib.results.comparison import QUANTITIES, compare_models
 from nnunet_calib.results.crossval import merge_folds
-from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import ModelFolder, case_file, comparison_folder
-from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
-from nnunet_calib.metrics.significance import mean_interval
 from tests.nnunet.compared_folds import COMPARE, DATASET, DICE, DICE_OTHER, OTHER, TRAINER, two_models, write_dice
 from tests.nnunet.measured_folds import Model, made
 

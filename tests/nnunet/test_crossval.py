@@ -8,15 +8,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from nnunet_calib import CaseStatistics, calibration_errors, cli
+from nnunet_calib.figures import fold_figures as figures
+from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.errors import reliability_curve
+from nnunet_calib.metrics.significance import mean_interval, percentile_interval, resampled_means, resampling_counts
+from nnunet_calib.report.tables import crossval_table
 from nnunet_calib.results import judged_cases as measured_cases
 from nnunet_calib.results.crossval import ENSEMBLE_NOTE, merge_folds
-from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import case_file
-from nnunet_calib.metrics.errors import reliability_curve
-from nnunet_calib.figures import fold_figures as figures
-from nnunet_calib.report.crossval_table import crossval_table
-from nnunet_calib.measuring.scopes import SCOPES
-from nnunet_calib.metrics.significance import mean_interval, percentile_interval, resampled_means, resampling_counts
 from tests.measuring.conftest import assert_same_histograms
 from tests.nnunet.measured_folds import CROSSVAL, Model, fit_cases, made, three_folds
 from tests.report import PICTURES

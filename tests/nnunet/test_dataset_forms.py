@@ -8,8 +8,9 @@ import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_calib import cli
+from nnunet_calib.nnunet.labels import check_dataset
 from nnunet_calib.results.compared_models import dice_per_case
-from nnunet_calib.nnunet.labels import Heads, check_dataset
+from nnunet_calib.results.heads import Heads
 from nnunet_calib.trainers import nnUNetTrainerCalib
 from tests.nnunet.faults.test_odd_cases import write_case
 from tests.nnunet.predicted import arguments, run, write_world

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics, cli
-
 from nnunet_calib.io import npz_arrays as archives
 from nnunet_calib.nnunet.prediction_folder import find_predictions
 from tests.nnunet.conftest import LABEL_MODES

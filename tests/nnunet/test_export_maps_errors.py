@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.nnunet.labels import Heads
 from nnunet_calib.nnunet.deployment.map_folder import channel_folders
+from nnunet_calib.results.heads import Heads
 from tests.nnunet.maps import export
 from tests.nnunet.predicted import write_world
 from tests.test_cli import content, sentence

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.results import judged_cases as measured_cases
-from nnunet_calib.results.fold_summary import write_fold
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import case_file
-from nnunet_calib.results.training_split import Split
+from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.report.fold_words import notes
 from nnunet_calib.report.tables import summary_table
-from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.results import judged_cases as measured_cases
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.training_split import Split
 from nnunet_calib.synthetic import synthetic_case
 from tests.measuring.conftest import make_case
 from tests.nnunet.measured_folds import fit_cases

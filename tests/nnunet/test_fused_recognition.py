@@ -9,9 +9,9 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss, SoftDiceLoss
 from torch import nn
 
-from nnunet_calib.nnunet.training.loss_terms import add_term, describe, joinable, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.joined import DiceCE
+from nnunet_calib.nnunet.training.loss_terms import add_term, describe, joinable, replace_cross_entropy
 from tests.nnunet.fused import (
     IGNORE,
     assert_same,

@@ -7,10 +7,10 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 
-from nnunet_calib.nnunet.training import loss_terms as integration
-from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.module import FunctionalLoss
+from nnunet_calib.nnunet.training import loss_terms as integration
+from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term
 from tests.nnunet.fused import (
     IGNORE,
     assert_same,

@@ -9,7 +9,8 @@ from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_calib.nnunet.labels import Heads, check_dataset, plan_kernel_size
+from nnunet_calib.nnunet.labels import check_dataset, plan_kernel_size
+from nnunet_calib.results.heads import Heads
 from tests.nnunet.conftest import LABEL_MODES
 
 

@@ -8,8 +8,8 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
-from nnunet_calib.nnunet.training.loss_terms import NoTerm, add_term, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.nnunet.training.loss_terms import NoTerm, add_term, replace_cross_entropy
 
 HEADS, IGNORE = 3, 3
 SIZES = (8, 4, 2)

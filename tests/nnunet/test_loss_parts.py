@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_calib.nnunet.training.loss_terms import NoTerm, add_term, replace_cross_entropy
-from nnunet_calib.nnunet.training.loss_parts import missing_terms, parts
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.nnunet.training.loss_parts import missing_terms, parts
+from nnunet_calib.nnunet.training.loss_terms import NoTerm, add_term, replace_cross_entropy
 from tests.nnunet.test_loss import MODES, nnunet_loss
 
 

@@ -10,8 +10,8 @@ from nnunet_calib import cli
 from nnunet_calib.nnunet.checkpoints import find_checkpoint
 from nnunet_calib.results.crossval import merge_folds
 from nnunet_calib.results.deployed_temperature import Deployed, find_temperature
-from nnunet_calib.results.measured_folds import find_folds
 from nnunet_calib.results.layout import ModelFolder, comparison_folder
+from nnunet_calib.results.measured_folds import find_folds
 from tests.nnunet.measured_folds import DATASET, TRAINER, Model, made, three_folds
 from tests.nnunet.trained_fold import PLANS, change_json
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_calib.nnunet.validation import remade_trainer as module
-from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.nnunet.training.pseudo_ace import MEAN, PER_CLASS
-from nnunet_calib.nnunet.validation.remade_trainer import remade_trainer
 from nnunet_calib.nnunet.training.mixins import CalibrationMixin, ML1ACEMixin, NACLMixin
+from nnunet_calib.nnunet.training.pseudo_ace import MEAN, PER_CLASS
+from nnunet_calib.nnunet.validation import remade_trainer as module
+from nnunet_calib.nnunet.validation.remade_trainer import remade_trainer
+from nnunet_calib.results.layout import ModelFolder
 from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerNACL
 from tests.nnunet import own_trainers as own
 from tests.nnunet.conftest import PLANS

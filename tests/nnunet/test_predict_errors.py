@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunet_calib import cli
-from nnunet_calib.results.fold_temperatures import find_temperatures
+from nnunet_calib.results.deployed_temperature import find_temperatures
 from tests.nnunet.maps import read_maps
 from tests.nnunet.measured_folds import three_folds
 from tests.nnunet.predicting import MARKS, TRAINER, change_json

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_calib.losses import NACLLoss
 from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term
 from nnunet_calib.nnunet.training.mixins import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
-from nnunet_calib.losses import NACLLoss
 from tests.nnunet.test_loss import MODES, batch, nnunet_loss
 
 ARGUMENTS = {"plans": {}, "configuration": "2d", "fold": 0, "dataset_json": {"labels": {"background": 0}}}

@@ -10,8 +10,8 @@ import torch
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.nnunet.training import pseudo_ace as module
-from nnunet_calib.nnunet.labels import Heads
 from nnunet_calib.nnunet.training.pseudo_ace import MEAN, PER_CLASS, STRIDE, PatchSums, PseudoACEMixin, pseudo_ace
+from nnunet_calib.results.heads import Heads
 from nnunet_calib.trainers import nnUNetTrainerML1ACE
 from tests.losses.conftest import MODES, make_case
 from tests.nnunet.conftest import LABEL_MODES

@@ -9,7 +9,8 @@ import SimpleITK as sitk
 
 from nnunet_calib import cli
 from nnunet_calib.nnunet.raw_images import raw_images
-from nnunet_calib.results.reported import dice_of_cases, find_results
+from nnunet_calib.results.compared_models import dice_of_cases
+from nnunet_calib.results.layout import find_results
 from tests.nnunet.compared_folds import write_dice
 from tests.nnunet.measured_folds import CROSSVAL, DATASET
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from nnunet_calib.figures import fold_figures as figures
+from nnunet_calib.figures import style
+from nnunet_calib.report import page as pages
 from nnunet_calib.results import result_files
 from nnunet_calib.results.crossval import merge_folds
-from nnunet_calib.figures import fold_figures as figures
-from nnunet_calib.report import page as pages
-from nnunet_calib.figures import style
 from tests.nnunet.measured_folds import Model, made, three_folds
 
 MADE = ("reliability.png", "worst_cases.pdf", "report.html")

@@ -4,14 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_calib.nnunet.checkpoints import plain_names, read_weights, state_fingerprint, unwrapped, weights_fingerprint
 from nnunet_calib.nnunet.deployment.networks import put_weights
-from nnunet_calib.nnunet.trained_weights import (
-    plain_names,
-    read_weights,
-    state_fingerprint,
-    unwrapped,
-    weights_fingerprint,
-)
 
 
 def network() -> nn.Module:

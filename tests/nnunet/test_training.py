@@ -14,7 +14,7 @@ import torch
 from nnunetv2.training.logging import nnunet_logger
 
 from nnunet_calib import CaseStatistics, calibration_errors
-from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.results.heads import Heads
 from tests.nnunet.conftest import LABEL_MODES, MORE_TRAINERS, TRAINERS
 from tests.report import PICTURES
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.results.case_files import load_case
+from nnunet_calib.figures.drawn_results import Results
+from nnunet_calib.nnunet.pickled_properties import image_spacing
+from nnunet_calib.nnunet.prediction_folder import find_predictions
 from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
 from nnunet_calib.results.crossval import merge_folds
-from nnunet_calib.results.measured_folds import find_folds
-from nnunet_calib.nnunet.pickled_properties import image_spacing
+from nnunet_calib.results.judged_cases import load_case
 from nnunet_calib.results.layout import case_file
-from nnunet_calib.nnunet.prediction_folder import find_predictions
-from nnunet_calib.figures.drawn_results import Results
+from nnunet_calib.results.measured_folds import find_folds
 from tests.nnunet.trained_fold import change_json
 
 ELSEWHERE = ["../../other", "/etc/passwd", "..", "a\\b", "C:x", "a\0b"]

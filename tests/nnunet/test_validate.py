@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.nnunet.validation import trained_fold as revalidation
 from nnunet_calib.nnunet.training.mixins import CalibrationMixin
+from nnunet_calib.nnunet.validation import trained_fold as revalidation
 from tests.nnunet.trained_fold import make_older, snapshot
 
 pytestmark = [

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from nnunet_calib import cli
+from nnunet_calib.nnunet.training.recorded_split import recorded_training
 from nnunet_calib.nnunet.validation import trained_fold as revalidation
 from nnunet_calib.results.deployed_temperature import find_temperature
-from nnunet_calib.results.measured_folds import find_folds
 from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.results.training_split import FILE, Split, read_split, recorded_training
+from nnunet_calib.results.measured_folds import find_folds
+from nnunet_calib.results.training_split import FILE, Split, read_split
 from tests.nnunet.conftest import PLANS
 
 TRAINER = "nnUNetTrainerCalib_short"

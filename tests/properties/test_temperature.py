@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
 from nnunet_calib import apply_temperature, fit_temperature
-from nnunet_calib.posthoc.many_fits import fit_jointly
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.posthoc.many_fits import fit_jointly
 from tests.properties.strategies import FEW, SAME
 
 SEEDS = st.integers(0, 2**32 - 1)

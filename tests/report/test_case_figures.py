@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nnunet_calib.metrics.errors import reliability_curve
 from nnunet_calib.figures.case_figures import draw_case, reliability_of_cases_figure, worst_cases_figure
 from nnunet_calib.figures.case_pictures import CasePicture
 from nnunet_calib.figures.drawn_results import ReportedCase, case_error, worst_cases
+from nnunet_calib.metrics.errors import reliability_curve
 from tests.report.test_case_pictures import slice_of
 from tests.report.test_figures import cases
 

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.report.comparison_page import write_comparison_page
-from nnunet_calib.report.comparison_words import comparison_sentences
+from nnunet_calib.report.comparison_page import comparison_sentences, write_comparison_page
 from tests.nnunet.compared_folds import COMPARE, OTHER, TRAINER, two_models
 from tests.report.test_report_page import Page
 

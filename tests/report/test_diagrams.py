@@ -5,7 +5,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
 from nnunet_calib.figures.diagrams import (
     draw_confidence,
     draw_dataset_reliability,
@@ -13,6 +12,7 @@ from nnunet_calib.figures.diagrams import (
     draw_reliability,
     draw_reliability_boxes,
 )
+from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
 from tests.report.test_figures import cases
 
 

@@ -8,9 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from nnunet_calib import CaseStatistics
-from nnunet_calib.results.fold_summary import write_fold
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import case_file
+from nnunet_calib.figures.drawn_results import DrawnCases, Results
 from nnunet_calib.figures.fold_figures import (
     boxes_figure,
     confidence_figure,
@@ -20,7 +18,9 @@ from nnunet_calib.figures.fold_figures import (
     nll_figure,
     reliability_figure,
 )
-from nnunet_calib.figures.drawn_results import DrawnCases, Results
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import case_file
 from tests.measuring.conftest import make_case
 from tests.report import FIGURES, PICTURES
 

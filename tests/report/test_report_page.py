@@ -11,11 +11,11 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from nnunet_calib.report import fold_page as report_page
 from nnunet_calib.figures.case_pictures import colour_bar
-from nnunet_calib.report.page import data_uri
-from nnunet_calib.report.fold_page import write_report
 from nnunet_calib.figures.style import new_figure
+from nnunet_calib.report import fold_page as report_page
+from nnunet_calib.report.fold_page import write_report
+from nnunet_calib.report.page import data_uri
 from tests.report import FIGURES
 from tests.report.test_figures import NAMES, cases, write_cases
 

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from nnunet_calib.figures.case_figures import reliability_of_cases_figure, worst_cases_figure
 from nnunet_calib.figures.dice_against_ace import dice_against_ace_figure
+from nnunet_calib.figures.drawn_results import DrawnCases
 from nnunet_calib.figures.fold_figures import (
     boxes_figure,
     confidence_figure,
@@ -17,7 +18,6 @@ from nnunet_calib.figures.fold_figures import (
     reliability_figure,
 )
 from nnunet_calib.figures.progress import progress_figure
-from nnunet_calib.figures.drawn_results import DrawnCases
 from nnunet_calib.figures.style import figure_bytes, in_lines, new_figure, styled
 from tests.report.test_case_figures import reported
 from tests.report.test_case_pictures import slice_of

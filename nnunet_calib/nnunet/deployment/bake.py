@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 import nnunet_calib
 from nnunet_calib.io.atomic_files import replaced_when_complete
-from nnunet_calib.nnunet.checkpoints import FINAL, find_checkpoint, load_checkpoint
-from nnunet_calib.results.deployed_temperature import Deployed
+from nnunet_calib.io.wording import last_line
+from nnunet_calib.nnunet.checkpoints import find_checkpoint, load_checkpoint, plain_names, weights_fingerprint
 from nnunet_calib.nnunet.deployment.last_layers import find_heads, largest_deviation, outputs_of
-from nnunet_calib.nnunet.lookup import find_trainer
-from nnunet_calib.results.layout import Fold, ModelFolder
 from nnunet_calib.nnunet.deployment.networks import Architecture, put_weights, stock_trainer
-from nnunet_calib.nnunet.predictions import last_line
-from nnunet_calib.nnunet.trained_weights import plain_names, weights_fingerprint
+from nnunet_calib.nnunet.lookup import find_trainer
+from nnunet_calib.results.deployed_temperature import Deployed
+from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
 
 CALIBRATED = "checkpoint_calibrated.pth"
 ENTRY = "nnunet_calib"

@@ -20,7 +20,8 @@ from typing import Any
 
 import nnunet_calib
 from nnunet_calib.io.atomic_files import forget, write_json
-from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.measuring.volume import Probabilities
 from nnunet_calib.nnunet.deployment.map_images import check_format, write_map
 from nnunet_calib.nnunet.deployment.map_values import (
     CONFIDENCE,
@@ -29,8 +30,7 @@ from nnunet_calib.nnunet.deployment.map_values import (
     compute_maps,
     describe_maps,
 )
-from nnunet_calib.io.json_forms import read_json
-from nnunet_calib.measuring.slabs import Probabilities
+from nnunet_calib.results.heads import Heads
 
 FORMAT_VERSION = 1
 MAPS_FOLDER = "maps"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.io.atomic_files import replaced_when_complete
-from nnunet_calib.nnunet.predictions import last_line
+from nnunet_calib.io.wording import last_line
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
 
 _RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)

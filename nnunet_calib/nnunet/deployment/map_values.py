@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nnunet_calib.measuring.slabs import Probabilities, check_range, slab_slices
+from nnunet_calib.measuring.volume import Probabilities, check_range, slab_slices
 
 PROBABILITIES, ENTROPY, CONFIDENCE = KINDS = ("probabilities", "entropy", "confidence")
 DTYPES = ("float32", "uint8", "uint16")

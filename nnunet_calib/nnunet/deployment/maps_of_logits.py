@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from nnunet_calib.io.atomic_files import hidden_folder
-from nnunet_calib.nnunet.validation.export_worker import LazyProbabilities, TappedConfiguration, on_image_axes
+from nnunet_calib.measuring.volume import Probabilities, slab_slices
 from nnunet_calib.nnunet.deployment.map_folder import MapFolder
-from nnunet_calib.measuring.slabs import Probabilities, slab_slices
+from nnunet_calib.nnunet.export_tap import LazyProbabilities, TappedConfiguration, on_image_axes
 
 LOGITS, MEAN_PROBABILITIES = AVERAGES = ("logits", "probabilities")
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
+from nnunet_calib.io.wording import last_line
+from nnunet_calib.measuring.volume import Probabilities, check_range, check_sums
 from nnunet_calib.nnunet.deployment.map_folder import MapFolder
-from nnunet_calib.nnunet.predictions import Predictions, for_each_case, last_line
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
-from nnunet_calib.measuring.slabs import Probabilities, check_range, check_sums
+from nnunet_calib.nnunet.predictions import Predictions, for_each_case
+from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
 from nnunet_calib.posthoc.temperature import apply_temperature
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnunet_calib.io.json_forms import NAME, read_json
+from nnunet_calib.nnunet.checkpoints import plain_names
 from nnunet_calib.nnunet.lookup import find_trainer
 from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.nnunet.trained_weights import plain_names
-from nnunet_calib.io.json_forms import NAME, read_json
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
-from nnunet_calib.nnunet.deployment.bake import ENTRY
-from nnunet_calib.nnunet.checkpoints import FINAL, find_checkpoint, load_checkpoint
-from nnunet_calib.results.fold_temperatures import find_temperatures
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
-from nnunet_calib.nnunet.deployment.map_predictor import MapPredictor, exporting_through
-from nnunet_calib.results.layout import Fold, ModelFolder
-from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
-from nnunet_calib.nnunet.predictions import last_line
-from nnunet_calib.nnunet.deployment.map_values import MapOptions
-from nnunet_calib.nnunet.trained_weights import unwrapped, weights_fingerprint
 from nnunet_calib.io.processes import workers_end_with_us
+from nnunet_calib.io.wording import last_line
+from nnunet_calib.nnunet.checkpoints import find_checkpoint, load_checkpoint, unwrapped, weights_fingerprint
+from nnunet_calib.nnunet.deployment.bake import ENTRY
+from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
+from nnunet_calib.nnunet.deployment.map_values import MapOptions
+from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
+from nnunet_calib.nnunet.validation.hook import EXPORT_NAME
+from nnunet_calib.results.deployed_temperature import find_temperatures
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
 from nnunet_calib.results.schemas import in_sample_note
 
 
@@ -179,3 +181,54 @@ def set_threads(device: str) -> torch.device:
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
     return torch.device(device)
+
+
+class MapPredictor(nnUNetPredictor):
+    """nnU-Net's predictor; `export` must be set before it predicts."""
+
+    export: ExportWithMaps
+    list_of_parameters: Any
+
+    def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
+        """nnU-Net's; (folds * C, *spatial) instead of the mean if the logits of each fold are wanted."""
+        if not self.export.wants_folds:
+            return super().predict_logits_from_preprocessed_data(data)
+        networks = self.list_of_parameters
+        try:
+            logits = []
+            for weights in networks:
+                self.list_of_parameters = [weights]
+                logits.append(super().predict_logits_from_preprocessed_data(data))
+        finally:
+            self.list_of_parameters = networks
+        return torch.cat(logits)
+
+    def _manage_input_and_output_lists(
+        self, inputs: Any, output: Any, previous: Any = None, overwrite: bool = True, part_id: int = 0,
+        num_parts: int = 1, save_probabilities: bool = False,
+    ) -> tuple[list, list, list]:  # fmt: skip
+        """nnU-Net's, but a case is finished only if its maps are there, which are written last."""
+        every = super()._manage_input_and_output_lists(inputs, output, previous, True, part_id, num_parts)
+        maps = self.export.maps
+        endings = [maps.file_ending, *([".npz"] if save_probabilities else [])]
+        pending = []
+        for case in zip(*every, strict=True):
+            name = Path(case[1]).name
+            if overwrite or not (maps.complete(name) and all(Path(case[1] + e).is_file() for e in endings)):
+                maps.forget(name)  # what is there afterwards is of this prediction
+                pending.append(case)
+        if not overwrite:
+            print(f"{len(pending)} of {len(every[0])} cases are not finished")
+        inputs, outputs, previous = ([case[i] for case in pending] for i in range(3))
+        return inputs, outputs, previous
+
+
+@contextmanager
+def exporting_through(export: ExportWithMaps) -> Iterator[None]:
+    """While this lasts, nnU-Net's predictors export through it: they look the function up at each call."""
+    space = vars(predict_from_raw_data)
+    space[EXPORT_NAME] = export
+    try:
+        yield
+    finally:
+        space[EXPORT_NAME] = export.export

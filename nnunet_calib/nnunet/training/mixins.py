@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nnunet_calib.nnunet.checkpoints import FINAL
-from nnunet_calib.nnunet.labels import check_dataset, plan_kernel_size
-from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, NoTerm, add_term, replace_cross_entropy
-from nnunet_calib.nnunet.training.loss_parts import missing_terms, parts
-from nnunet_calib.nnunet.training.pseudo_ace import PseudoACEMixin
-from nnunet_calib.nnunet.training.weight_schedule import Schedule, scheduled_weight, warmed_up
-from nnunet_calib.results.training_split import recorded_training
-from nnunet_calib.nnunet.validation.hook import measured_validation
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.backends import choice as losses_choice
 from nnunet_calib.losses.bin_errors import AbsentClasses, Reduction
 from nnunet_calib.losses.ml1_ace import Binning
 from nnunet_calib.losses.nacl import On, Penalty, Prior
 from nnunet_calib.measuring.scopes import check_boundary_mm
+from nnunet_calib.nnunet.labels import check_dataset, plan_kernel_size
+from nnunet_calib.nnunet.training.loss_parts import missing_terms, parts
+from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, NoTerm, add_term, replace_cross_entropy
+from nnunet_calib.nnunet.training.pseudo_ace import PseudoACEMixin
+from nnunet_calib.nnunet.training.recorded_split import recorded_training
+from nnunet_calib.nnunet.training.weight_schedule import Schedule, scheduled_weight, warmed_up
+from nnunet_calib.nnunet.validation.hook import measured_validation
+from nnunet_calib.results.layout import FINAL
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from nnunet_calib.binning import bin_index
-from nnunet_calib.nnunet.labels import Heads
 from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.results.heads import Heads
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nnunet_calib
-from nnunet_calib.io.atomic_files import hidden_folder, reason, write_json
-from nnunet_calib.results.fold_summary import FORMAT_VERSION, fitted_temperature, read_cases, summarise
+from nnunet_calib.io.atomic_files import hidden_folder, write_json
+from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.nnunet.predictions import Predictions
+from nnunet_calib.results.fold_summary import fitted_temperature, read_cases, summarise, write_results
 from nnunet_calib.results.judged_cases import MeasuredCase
 from nnunet_calib.results.layout import case_file
-from nnunet_calib.nnunet.predictions import Predictions
-from nnunet_calib.results.result_files import write_results
-from nnunet_calib.io.json_forms import read_json
-from nnunet_calib.results.schemas import TEMPERATURE
 
 
 def evaluate(
@@ -80,35 +76,6 @@ def _measured(
             folder, predictions.cases, predictions.heads, predictions.model, predictions.boundary_mm
         )
         yield cases
-
-
-def given_temperature(value: str) -> dict[str, Any]:
-    """A number, or the content of a temperature.json, as the "temperature" of a summary.
-
-    Raises:
-        ValueError: if it is neither, or if the fit did not determine the temperature.
-    """
-    wanted = "expected a temperature above 0, or a temperature.json of nnunet_calib"
-    try:
-        number = float(value)
-    except ValueError:
-        try:
-            content = read_json(Path(value), TEMPERATURE, "fit it again")
-            number = float(content["temperature"])
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{wanted}, got {value} ({type(error).__name__}: {reason(error)})") from error
-        if content.get("at_bound"):
-            raise ValueError(
-                f"expected a temperature that the data determine, found {number} on the bound of the search in "
-                f"{value}: look at the predictions it was fitted on, or give the number itself"
-            ) from None
-    else:
-        content = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound", "in_sample", "folds"))
-        content = {"format_version": FORMAT_VERSION, "temperature": number} | content
-        content |= {"cases": [], "nnunet_calib": nnunet_calib.__version__}
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{wanted}, got {number}")
-    return content
 
 
 def _judged_by_own_cases(temperature: dict[str, Any], cases: Sequence[str]) -> dict[str, Any]:

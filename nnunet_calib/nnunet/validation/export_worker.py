@@ -9,52 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from nnunet_calib.io.atomic_files import forget, replaced_when_complete
-from nnunet_calib.nnunet.saved_probabilities import measure_case
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import case_file, failure_file
-from nnunet_calib.measuring.scopes import BOUNDARY_MM
 from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.scopes import BOUNDARY_MM
+from nnunet_calib.nnunet.export_tap import LazyProbabilities, TappedConfiguration, on_image_axes
+from nnunet_calib.nnunet.measured_case import measure_case
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import case_file, failure_file
 from nnunet_calib.threads import one_thread
-
-
-class TappedConfiguration:
-    """nnU-Net's configuration manager, which keeps the logits that it resamples to the image's grid.
-
-    Attributes:
-        logits: the last that were resampled.
-        resample_alike: resamples other logits as nnU-Net has resampled those.
-    """
-
-    def __init__(self, configuration: Any) -> None:
-        self._configuration = configuration
-        self.logits: Any = None
-        self.resample_alike: Callable[[Any], Any]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._configuration, name)
-
-    def resampling_fn_probabilities(self, logits: Any, *args: Any, **kwargs: Any) -> Any:
-        """nnU-Net's."""
-        resample = self._configuration.resampling_fn_probabilities
-        self.resample_alike = lambda other: resample(other, *args, **kwargs)
-        self.logits = self.resample_alike(logits)
-        return self.logits
-
-
-class LazyProbabilities:
-    """Probabilities of logits, computed where they are asked for, so that they never exist for the whole volume."""
-
-    def __init__(self, logits: torch.Tensor, nonlinearity: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._logits = logits
-        self._nonlinearity = nonlinearity
-        self.shape = tuple(logits.shape)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        return self._nonlinearity(self._logits[key]).numpy()
 
 
 @dataclass(frozen=True)
@@ -113,25 +75,3 @@ class ExportAndMeasure:
             case=case,
             model=self.model,
         )
-
-
-def on_image_axes(
-    array: Any, arguments: dict[str, Any]
-) -> tuple[torch.Tensor, tuple[int, ...], tuple[slice, ...]]:
-    """Revert nnU-Net's transposition.
-
-    Args:
-        array: (C, *spatial) on the grid of the cropped image, as nnU-Net's network has its axes.
-        arguments: of `export_prediction_from_logits`, by name.
-
-    Returns:
-        A view of the array on the axes of nnU-Net's reader, the shape of the whole image, and where the array lies in
-        it.
-    """
-    properties, back = arguments["properties_dict"], arguments["plans_manager"].transpose_backward
-    shape, box = properties["shape_before_cropping"], properties["bbox_used_for_cropping"]
-    return (
-        torch.as_tensor(array).permute(0, *(axis + 1 for axis in back)),
-        tuple(int(shape[axis]) for axis in back),
-        tuple(slice(*map(int, box[axis])) for axis in back),
-    )

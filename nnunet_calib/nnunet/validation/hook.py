@@ -25,16 +25,16 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_calib.io.wording import shortened
 from nnunet_calib.nnunet.boundary_width import width_of_trainer
-from nnunet_calib.nnunet.checkpoints import FINAL
+from nnunet_calib.nnunet.checkpoints import weights_fingerprint
+from nnunet_calib.nnunet.training.recorded_split import collected_splits
 from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-from nnunet_calib.results.measured_folds import some
+from nnunet_calib.nnunet.validation.replaced_names import Watched
 from nnunet_calib.results.fold_summary import write_fold
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import CALIBRATION_FOLDER, ModelFolder, case_file, failure_file
-from nnunet_calib.nnunet.trained_weights import weights_fingerprint
-from nnunet_calib.results.training_split import Split, collected_splits, read_split
-from nnunet_calib.nnunet.validation.watched_pool import Watched
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.layout import CALIBRATION_FOLDER, FINAL, ModelFolder, case_file, failure_file
+from nnunet_calib.results.training_split import Split, read_split
 
 EXPORT_NAME = "export_prediction_from_logits"
 _NAMES = ("dataset_name", "plans_name", "data_identifier")  # in plans; no prediction depends on them
@@ -149,7 +149,7 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
             _log_failure(trainer, f"case {case}:\n{failed.read_text(encoding='utf-8')}")
             failed.unlink()
         if lost := [case for case in cases if case not in told and not case_file(folder, case).is_file()]:
-            _log_failure(trainer, f"nothing was written of {some(lost)}: see above what the workers have printed")
+            _log_failure(trainer, f"nothing was written of {shortened(lost)}: see above what the workers have printed")
         summary = write_fold(folder, cases, measure.heads, measure.model, measure.boundary_mm, split)
         _print_headline(trainer, summary, folder)
         with _loggers_that_may_fail(trainer, folder):
@@ -197,7 +197,7 @@ def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None
     if seen := summary["temperature"]["seen_in_training"]:
         trainer.print_to_log_file(
             f"WARNING: this network was trained on {len(seen)} of these {len(summary['metric_per_case'])} cases "
-            f"({some(seen)}). Their errors, and the temperature, are not those of new cases.",
+            f"({shortened(seen)}). Their errors, and the temperature, are not those of new cases.",
             also_print_to_console=True,
         )
 

@@ -22,13 +22,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
-from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-from nnunet_calib.results.measured_folds import some
-from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command
-from nnunet_calib.nnunet.trained_weights import TrainedWeights, unwrapped
-from nnunet_calib.nnunet.training.mixins import CalibrationMixin
-from nnunet_calib.nnunet.validation.hook import EXPORT_NAME, replaced, validating_classes, watched_workers
 from nnunet_calib.io.processes import workers_end_with_us
+from nnunet_calib.io.wording import shortened
+from nnunet_calib.nnunet.checkpoints import TrainedWeights, unwrapped
+from nnunet_calib.nnunet.training.mixins import CalibrationMixin
+from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
+from nnunet_calib.nnunet.validation.hook import EXPORT_NAME, replaced, validating_classes, watched_workers
+from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command
 
 
 def convert_only(
@@ -60,7 +60,8 @@ def check_inputs(trainer: Any, cases: list[str]) -> None:
     prepared = (trainer.dataset_class or infer_dataset_class(images)).get_identifiers(images)
     if missing := sorted({*cases} - {*prepared}):
         raise ValueError(
-            f"expected preprocessed images in {images}, found none of {some(missing)}: {preprocess_command(trainer)}"
+            f"expected preprocessed images in {images}, found none of {shortened(missing)}: "
+            f"{preprocess_command(trainer)}"
         )
     if not trainer.is_cascaded:
         return
@@ -69,7 +70,7 @@ def check_inputs(trainer: Any, cases: list[str]) -> None:
     predicted = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
     if missing := sorted({*cases} - predicted):
         raise ValueError(
-            f"expected segmentations of {stage} in {folder}, found none of {some(missing)}: train all folds of "
+            f"expected segmentations of {stage} in {folder}, found none of {shortened(missing)}: train all folds of "
             f"{stage}, or write them again with nnUNetv2_train {trainer.plans_manager.dataset_name} {stage} FOLD -tr "
             f"{type(trainer).__name__} -p {trainer.plans_manager.plans_name} --val"
         )

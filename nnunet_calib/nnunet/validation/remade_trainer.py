@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from nnunet_calib.io.json_forms import NAME, read_json
+from nnunet_calib.io.wording import last_line
 from nnunet_calib.nnunet.labels import check_dataset
 from nnunet_calib.nnunet.lookup import find_trainer
 from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.nnunet.predictions import last_line
-from nnunet_calib.io.json_forms import NAME, read_json
 
 
 @contextmanager

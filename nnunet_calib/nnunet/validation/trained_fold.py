@@ -16,22 +16,21 @@ from typing import Any
 
 import torch
 
-from nnunet_calib.nnunet.boundary_width import width_of_trainer
-from nnunet_calib.results.case_files import is_measured, is_of_network, load_case
-from nnunet_calib.nnunet.saved_probabilities import describe_npz
-from nnunet_calib.nnunet.checkpoints import FINAL, find_checkpoint
-from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-from nnunet_calib.results.measured_folds import some
-from nnunet_calib.results.fold_summary import write_fold
-from nnunet_calib.nnunet.labels import Heads
-from nnunet_calib.results.layout import CALIBRATION_FOLDER, ModelFolder, case_file, failure_file
-from nnunet_calib.nnunet.validation.predict_cases import check_inputs, export_for, predict
-from nnunet_calib.nnunet.predictions import Predictions
-from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command, remade_trainer
-from nnunet_calib.nnunet.trained_weights import TrainedWeights, read_weights, state_fingerprint
-from nnunet_calib.results.training_split import Split, read_split
-from nnunet_calib.nnunet.validation.hook import describe_model
 from nnunet_calib.io.names import check_cases
+from nnunet_calib.io.wording import shortened
+from nnunet_calib.nnunet.boundary_width import width_of_trainer
+from nnunet_calib.nnunet.checkpoints import TrainedWeights, find_checkpoint, read_weights, state_fingerprint
+from nnunet_calib.nnunet.predictions import Predictions
+from nnunet_calib.nnunet.saved_probabilities import describe_npz
+from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
+from nnunet_calib.nnunet.validation.hook import describe_model
+from nnunet_calib.nnunet.validation.predict_cases import check_inputs, export_for, predict
+from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command, remade_trainer
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.judged_cases import is_measured, is_of_network, load_case
+from nnunet_calib.results.layout import CALIBRATION_FOLDER, FINAL, ModelFolder, case_file, failure_file
+from nnunet_calib.results.training_split import Split, read_split
 
 _CLOCKS_DIFFER = 3600  # seconds, of machines that share a disk
 
@@ -178,8 +177,8 @@ def _split_of_training(trainer: Any, checkpoint: Path) -> Split:
     ]  # fmt: skip
     if known:
         raise ValueError(
-            f"expected the splits that fold {trainer.fold} was trained with, found its training cases {some(known)} "
-            f"among those validated in {folder} after the training: restore splits_final.json in "
+            f"expected the splits that fold {trainer.fold} was trained with, found its training cases "
+            f"{shortened(known)} among those validated in {folder} after the training: restore splits_final.json in "
             f"{trainer.preprocessed_dataset_folder_base}"
         )
     return split
@@ -197,7 +196,7 @@ def _check_labels(trainer: Any, folder: Path, cases: list[str]) -> None:
     if missing := [case for case in cases if not (folder / f"{case}{ending}").is_file()]:
         raise ValueError(
             f"expected a label map that ends with {ending} for each validation case in {folder}, found none of "
-            f"{some(missing)}: {preprocess_command(trainer)}, or copy those of nnUNet_raw"
+            f"{shortened(missing)}: {preprocess_command(trainer)}, or copy those of nnUNet_raw"
         )
 
 
@@ -251,11 +250,12 @@ def _check_results(folder: Path, cases: list[str], trainer: str) -> None:
     if failures:
         reasons = "; ".join(f"{case} ({reason})" for case, reason in list(failures.items())[:3])
         raise ValueError(
-            f"expected to measure {len(cases)} cases, failed for {some(list(failures))}: {reasons}; put that right and "
-            f"run the same command again, which keeps what is measured"
+            f"expected to measure {len(cases)} cases, failed for {shortened(list(failures))}: {reasons}; put that "
+            f"right and run the same command again, which keeps what is measured"
         )
     if missing := [case for case in cases if not case_file(folder, case).is_file()]:
         raise ValueError(
             f"expected the validation of {trainer} to export each case as nnU-Net's does, found nothing of "
-            f"{some(missing)}: predict them with nnUNetv2_predict --save_probabilities and use nnunet_calib evaluate"
+            f"{shortened(missing)}: predict them with nnUNetv2_predict --save_probabilities and use nnunet_calib "
+            f"evaluate"
         )

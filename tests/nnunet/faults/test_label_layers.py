@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 from skimage import io
 
-from nnunet_calib.nnunet.saved_probabilities import measure_case
-from nnunet_calib.nnunet.labels import Heads
+from nnunet_calib.nnunet.measured_case import measure_case
+from nnunet_calib.results.heads import Heads
 from tests.nnunet.faults.test_odd_cases import refusal
 from tests.nnunet.predicted import arguments, run, write_world
 

@@ -7,10 +7,10 @@ import signal
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.results.fold_summary import write_fold
-from nnunet_calib.nnunet.labels import Heads
 from nnunet_calib.io.names import shown
 from nnunet_calib.report import page as pages
+from nnunet_calib.results.fold_summary import write_fold
+from nnunet_calib.results.heads import Heads
 from tests.nnunet.faults.processes import one_figure
 from tests.nnunet.measured_folds import TRAINER
 from tests.nnunet.predicted import arguments, write_world

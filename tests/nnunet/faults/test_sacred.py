@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_calib.nnunet.training.pseudo_ace import PatchSums
 from nnunet_calib.nnunet.validation import hook as validation
 from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-from nnunet_calib.nnunet.training.pseudo_ace import PatchSums
 from nnunet_calib.trainers import nnUNetTrainerCalib
 from tests.nnunet.faults.disks import full_disk, read_only_disk
 from tests.nnunet.faults.processes import half_written, killed, needs_fork, one_figure, visible

@@ -8,10 +8,9 @@ import pytest
 from nnunetv2.evaluation import evaluate_predictions
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
-from nnunet_calib.nnunet.validation import predict_cases as predicting
-
 from nnunet_calib.nnunet.validation import hook as validation
-from nnunet_calib.nnunet.validation.watched_pool import Watched
+from nnunet_calib.nnunet.validation import predict_cases as predicting
+from nnunet_calib.nnunet.validation.replaced_names import Watched
 from tests.nnunet.faults.dying import LAST, convert_and_die, die, export_and_die
 from tests.nnunet.faults.processes import needs_fork, one_figure
 from tests.nnunet.faults.training import check_same_files, log_of, nnunet_files, validate
