@@ -224,7 +224,8 @@ def _with_split(result: FoldResult, model_folder: ModelFolder, allow_missing: bo
     if (others := sorted({*result.cases} - {*split.validation})) and not allow_missing:
         raise ValueError(
             f"expected fold {result.fold} to validate the cases of {file}, found {shortened(others)} in "
-            f"{result.folder} besides: restore the splits that it was trained with, or take what was validated with --chill"
+            f"{result.folder} besides: restore the splits that it was trained with, or take what was validated "
+            f"with --chill"
         )
     return replace(result, cases=tuple(sorted({*split.validation, *result.cases})))
 

@@ -194,6 +194,10 @@ LEANS = (
     Lean(f"{READER}.read_seg(seg_fname)", "label maps are read with it", "'spacing'"),
     Lean(f"{READER}.read_images(image_fnames)", "the pictures of a report are read with it"),
     Lean(
+        "nnunetv2.imageio.reader_writer_registry:LIST_OF_IO_CLASSES",
+        "its readers tell which endings nnU-Net knows",
+    ),
+    Lean(
         "nnunetv2.imageio.reader_writer_registry:determine_reader_writer_from_dataset_json(dataset_json_content, "
         "example_file, allow_nonmatching_filename, verbose)", "label maps are read with it where there are no plans",
     ),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from nnunet_calib.integration.loss import LossWithTerm, add_term, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term, replace_cross_entropy
 from tests.nnunet.fused import (
     assert_same,
     called_by_themselves,
