@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_calib.io.json_forms import NAME, read_json
 from nnunet_calib.io.names import check_cases
 from nnunet_calib.io.wording import reason
-from nnunet_calib.measuring.scopes import default_boundary_mm
+from nnunet_calib.measuring.scopes import BOUNDARY_MM, default_boundary_mm
 from nnunet_calib.nnunet.boundary_width import spacing_of_plans
 from nnunet_calib.nnunet.labels import check_dataset
 from nnunet_calib.nnunet.pickled_properties import image_spacing
