@@ -16,10 +16,11 @@ from nnunet_calib.losses.gpu import launch
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def run(*arguments, interpret=False):
+def run(*arguments, interpret=False, extra=None):
     """Run Python on the package, with or without the interpreter, which is decided when Triton is imported."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    environment |= extra or {}
     if interpret:
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, *arguments]
