@@ -12,7 +12,7 @@ import argparse
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +39,18 @@ PYTHONPATH="$PWD/packages:$PWD" exec "$python" -m benchmarks.gpu "$@"
 """
 
 
+def installed(name: str) -> str | None:
+    """Return a requirement of the version that is here, or None: not every version of nnU-Net needs each of them."""
+    try:
+        return f"{name}=={version(name)}"
+    except PackageNotFoundError:
+        return None
+
+
 def pack(folder: Path, packages: tuple[str, ...] = PACKAGES) -> int:
     """Write the kit into a new folder; return its bytes."""
     folder.mkdir(parents=True)
-    wanted = [f"{name}=={version(name)}" for name in packages]
+    wanted = [pinned for name in packages if (pinned := installed(name))]
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder / "wheels")]
     subprocess.run([*pip, *wanted, str(ROOT)], check=True)
     source = Path("benchmarks", "gpu")

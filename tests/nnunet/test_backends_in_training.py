@@ -74,5 +74,5 @@ def test_same_losses(world, tmp_path):
     expected = train(world, tmp_path, "reference", "2d")
     assert len(expected) == 6
     assert len({*expected}) == 6
-    for choice in ("triton",):
+    for choice in ("chunked", "triton"):
         assert train(world, tmp_path, choice, "2d") == pytest.approx(expected, abs=1e-4), choice

@@ -6,6 +6,9 @@ TRITON_INTERPRET=1 in the environment the same kernels run on CPU tensors, slowl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from nnunet_calib.losses.backends import Binning, VoxelSums
@@ -33,8 +36,9 @@ def voxel_sums(
         return None
     from nnunet_calib.losses.gpu import sums
 
-    return sums.voxel_sums(
-        logits, target, num_bins=num_bins, soft=binning == "soft", regions=regions, ignore_label=ignore_label
+    return _if_it_works(
+        sums.voxel_sums, logits, target, num_bins=num_bins, soft=binning == "soft", regions=regions,
+        ignore_label=ignore_label,
     )
 
 
@@ -47,9 +51,9 @@ def nacl(
         return None
     from nnunet_calib.losses.gpu import neighbour_terms
 
-    return neighbour_terms.nacl(
-        logits, target, kernel_size=kernel_size, prior=prior, penalty=penalty, sigma=sigma, regions=regions,
-        ignore_label=ignore_label,
+    return _if_it_works(
+        neighbour_terms.nacl, logits, target, kernel_size=kernel_size, prior=prior, penalty=penalty, sigma=sigma,
+        regions=regions, ignore_label=ignore_label,
     )
 
 
@@ -61,9 +65,15 @@ def label_smoothing(
         return None
     from nnunet_calib.losses.gpu import neighbour_terms
 
-    return neighbour_terms.label_smoothing(
-        logits, target, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label
+    return _if_it_works(
+        neighbour_terms.label_smoothing, logits, target, kernel_size=kernel_size, sigma=sigma, regions=regions,
+        ignore_label=ignore_label,
     )
+
+
+def _if_it_works(operation: Callable[..., Any], logits: Tensor, target: Tensor, **options: Any) -> Any:
+    """Return what an operation computes, or None where its kernels cannot be compiled."""
+    return operation(logits, target, **options) if launch.works(operation, logits, target, **options) else None
 
 
 def _has_fractions(target: Tensor, regions: bool) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+
+from nnunet_calib.losses.backends import VoxelSums
+from nnunet_calib.losses.bin_errors import Reduction
 
 OLDEST = (3, 0)  # Triton with tl.fma and tl.div_rn
 LARGEST = 2**31 - 2**16  # voxels of an image, whose positions are counted in 32 bits
@@ -61,6 +65,43 @@ def why_not_on(device: torch.device) -> str | None:
     except Exception as error:  # of Triton, its compilers or the driver: whatever it is, there are other backends
         return f"Triton cannot compile its kernels for {device}: {type(error).__name__}: {str(error)[:200]}"
     return None
+
+
+_tried: dict[Any, bool] = {}
+
+
+def works(operation: Callable[..., Any], logits: Tensor, target: Tensor, **options: Any) -> bool:
+    """Return whether the kernels of an operation can be compiled for these logits and options.
+
+    Found out once, both ways, on a few voxels: what an older Triton or a GPU cannot do must not end a training. The
+    kernels are kept, so that nothing is compiled twice.
+    """
+    if interpreted():
+        return True
+    of_target = target.dtype, target.shape[1]
+    key = operation.__name__, logits.device, logits.dtype, logits.shape[1], logits.ndim, of_target, repr(options)
+    if key not in _tried:
+        _tried[key] = _try(operation, logits, target, options)
+    return _tried[key]
+
+
+def _try(operation: Callable[..., Any], logits: Tensor, target: Tensor, options: dict[str, Any]) -> bool:
+    """Run an operation forward and backward on zeros."""
+    few = (4,) * (logits.ndim - 2)
+    with torch.inference_mode(False), torch.enable_grad():
+        z = torch.zeros((1, logits.shape[1], *few), dtype=logits.dtype, device=logits.device, requires_grad=True)
+        y = torch.zeros((1, target.shape[1], *few), dtype=target.dtype, device=target.device)
+        try:
+            results = operation(z, y, **options)
+            values = [x.sum() for x in results if isinstance(x, Tensor) and x.requires_grad]
+            if isinstance(results, VoxelSums) and results.weight.numel():
+                bins = results.weight, results.probability, results.positive
+                values += [results.error_of_bins(*bins, 1, how, "skip") for how in get_args(Reduction)]
+            torch.stack([x.double() for x in values]).sum().backward()
+        except Exception as error:  # of Triton, its compilers or the driver, as above
+            warnings.warn(f"nnunet_calib computes {operation.__name__} without Triton: {error!r:.300}", stacklevel=2)
+            return False
+    return True
 
 
 def why_not(logits: Tensor) -> str | None:

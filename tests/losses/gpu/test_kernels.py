@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,65 @@ def test_kernels_that_cannot_be_compiled(monkeypatch):
         reason = launch.why_not_on(torch.device("cpu"))
         assert reason == "Triton cannot compile its kernels for cpu: RuntimeError: Failed to find C compiler"
     assert len(tried) == 1
+
+
+@pytest.fixture
+def kernels_do_nothing(monkeypatch):
+    """Let the backend take CPU tensors, with kernels that write nothing."""
+    pytest.importorskip("triton")
+    from nnunet_calib.losses.gpu import bin_error, neighbour_terms, sums
+
+    started = []
+
+    def start(kernel, grid, *arguments, **constants):
+        started.append(kernel.__name__)
+
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    monkeypatch.setattr(launch, "_tried", {})
+    for module in (bin_error, neighbour_terms, sums):
+        monkeypatch.setattr(module, "launch", start)
+        if hasattr(module, "require_labels"):
+            monkeypatch.setattr(module, "require_labels", lambda *arguments: None)
+    return started
+
+
+OPTIONS = {
+    "voxel_sums": {"num_bins": 4, "binning": "hard"},
+    "nacl": {"kernel_size": 3, "prior": "mean", "penalty": "l1", "on": "logits", "sigma": 1.0},
+    "label_smoothing": {"kernel_size": 3, "sigma": 1.0},
+}
+
+
+@pytest.mark.parametrize("operation", OPTIONS)
+def test_kernels_are_tried_once(kernels_do_nothing, operation):
+    """Before an operation is used with new options its kernels are compiled, the gradient's too; then no more."""
+    logits, labels = torch.zeros(2, 3, 8, 8, requires_grad=True), torch.zeros(2, 1, 8, 8, dtype=torch.int16)
+    options = {**OPTIONS[operation], "regions": False, "ignore_label": None}
+    numbers = []
+    for _ in range(2):
+        assert getattr(gpu, operation)(logits, labels, **options) is not None
+        numbers.append(len(kernels_do_nothing))
+    forward = {"voxel_sums": 2}.get(operation, 1)
+    assert numbers[1] - numbers[0] == forward
+    assert numbers[0] - forward == {"voxel_sums": 2 + 3 + 1}.get(operation, 2)
+
+
+@pytest.mark.parametrize(
+    ("operation", "failing"),
+    [*product(OPTIONS, ["all", "gradient_kernel"]), ("voxel_sums", "error_kernel")],
+)
+def test_kernels_that_this_triton_cannot_compile(monkeypatch, kernels_do_nothing, operation, failing):
+    """One warning, and another backend computes, whichever kernel it is: a training goes on."""
+    from nnunet_calib.losses.gpu import bin_error, neighbour_terms, sums
+
+    def fail(kernel, *arguments, BACKWARD=True, **constants):
+        if failing == "all" or kernel.__name__ == failing or (failing == "gradient_kernel" and BACKWARD):
+            raise RuntimeError("PassManager::run failed")
+
+    for module in (bin_error, neighbour_terms, sums):
+        monkeypatch.setattr(module, "launch", fail)
+    logits, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.int16)
+    options = {**OPTIONS[operation], "regions": False, "ignore_label": None}
+    with pytest.warns(UserWarning, match=f"nnunet_calib computes {operation} without Triton: RuntimeError"):
+        assert getattr(gpu, operation)(logits, labels, **options) is None
+    assert getattr(gpu, operation)(logits, labels, **options) is None
