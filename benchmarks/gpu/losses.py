@@ -12,8 +12,8 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 
 from benchmarks.gpu.setting import Setting, waiting_is_an_error
-from nnunet_calib.integration.loss import add_term, replace_cross_entropy
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, use
+from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entropy
 
 IGNORE = 99
 TERMS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace, targets, use
+from nnunet_calib.losses.chunked import bins
 from nnunet_calib.losses.joined import DiceCE, joined_loss
 from tests.losses.cost import backward, cost_of
 from tests.losses.counting import Count
@@ -39,7 +40,7 @@ MANY = pytest.mark.slow  # heads, hence parts
 
 
 @pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
-@pytest.mark.parametrize(("heads", "most"), [(4, 2.0), pytest.param(15, 1.1, marks=MANY)])
+@pytest.mark.parametrize(("heads", "most"), [(4, 2.5), pytest.param(15, 1.1, marks=MANY)])
 @pytest.mark.parametrize("name", ["mL1-ACE", "soft mL1-ACE", "NACL + mL1-ACE", "SVLS"])
 def test_chunked(name, heads, most, regions):
     """The largest memory of a step, its gradient included; nothing waits, and floats are added in a fixed order."""
@@ -79,8 +80,8 @@ def test_every_prior(way, prior):
 def test_device_without_float64(monkeypatch, name, way, regions):
     """No float64 comes up on a device that has none, as Apple's MPS; PyTorch for others has no such tensors."""
     monkeypatch.setattr(targets, "WITHOUT_FLOAT64", {"cuda"})
-    # which looks at the device's type itself
-    monkeypatch.setattr(ml1_ace, "bin_index", lambda p, num_bins: (p.detach() * num_bins).long())
+    for module in (ml1_ace, bins):  # the rule itself looks at the device's type
+        monkeypatch.setattr(module, "bin_index", lambda p, num_bins: (p.detach() * num_bins).long())
     with use(way):
         for loss, options in TERMS[name]:
             alone = loss(**options, regions=regions, ignore_label=9)

@@ -11,13 +11,11 @@ centre in widths of a bin, say all.
 
 from __future__ import annotations
 
-import struct
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.targets import at_least_float32, widest
+from nnunet_calib.binning import bin_index
+from nnunet_calib.losses.targets import widest
 
 PER_CELL = 512  # voxels that add to a cell; it has room for as many
 FRACTION = 33  # binary digits of the fixed-point numbers, which are from 0 to 1
@@ -25,60 +23,27 @@ COUNT = FRACTION + 10  # where the number of voxels begins, above a sum of up to
 POSITIVE = COUNT + 10  # where the number of positive voxels begins
 
 
-def _float32(x: float, at_least: bool = False) -> float:
-    """Return the float32 that is nearest to a number from 0 to 1, or the smallest one not below it."""
-    bits, = struct.unpack("<I", struct.pack("<f", x))
-    nearest, above = struct.unpack("<2f", struct.pack("<2I", bits, bits + 1))
-    return above if at_least and nearest < x else nearest
-
-
-def _edges(num_bins: int, soft: bool) -> list[float]:
-    """Return the lower edge of each segment but the first: the smallest float32 that lies in it.
-
-    By the product p M in float32, a p just below an edge might be counted above it.
-    """
-    exact = [m / num_bins for m in range(1, num_bins)]
-    if soft:
-        exact = [(m - 0.5) / num_bins for m in range(1, num_bins + 1)]
-    return [_float32(edge, at_least=True) for edge in exact]
-
-
-def _starts(num_bins: int) -> tuple[list[float], list[float]]:
-    """Return where soft segments begin: a float32, and what is missing in it, so that p - start keeps its digits."""
-    exact = [max(k - 0.5, 0) / num_bins for k in range(num_bins + 1)]
-    rounded = [_float32(start) for start in exact]
-    return rounded, [a - b for a, b in zip(exact, rounded, strict=True)]
-
-
-@lru_cache(maxsize=64)
-def constants(num_bins: int, soft: bool, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `_edges` and `_starts` on a device, brought there once: a step would wait for the copy."""
-    edges = _edges(num_bins, soft)
-    if dtype == torch.float64:
-        edges = [(m - 0.5 if soft else m) / num_bins for m in range(1, num_bins + soft)]
-    starts, rests = _starts(num_bins)
-    on_device = (torch.tensor(x, dtype=dtype, device=device) for x in (edges, starts, rests))
-    return next(on_device), next(on_device), next(on_device)
-
-
 class Segments:
     """The M bins on [0, 1], or with soft bins the M + 1 segments that their centres cut it into."""
 
-    def __init__(self, num_bins: int, soft: bool, logits: Tensor) -> None:
-        """For probabilities of logits of some type, on their device."""
+    def __init__(self, num_bins: int, soft: bool) -> None:
         self.num_bins, self.soft = num_bins, soft
         self.count = num_bins + soft
-        dtype = at_least_float32(logits[:0]).dtype
-        self.edges, self.start, self.start_rest = constants(num_bins, soft, dtype, logits.device)
 
     def index(self, p: Tensor) -> Tensor:
         """Return the segment of each probability, in int64."""
-        return torch.bucketize(p.contiguous(), self.edges, right=True)
+        if not self.soft:
+            return bin_index(p, self.num_bins)
+        return self._scaled(p).add_(0.5).long().clamp_(0, self.num_bins)
 
     def position(self, p: Tensor, index: Tensor) -> Tensor:
         """Return q, from 0 to 1: the distance from the segment's lower end; from 0 in the first one."""
-        start, rest = (x.index_select(0, index.view(-1)).view(index.shape) for x in (self.start, self.start_rest))
-        return torch.sub(p, start, out=start).sub_(rest).mul_(self.num_bins).clamp_(0, 1)
+        scaled = self._scaled(p)
+        return scaled.sub_((index - 0.5).clamp_(min=0)).clamp_(0, 1).to(p.dtype)
+
+    def _scaled(self, p: Tensor) -> Tensor:
+        """Return M p, exact where there is float64."""
+        return p.to(widest(p.device)) * self.num_bins
 
 
 class BinTables:
@@ -93,7 +58,7 @@ class BinTables:
         self.sums = torch.zeros(shape, dtype=widest(logits.device), device=logits.device)
 
     def add(self, images: slice, p: Tensor, own: Tensor, valid: Tensor | None) -> None:
-        """Add probabilities p (b, C, n), of which `own` are positive, of the voxels that count."""
+        """Add probabilities p (b, C, n), positive where `own` is 1, of the voxels that count."""
         cells = -(-p.shape[2] // PER_CELL)
         index = self.segments.index(p)
         x = self.segments.position(p, index) if self.segments.soft else p
@@ -112,7 +77,7 @@ class BinTables:
             return terms.new_zeros(size).scatter_add_(2, at, terms)
 
         terms = (x * 2.0**FRACTION).long()
-        cells = add_up(terms.add_(2**COUNT).add_(own, alpha=2**POSITIVE))
+        cells = add_up(terms.add_(2**COUNT).add_((own * 2.0**POSITIVE).long()))
         total = (cells & (2**COUNT - 1)).to(self.sums.dtype).mul_(2.0**-FRACTION)
         fields = [(cells >> COUNT) & (2 ** (POSITIVE - COUNT) - 1), cells >> POSITIVE, total]
         if self.segments.soft:
@@ -122,7 +87,7 @@ class BinTables:
         return fields
 
     def _by_themselves(self, at: Tensor, x: Tensor, own: Tensor, size: tuple[int, ...]) -> list[Tensor]:
-        terms = [torch.ones_like(x), own.to(x.dtype), x, x.square(), x * own][: self.fields]
+        terms = [torch.ones_like(x), own, x, x.square(), x * own][: self.fields]
         return [x.new_zeros(size).scatter_add_(2, at, values) for values in terms]
 
     def bins(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunet_calib.losses.targets import at_least_float32, label_error
 
 # Logits in a part: on a CPU with what is computed of them in the cache, elsewhere enough to keep a GPU busy.
-ON_CPU = 2**17
+ON_CPU = 2**18
 ELSEWHERE = 2**21
 
 

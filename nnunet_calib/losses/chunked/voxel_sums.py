@@ -24,14 +24,14 @@ class _Part(NamedTuple):
     """What is known of some voxels: (b, C, n), or (b, 1, n) for all classes."""
 
     p: Tensor
-    own: Tensor  # whether the label is the class, or the voxel in the region
+    own: Tensor  # 1 where the label is the class, or the voxel in the region
     valid: Tensor | None
     other: Tensor  # 1 - p with all its digits for regions; for labels p
     nll: Tensor  # (), of -log p_y; of the binary cross-entropy
 
 
 def _in_blocks(x: Tensor, product: bool = False) -> Tensor:
-    """Return the sum over the last axis, or of the logarithms of factors from 1 to 2, in the widest type."""
+    """Return the sum over the last axis, or of the logarithms of factors from 1/2 to 1, in the widest type."""
     whole, wide = x.shape[-1] // BLOCK * BLOCK, widest(x.device)
     blocks, rest = x[..., :whole].unflatten(-1, (whole // BLOCK, BLOCK)), x[..., whole:]
     if product:
@@ -45,18 +45,15 @@ def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll:
     z = part_of(logits, images, where, valid)
     nothing = z.new_zeros(())
     if labels.regions:
-        own = labels.maps(images, where, valid)
-        e = z.abs().neg_().exp_()
-        whole = e + 1
-        larger, smaller = 1 / whole, e / whole
-        positive = z >= 0
-        p, other = torch.where(positive, larger, smaller), torch.where(positive, smaller, larger)
+        own = labels.maps(images, where, valid).to(z.dtype)
+        p, other = torch.sigmoid(z), torch.sigmoid(-z)
         if not with_nll:
             return _Part(p, own, valid, other, nothing)
+        larger = torch.maximum(p, other)
         if valid is not None:
-            whole = torch.where(valid, whole, 1)
-        linear = _in_blocks(z.clamp_min(0) - torch.where(own, z, 0))
-        return _Part(p, own, valid, other, (linear + _in_blocks(whole, product=True)).sum())
+            larger = torch.where(valid, larger, 1)
+        nll = _in_blocks(z.clamp_min(0).sub_(z * own)) - _in_blocks(larger, product=True)
+        return _Part(p, own, valid, other, nll.sum())
     classes = labels.classes(images, where, valid)
     own = classes == torch.arange(labels.heads, device=z.device)[:, None]
     if valid is not None:
@@ -73,7 +70,7 @@ def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll:
             raise labels.error() from error
         nll = _in_blocks(nll if valid is None else torch.where(valid, nll, 0)).sum()
     p = z.sub_(lse).exp_()
-    return _Part(p, own, valid, p, nll)
+    return _Part(p, own.to(p.dtype), valid, p, nll)
 
 
 class ChunkedSums(torch.autograd.Function):
@@ -95,7 +92,7 @@ class ChunkedSums(torch.autograd.Function):
             p = part.p if part.valid is None else torch.where(part.valid, part.p, 0)
             nll += part.nll
             total[of] += _in_blocks(p)
-            of_true[of] += _in_blocks(torch.where(part.own, p, 0))
+            of_true[of] += _in_blocks(p * part.own)
             number[of] += part.own.sum(2)
             voxels += p.shape[0] * p.shape[2] if part.valid is None else part.valid.sum()
             if tables is not None:
@@ -130,14 +127,13 @@ class ChunkedSums(torch.autograd.Function):
             p, own = part.p, part.own
             of_own, of_nll = d_of_true[of, :, None].to(p.dtype), d_nll.to(p.dtype)
             if tables is None:
-                u = d_total[of, :, None].to(p.dtype) + torch.where(own, of_own, 0)
+                u = own * of_own + d_total[of, :, None].to(p.dtype)
             else:
-                u = tables.look_up([c[of].to(p.dtype) for c in coefficients], p, own)
-                u += torch.where(own, of_own, 0)
+                u = tables.look_up([c[of].to(p.dtype) for c in coefficients], p, own).addcmul_(own, of_own)
             if regions:
-                d_z = u.mul_(p).mul_(part.other).add_((p - own.to(p.dtype)).mul_(of_nll))
+                d_z = u.mul_(p).mul_(part.other).add_((p - own).mul_(of_nll))
             else:
-                d_z = u.sub_((u * p).sum(1, keepdim=True)).add_(of_nll).mul_(p).sub_(torch.where(own, of_nll, 0))
+                d_z = u.sub_((u * p).sum(1, keepdim=True)).add_(of_nll).mul_(p).sub_(own.mul_(of_nll))
             gradient[of, :, where] = d_z if part.valid is None else torch.where(part.valid, d_z, 0)
         return gradient, None, None, None, None, None
 
@@ -147,4 +143,4 @@ def _tables(logits: Tensor, num_bins: int, soft: bool) -> BinTables | None:
     if not num_bins:
         return None
     images, heads, _ = logits.shape
-    return BinTables(Segments(num_bins, soft, logits), images, heads, logits)
+    return BinTables(Segments(num_bins, soft), images, heads, logits)
