@@ -13,7 +13,7 @@ import torch
 import nnunet_calib
 from nnunet_calib import CaseStatistics, cli, losses
 from nnunet_calib.synthetic import synthetic_case
-from tests import command_options
+from tests.worlds import command_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
@@ -145,7 +145,7 @@ def test_reliability_names_tests_that_exist():
 def test_options_are_those_of_the_parsers():
     """docs/commands.md has each command, with each option as --help tells it."""
     page = command_options.PAGE.read_text(encoding="utf-8")
-    assert page == command_options.with_tables(page), "run python -m tests.command_options"
+    assert page == command_options.with_tables(page), "run python -m tests.worlds.command_options"
     assert [found[1] for found in command_options.TABLE.findall(page)] == [*command_options.parsers()]
 
 

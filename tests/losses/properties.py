@@ -57,7 +57,7 @@ class LossProperties:
         expected = self.both(case, variant)
         for dtype in (torch.uint8, torch.int16, torch.int32, torch.float32):
             actual = self.both(replace(case, target=case.target.to(dtype)), variant)
-            if case.regions and dtype == torch.float32:  # which may hold fractions: only the formulas know them
+            if case.regions and dtype == torch.float32:  # float maps may hold fractions: the formulas alone
                 assert_same(actual, expected)
             else:
                 assert all(map(torch.equal, actual, expected))

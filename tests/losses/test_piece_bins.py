@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnunet_calib.binning import bin_index
-from nnunet_calib.losses import piece_bins
+from nnunet_calib.losses.cpu import bin_sums as piece_bins
 from nnunet_calib.losses.cpu.bin_sums import BinSums, Chunks
 
 

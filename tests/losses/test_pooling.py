@@ -5,7 +5,7 @@ import torch
 from torch import distributed
 
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
-from tests.ranks import RANKS, on_ranks
+from tests.worlds.ranks import RANKS, on_ranks
 
 LOSSES = {
     "pooled": ML1ACELoss(pool="batch"),

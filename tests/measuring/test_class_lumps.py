@@ -19,7 +19,7 @@ from nnunet_calib.measuring.class_lumps import (
     lump_classes,
     sample_bytes,
 )
-from tests.measuring.conftest import Case, assert_same_histograms, assert_same_sample
+from tests.worlds.measured_cases import Case, assert_same_histograms, assert_same_sample
 
 
 def many_classes(heads: int, shape: tuple[int, ...], spread: float, sure: float = 1.6, seed: int = 0) -> Case:

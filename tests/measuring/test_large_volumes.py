@@ -11,7 +11,7 @@ import pytest
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.metrics.errors import reliability_curve
-from tests.measuring.conftest import make_case
+from tests.worlds.measured_cases import make_case
 
 FLOAT32_COUNTS_TO = 2**24
 

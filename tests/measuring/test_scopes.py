@@ -19,7 +19,7 @@ from nnunet_calib.measuring.scopes import (
     scope_members,
     scope_notes,
 )
-from tests.measuring.conftest import IGNORE_LABEL, make_case
+from tests.worlds.measured_cases import IGNORE_LABEL, make_case
 
 
 def rows(*text: str) -> np.ndarray:

@@ -22,7 +22,7 @@ from nnunet_calib.measuring.voxel_sample import (
 )
 from nnunet_calib.posthoc.temperature import fit_temperature, log_probabilities
 from nnunet_calib.synthetic import synthetic_case
-from tests.measuring.conftest import Case
+from tests.worlds.measured_cases import Case
 
 REGIONS = pytest.mark.parametrize("regions", [None, ((1,), (2,))], ids=["labels", "regions"])
 

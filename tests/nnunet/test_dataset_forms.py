@@ -12,9 +12,9 @@ from nnunet_calib.nnunet.labels import check_dataset
 from nnunet_calib.results.compared_models import dice_per_case
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.trainers import nnUNetTrainerCalib
-from tests.nnunet.faults.test_odd_cases import write_case
-from tests.nnunet.predicted import arguments, run, write_world
-from tests.test_cli import sentence
+from tests.worlds.command_line import sentence
+from tests.worlds.odd_cases import write_case
+from tests.worlds.predicted_folder import arguments, run, write_world
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
 

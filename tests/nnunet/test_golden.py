@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from nnunet_calib import cli
-from tests.nnunet import predicted
-from tests.nnunet.compared_folds import COMPARE, TRAINER, two_models
 from tests.nnunet.golden import differences, digest, environment
-from tests.nnunet.measured_folds import CROSSVAL
+from tests.worlds import predicted_folder as predicted
+from tests.worlds.compared_folds import COMPARE, TRAINER, two_models
+from tests.worlds.measured_folds import CROSSVAL
 
 RECORD = Path(__file__).with_name("golden.json")
 MODEL = ["-d", "4", "-c", "3d_fullres", "-tr", TRAINER]

@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_calib.nnunet.labels import check_dataset, plan_kernel_size
 from nnunet_calib.results.heads import Heads
-from tests.nnunet.conftest import LABEL_MODES
+from tests.worlds.nnunet_world import LABEL_MODES
 
 
 def test_labels():

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
-from tests.nnunet.conftest import PLANS, SHORT_TRAINERS, World, shrink_plans
+from tests.worlds.nnunet_world import PLANS, SHORT_TRAINERS, World, shrink_plans
 
 VARIABLE = "NNUNET_CALIB_TEST_DATA"
 DATASET, NUMBER, CASES = "Dataset004_Hippocampus", 4, 8

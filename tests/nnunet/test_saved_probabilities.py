@@ -7,9 +7,9 @@ import pytest
 
 from nnunet_calib import cli
 from nnunet_calib.nnunet.saved_probabilities import of_steps
-from tests.nnunet.faults.test_odd_cases import refusal, write_case
-from tests.nnunet.predicted import run, write_world
-from tests.test_cli import sentence
+from tests.worlds.command_line import sentence
+from tests.worlds.odd_cases import refusal, write_case
+from tests.worlds.predicted_folder import run, write_world
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
 

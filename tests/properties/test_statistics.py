@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.measuring.case_file import Content, check
-from tests.measuring.conftest import assert_same_histograms, assert_same_sample
 from tests.properties.strategies import FEW, IGNORED, SAME, Made, volumes
+from tests.worlds.measured_cases import assert_same_histograms, assert_same_sample
 
 DTYPES = st.sampled_from([np.float16, np.float32, np.float64])
 

@@ -6,8 +6,8 @@ import pytest
 
 from nnunet_calib import cli
 from nnunet_calib.report.comparison_page import comparison_sentences, write_comparison_page
-from tests.nnunet.compared_folds import COMPARE, OTHER, TRAINER, two_models
-from tests.report.test_report_page import Page
+from tests.report.test_fold_page import Page
+from tests.worlds.compared_folds import COMPARE, OTHER, TRAINER, two_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
 

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.study import collect as module
 from benchmarks.study import report, settings
 from nnunet_calib import CaseStatistics, calibration_errors
-from tests.nnunet.compared_folds import DICE, DICE_OTHER, write_dice
-from tests.nnunet.measured_folds import Model, made
+from tests.worlds.compared_folds import DICE, DICE_OTHER, write_dice
+from tests.worlds.measured_folds import Model, made
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net, of paths that are not set
 

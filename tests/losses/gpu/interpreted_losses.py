@@ -9,7 +9,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, gpu, use
 from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entropy
 from tests.losses.gpu.plain import IGNORE, make_batch
-from tests.nnunet.fused import called_by_themselves, nnunet_loss, nnunet_region_loss
+from tests.worlds.joined_losses import called_by_themselves, nnunet_loss, nnunet_region_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # of NumPy, which computes NaN aloud
 

@@ -9,7 +9,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, gpu, use
 from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entropy
 from tests.losses.counting import count
-from tests.nnunet.fused import nnunet_loss, nnunet_region_loss
+from tests.worlds.joined_losses import nnunet_loss, nnunet_region_loss
 
 pytest.importorskip("triton")  # comes with PyTorch's packages for GPUs
 

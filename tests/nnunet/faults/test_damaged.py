@@ -11,8 +11,8 @@ from nnunet_calib import cli
 from nnunet_calib.nnunet.validation import trained_fold as revalidation
 from tests.nnunet.faults.disks import read_only_disk
 from tests.nnunet.faults.processes import ended, forked, killed, needs_fork
-from tests.nnunet.trained_fold import CONFIGURATION, snapshot
-from tests.test_cli import sentence
+from tests.worlds.command_line import sentence
+from tests.worlds.trained_fold import CONFIGURATION, snapshot
 
 pytestmark = [
     pytest.mark.slow,

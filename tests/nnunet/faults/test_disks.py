@@ -7,9 +7,9 @@ from nnunet_calib import cli
 from nnunet_calib.report import fold_page as report_page
 from tests.nnunet.faults.disks import full_disk, read_only_disk
 from tests.nnunet.faults.processes import ended, forked, half_written, needs_fork, one_figure, visible
-from tests.nnunet.measured_folds import CROSSVAL, TRAINER, Model, made
-from tests.nnunet.predicted import arguments, write_world
-from tests.test_cli import sentence
+from tests.worlds.command_line import sentence
+from tests.worlds.measured_folds import CROSSVAL, TRAINER, Model, made
+from tests.worlds.predicted_folder import arguments, write_world
 
 pytestmark = [needs_fork, pytest.mark.filterwarnings("ignore::UserWarning")]  # nnU-Net's imports
 

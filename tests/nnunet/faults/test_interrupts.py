@@ -14,8 +14,8 @@ import pytest
 
 from nnunet_calib import demo
 from nnunet_calib.io.processes import sigterm_interrupts
-from tests.nnunet.predicted import write_world
-from tests.test_cli import sentence
+from tests.worlds.command_line import sentence
+from tests.worlds.predicted_folder import write_world
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
 SLOW = pytest.mark.slow

@@ -9,8 +9,8 @@ from nnunet_calib import cli
 from nnunet_calib.report import fold_page as report_page
 from nnunet_calib.results.layout import case_file
 from tests.nnunet.faults.processes import half_written, killed, needs_fork, one_figure, visible
-from tests.nnunet.measured_folds import CROSSVAL, TRAINER, Model, made, three_folds
-from tests.nnunet.predicted import arguments, write_world
+from tests.worlds.measured_folds import CROSSVAL, TRAINER, Model, made, three_folds
+from tests.worlds.predicted_folder import arguments, write_world
 
 pytestmark = [needs_fork, pytest.mark.filterwarnings("ignore::UserWarning")]  # nnU-Net's imports
 

@@ -9,8 +9,8 @@ from skimage import io
 
 from nnunet_calib.nnunet.measured_case import measure_case
 from nnunet_calib.results.heads import Heads
-from tests.nnunet.faults.test_odd_cases import refusal
-from tests.nnunet.predicted import arguments, run, write_world
+from tests.worlds.odd_cases import refusal
+from tests.worlds.predicted_folder import arguments, run, write_world
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
 

@@ -12,10 +12,10 @@ from nnunet_calib.report import page as pages
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
 from tests.nnunet.faults.processes import one_figure
-from tests.nnunet.measured_folds import TRAINER
-from tests.nnunet.predicted import arguments, write_world
-from tests.nnunet.predicting import change_json
-from tests.test_cli import sentence
+from tests.worlds.command_line import sentence
+from tests.worlds.measured_folds import TRAINER
+from tests.worlds.predicted_folder import arguments, write_world
+from tests.worlds.predicting import change_json
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,30 +13,16 @@ import SimpleITK as sitk
 
 from nnunet_calib import CaseStatistics, calibration_errors, cli
 from tests.nnunet.faults.processes import one_figure
-from tests.nnunet.measured_folds import CROSSVAL
-from tests.nnunet.predicted import arguments, run, write_labels, write_world
-from tests.test_cli import sentence
+from tests.worlds.measured_folds import CROSSVAL
+from tests.worlds.odd_cases import refusal, write_case
+from tests.worlds.predicted_folder import arguments, run, write_labels, write_world
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
-
-
-def write_case(folder: Path, name: str, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Replace a case of `write_world`."""
-    np.savez_compressed(folder / "pred" / f"{name}.npz", probabilities=probabilities)
-    for where in ("pred", "labels"):
-        sitk.WriteImage(sitk.GetImageFromArray(labels), folder / where / f"{name}.nii.gz")
 
 
 def probabilities(shape: tuple[int, ...], heads: int = 3) -> np.ndarray:
     p = np.random.default_rng(0).dirichlet(np.full(heads, 0.5), shape)
     return np.moveaxis(p, -1, 0).astype(np.float32)
-
-
-def refusal(folder: Path, capsys, command=None) -> str:
-    """The sentence that is said; nothing is written."""
-    assert cli.main(command or arguments(folder, "evaluate", "--no-figures")) == 2
-    assert not (folder / "pred" / "calibration").exists()
-    return sentence(capsys.readouterr().err.splitlines()[-1])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 14, 15), (12, 1, 15), (12, 14, 1)])

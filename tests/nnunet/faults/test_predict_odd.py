@@ -8,8 +8,8 @@ import SimpleITK as sitk
 
 from nnunet_calib import cli
 from tests.nnunet.faults.disks import full_disk, read_only_disk
-from tests.nnunet.predicting import MARKS, files
-from tests.test_cli import sentence
+from tests.worlds.command_line import sentence
+from tests.worlds.predicting import MARKS, files
 
 pytestmark = MARKS
 

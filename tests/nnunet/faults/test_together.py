@@ -7,7 +7,7 @@ import pytest
 
 from nnunet_calib import cli
 from tests.nnunet.faults.processes import ended, forked, half_written, needs_fork, one_figure, visible
-from tests.nnunet.measured_folds import CROSSVAL
+from tests.worlds.measured_folds import CROSSVAL
 
 pytestmark = [
     needs_fork,

@@ -14,7 +14,7 @@ from nnunet_calib.nnunet.validation.replaced_names import Watched
 from tests.nnunet.faults.dying import LAST, convert_and_die, die, export_and_die
 from tests.nnunet.faults.processes import needs_fork, one_figure
 from tests.nnunet.faults.training import check_same_files, log_of, nnunet_files, validate
-from tests.nnunet.trained_fold import THREADS, snapshot, use_threads
+from tests.worlds.trained_fold import THREADS, snapshot, use_threads
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.nnunet.trained_fold import CONFIGURATION, PLANS, Trained
+from tests.worlds.trained_fold import CONFIGURATION, PLANS, Trained
 
 
 def validate(trained: Trained) -> None:

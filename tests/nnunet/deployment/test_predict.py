@@ -1,0 +1,164 @@
+"""`predict`: nnU-Net's segmentations byte for byte, and maps that say what its .npz would."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import entr, expit, logit, softmax
+
+from nnunet_calib import apply_temperature, cli
+from tests.worlds.maps import assert_same_geometry, read, read_maps
+from tests.worlds.nnunet_world import LABEL_MODES
+from tests.worlds.predicting import MARKS, files
+
+pytestmark = MARKS
+
+ALL = ("--maps", "probabilities", "entropy", "confidence")
+both_heads = pytest.mark.parametrize("world", ["labels", "regions"], indirect=True)
+
+
+def is_regions(deployed) -> bool:
+    return LABEL_MODES[deployed.world.dataset.split("_", 1)[1]][1] is not None
+
+
+def segmentation_of(p: np.ndarray, regions: bool) -> np.ndarray:
+    """What nnU-Net makes of probabilities."""
+    if not regions:
+        return p.argmax(0)
+    segmentation = np.zeros(p.shape[1:], int)
+    for channel, label in enumerate((1, 2)):
+        segmentation[p[channel] > 0.5] = label
+    return segmentation
+
+
+def with_temperature(p: np.ndarray, temperature: float, regions: bool) -> np.ndarray:
+    """Of nnU-Net's .npz; outside its crop nothing changes."""
+    outside = (p == 0).sum(0) == (len(p) if regions else len(p) - 1)
+    return np.where(outside, p, apply_temperature(p, temperature, regions=regions))
+
+
+def assert_segmentations_of(folder, reference) -> None:
+    """The same bytes as nnU-Net's own prediction."""
+    ours, theirs = (
+        {name: content for name, content in files(f).items() if name.endswith(".nii.gz") and "/" not in name}
+        for f in (folder, reference)
+    )
+    assert len(theirs) == 2
+    assert ours == theirs
+
+
+@both_heads
+@pytest.mark.parametrize("deployed", ["2d", "3d_fullres"], indirect=True)
+def test_maps(deployed):
+    """Those of nnU-Net's .npz with the fold's temperature, in the geometry of the oblique image, crop included."""
+    folder, regions = deployed.predict(*ALL), is_regions(deployed)
+    reference, probabilities = deployed.reference()
+    assert_segmentations_of(folder, reference)
+    assert [p.name for p in folder.rglob("*") if p.suffix in (".npz", ".pkl")] == []
+    about = json.loads((folder / "maps" / "maps.json").read_text())
+    assert about["temperature"] == {"0": 1.8}
+    assert about["temperature_from"] == {"0": "fold_0/validation/calibration/temperature.json"}
+    for name, p in probabilities.items():
+        expected = with_temperature(p, 1.8, regions)
+        maps = {kind: read_maps(folder / "maps", kind, name) for kind in ALL[1:]}
+        np.testing.assert_allclose(maps["probabilities"], expected, rtol=1e-5, atol=1e-6)
+        assert np.abs(expected - p).max() > 0.01
+        e = expected.astype(np.float64)
+        if regions:
+            np.testing.assert_allclose(maps["entropy"][0], (entr(e) + entr(1 - e)).mean(0), atol=1e-5)
+            np.testing.assert_allclose(maps["confidence"], np.maximum(e, 1 - e), atol=1e-6)
+        else:
+            np.testing.assert_allclose(maps["probabilities"].sum(0), 1, atol=1e-6)
+            np.testing.assert_allclose(maps["entropy"][0], entr(e).sum(0), atol=1e-5)
+            np.testing.assert_allclose(maps["confidence"][0], e.max(0), atol=1e-6)
+        segmentation = read(folder / f"{name}.nii.gz")
+        np.testing.assert_array_equal(segmentation_of(maps["probabilities"], regions), segmentation)
+        outside = (slice(None), slice(0, 2))  # nnU-Net crops the zero border
+        assert {*maps["probabilities"][0][outside[1]].ravel()} == {0.0 if regions else 1.0}
+        assert {*maps["entropy"][outside].ravel()} == {0.0}
+        assert {*maps["confidence"][outside].ravel()} == {1.0}
+        image = deployed.images / f"{name}_0000.nii.gz"
+        for path in (folder / "maps").rglob(f"{name}.nii.gz"):
+            assert_same_geometry(path, image)
+
+
+@both_heads
+def test_pooled(deployed):
+    """Merged folds: the logits of nnU-Net's ensemble divided by the one temperature."""
+    deployed.add_fold()
+    deployed.merge(2.5)
+    folder = deployed.predict("-f", "0", "1")
+    reference, probabilities = deployed.reference(folds=(0, 1))
+    assert_segmentations_of(folder, reference)
+    about = json.loads((folder / "maps" / "maps.json").read_text())
+    assert about["temperature"] == {"0": 2.5, "1": 2.5}
+    for name, p in probabilities.items():
+        expected = with_temperature(p, 2.5, is_regions(deployed))
+        np.testing.assert_allclose(read_maps(folder / "maps", "probabilities", name), expected, rtol=1e-5, atol=1e-6)
+
+
+@both_heads
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_each_fold_with_its_temperature(deployed, average):
+    """The definition, from nnU-Net's .npz of each fold; the segmentation is still that of nnU-Net's ensemble."""
+    deployed.add_fold()
+    deployed.set_temperature(0.7, 1)
+    regions, temperatures = is_regions(deployed), (1.8, 0.7)
+    folder = deployed.predict("-f", "0", "1", "--average", average, "--save_probabilities")
+    reference, probabilities = deployed.reference(folds=(0, 1))
+    assert_segmentations_of(folder, reference)
+    ours, theirs = (np.load(f / "case.1.npz")["probabilities"] for f in (folder, reference))
+    np.testing.assert_array_equal(ours, theirs)
+    about = json.loads((folder / "maps" / "maps.json").read_text())
+    assert about["temperature"] == {"0": 1.8, "1": 0.7}
+    assert about["average"] == average
+    of_folds = [deployed.reference(f"fold{f}", (f,))[1] for f in (0, 1)]
+    for name, mean in probabilities.items():
+        ps = [of_fold[name].astype(np.float64) for of_fold in of_folds]
+        if average == "probabilities":
+            scaled = [with_temperature(p, t, regions) for p, t in zip(ps, temperatures, strict=True)]
+            expected, atol = np.mean(scaled, 0), 1e-6
+        else:  # nnU-Net's .npz of a fold come from logits that were rounded to half precision, ours only here
+            eps = 1e-12
+            logits = [(logit(np.clip(p, eps, 1 - eps)) if regions else np.log(np.maximum(p, eps))) for p in ps]
+            z = np.mean([z / t for z, t in zip(logits, temperatures, strict=True)], 0)
+            expected, atol = (expit(z) if regions else softmax(z, 0)), 2e-3
+        found = read_maps(folder / "maps", "probabilities", name)
+        inside = (slice(None), slice(4, 24))
+        np.testing.assert_allclose(found[inside], expected[inside], atol=atol)
+        assert np.abs(found - mean).max() > 0.02
+
+
+def test_integers(deployed):
+    """As `export` makes them of nnU-Net's .npz, up to a rounding."""
+    folder = deployed.predict(*ALL, "--dtype", "uint8", "--layout", "4d")
+    reference, probabilities = deployed.reference()
+    export = ["export", "-i", str(reference), "--temperature", "1.8", "-np", "1", *ALL, "--dtype", "uint8"]
+    assert cli.main([*export, "--layout", "4d"]) == 0
+    for name, p in probabilities.items():
+        for kind in ALL[1:]:
+            ours, theirs = (read(f / "maps" / kind / f"{name}.nii.gz").astype(int) for f in (folder, reference))
+            assert ours.max() > 100
+            assert np.abs(ours - theirs).max() <= 1
+            assert (ours != theirs).mean() < 1e-3
+        found = read(folder / "maps" / "probabilities" / f"{name}.nii.gz") / 255
+        np.testing.assert_allclose(found, with_temperature(p, 1.8, False), atol=0.501 / 255)
+
+
+def test_no_temperature(deployed):
+    """With --temperature 1 the maps are nnU-Net's probabilities, and no temperature need be there."""
+    deployed.temperature_file().unlink()
+    folder = deployed.predict("--temperature", "1")
+    for name, p in deployed.reference()[1].items():
+        np.testing.assert_allclose(read_maps(folder / "maps", "probabilities", name), p, rtol=1e-6, atol=1e-7)
+
+
+def test_workers_and_parts(deployed):
+    """The same files from nnU-Net's worker processes, in two parts, where a third has nothing to do."""
+    folder = deployed.predict(*ALL)
+    several = ("-npp", "1", "-nps", "2", "-num_parts", "3")
+    for part in "012":
+        deployed.predict(*ALL, *several, "-part_id", part, output="parts")
+    ours, parts = (files(f) for f in (folder, deployed.root / "parts"))
+    del ours["predict_from_raw_data_args.json"], parts["predict_from_raw_data_args.json"]
+    assert ours == parts

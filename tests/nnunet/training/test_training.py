@@ -1,0 +1,215 @@
+"""nnU-Net itself, end to end on the CPU: every trainer, label mode and configuration."""
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.logging import nnunet_logger
+
+from nnunet_calib import CaseStatistics, calibration_errors
+from nnunet_calib.results.heads import Heads
+from tests.report import PICTURES
+from tests.worlds.nnunet_world import LABEL_MODES, MORE_TRAINERS, TRAINERS
+
+pytestmark = [
+    pytest.mark.slow,
+    # nnU-Net's own, on tiny data
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+every_mode = pytest.mark.parametrize("world", LABEL_MODES, indirect=True)
+both_configurations = pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+
+# trainer -> what nnU-Net's record of its loss must show
+LOSSES = {
+    "Calib": ["DC_and_"],
+    "NACL": ["DC_and_", "NACLLoss", "weight=0.01"],
+    "SVLS": ["DC_and_", "NoTerm", "SVLSLoss"],
+    "ML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='hard'", "weight=1.0"],
+    "SoftML1ACE": ["DC_and_", "ML1ACELoss", "reduction='ace', binning='soft'", "weight=0.3"],
+    "ML1ECE": ["DC_and_", "ML1ACELoss", "reduction='ece', binning='hard'"],
+    "ML1MCE": ["DC_and_", "ML1ACELoss", "reduction='mce', binning='hard'"],
+    "DiceML1ACE": ["DC_and_", "NoTerm", "ML1ACELoss", "reduction='ace', binning='hard'", "weight=0.5"],
+    "NACLML1ACE": ["DC_and_", "NACLLoss", "weight=0.01", "ML1ACELoss", "weight=1.0"],
+}
+
+
+def validation_cases(world) -> list[str]:
+    return sorted(json.loads((world.preprocessed / "splits_final.json").read_text())[0]["val"])
+
+
+@every_mode
+@both_configurations
+@pytest.mark.parametrize("name", TRAINERS + MORE_TRAINERS)
+def test_steps(world, configuration, name):
+    """Training and validation steps give finite losses and change the weights; the loss is the trainer's own."""
+    trainer = world.trainer(f"{name}_short", configuration)
+    trainer.on_train_start()
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    losses = [trainer.train_step(next(trainer.dataloader_train))["loss"] for _ in range(2)]
+    with torch.no_grad():
+        losses.append(trainer.validation_step(next(trainer.dataloader_val))["loss"])
+    assert np.isfinite(losses).all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    debug = json.loads((Path(trainer.output_folder) / "debug.json").read_text())
+    for hyperparameter in trainer.calibration_hyperparameters():
+        assert hyperparameter in debug
+    assert all(part in debug["loss"] for part in LOSSES[name.removeprefix("nnUNetTrainer")])
+
+
+@every_mode
+@both_configurations
+def test_fold(world, configuration):
+    """A fold ends with all calibration files, and they say the same as nnU-Net's own .npz."""
+    name = TRAINERS[list(LABEL_MODES).index(world.dataset.split("_", 1)[1])]
+    fold = world.train(f"{name}_short", configuration, export_validation_probabilities=True)
+    validation, calibration = fold / "validation", fold / "validation" / "calibration"
+    cases = validation_cases(world)
+    assert sorted(p.name for p in calibration.iterdir()) == sorted(
+        ["cases", *PICTURES, "summary.json", "temperature.json"]
+    )
+    assert sorted(p.name for p in (calibration / "cases").iterdir()) == [f"{case}.npz" for case in cases]
+
+    summary = json.loads((calibration / "summary.json").read_text())
+    temperature = json.loads((calibration / "temperature.json").read_text())
+    assert summary["missing_cases"] == []
+    assert [row["case"] for row in summary["metric_per_case"]] == cases == temperature["cases"]
+    assert 0.05 <= temperature["temperature"] <= 20
+    assert temperature["nll_after"] <= temperature["nll_before"]
+    own = json.loads((validation / "summary.json").read_text())
+    foreground = [k for k in summary["metrics"]["uncalibrated"]["image"]["per_class"] if k != "0"]
+    assert foreground == list(own["mean"])
+
+    plans = world.trainer(f"{name}_short", configuration).plans_manager
+    reader, label_manager = plans.image_reader_writer_class(), plans.get_label_manager(
+        json.loads((world.preprocessed / "dataset.json").read_text())
+    )
+    heads = Heads.of(label_manager)
+    for case in cases:
+        labels, properties = reader.read_seg(str(world.preprocessed / "gt_segmentations" / f"{case}.nii.gz"))
+        with np.load(validation / f"{case}.npz") as file:
+            expected = CaseStatistics.from_probabilities(
+                file["probabilities"], labels[0], regions=heads.regions, ignore_label=heads.ignore_label,
+                spacing=properties["spacing"],
+            )
+        measured = CaseStatistics.load(calibration / "cases" / f"{case}.npz")
+        np.testing.assert_array_equal(measured.histograms.counts, expected.histograms.counts)
+        np.testing.assert_array_equal(measured.histograms.positives, expected.histograms.positives)
+        np.testing.assert_allclose(measured.histograms.nll, expected.histograms.nll, rtol=1e-6)
+        np.testing.assert_allclose(measured.histograms.probability, expected.histograms.probability, rtol=1e-6)
+        np.testing.assert_array_equal(measured.sample.logits, expected.sample.logits)
+        ignored = 0 if heads.ignore_label is None else int((labels == heads.ignore_label).sum())
+        assert measured.histograms.voxels.sum() == labels.size - ignored
+        assert np.isfinite(calibration_errors(measured)["nll"])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_own_files_are_untouched(world):
+    """With the same weights, nnU-Net without the plugin writes the same bytes, .npz and .pkl included."""
+    fold = world.train("nnUNetTrainerCalib_short", "3d_fullres", export_validation_probabilities=True)
+    ours = {k: v for k, v in files(fold / "validation").items() if not k.startswith("calibration")}
+    stock = world.fold("nnUNetTrainer_short", "3d_fullres")
+    shutil.copytree(fold.parent, stock.parent)
+    shutil.rmtree(stock / "validation")
+    world.train("nnUNetTrainer_short", "3d_fullres", only_run_validation=True, export_validation_probabilities=True)
+    theirs = files(stock / "validation")
+    # nnU-Net's summary names the files it read, which lie in the trainer's folder
+    theirs["summary.json"] = theirs["summary.json"].replace(b"nnUNetTrainer_short", b"nnUNetTrainerCalib_short")
+    assert ours == theirs
+
+
+def test_failures_cost_nothing(world, capsys):
+    """A case that cannot be measured, then a folder that cannot be made: logged, and nnU-Net's results are complete."""
+    fold = world.train("nnUNetTrainerCalib_short", "2d")
+    expected = files(fold / "validation")
+    (case,) = validation_cases(world)
+    blocked = fold / "validation" / "calibration" / "cases" / f"{case}.npz"
+    blocked.unlink()
+    (blocked / "in the way").mkdir(parents=True)
+    world.train("nnUNetTrainerCalib_short", "2d", only_run_validation=True)
+    output = capsys.readouterr().out
+    assert "Traceback" in output
+    model = f"-d {world.dataset} -c 2d -tr nnUNetTrainerCalib_short -p nnUNetPlans"
+    command = f"nnunet_calib validate {model} -f 0 -device cpu"
+    assert command in output
+
+    shutil.rmtree(fold / "validation" / "calibration")
+    (fold / "validation" / "calibration").write_text("in the way")
+    world.train("nnUNetTrainerCalib_short", "2d", only_run_validation=True)
+    assert "Calibration could not be measured" in capsys.readouterr().out
+    nnunet = {k: v for k, v in expected.items() if not k.startswith("calibration")}
+    assert {k: v for k, v in files(fold / "validation").items() if k != "calibration"} == nnunet
+
+    (fold / "validation" / "calibration").unlink()
+    world.train("nnUNetTrainerCalib_short", "2d", only_run_validation=True)
+    repeated = files(fold / "validation")
+    assert repeated["calibration/summary.json"] == expected["calibration/summary.json"]
+    assert set(repeated) == set(expected)
+
+
+class FakeRun:
+    """What nnU-Net and the hook ask of a run at Weights & Biases."""
+
+    def __init__(self) -> None:
+        self.config, self.summary, self.logged, self.step = {}, {}, {}, 0
+
+    def log(self, values: dict, step: int | None = None) -> None:
+        """Values of a step; without one, of the current."""
+        self.logged.update(values)
+
+
+def test_weights_and_biases(world, monkeypatch):
+    """A run there has the loss' hyperparameters, the pseudo ACE, the results and the figures of the fold."""
+    run = FakeRun()
+    wandb = SimpleNamespace(init=lambda **_: run, Image=lambda path: Path(path).read_bytes())
+    monkeypatch.setattr(nnunet_logger, "wandb", wandb)
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    fold = world.train("nnUNetTrainerNACL_short", "2d")
+    calibration = fold / "validation" / "calibration"
+    assert run.config["calibration"]["nacl_weight"] == 0.01
+    assert np.isfinite(run.logged["mean_fg_pseudo_ace"])
+    temperature = json.loads((calibration / "temperature.json").read_text())["temperature"]
+    assert run.summary["final_val/calibration/temperature"] == temperature
+    for name in (Path(picture) for picture in PICTURES if picture.endswith(".png")):
+        assert run.logged[f"calibration/{name.stem}"] == (calibration / name).read_bytes()
+
+
+def run_command(world, *arguments: str, **changed: str) -> subprocess.CompletedProcess:
+    environment = os.environ | world.environment() | changed
+    program = Path(sysconfig.get_path("scripts")) / arguments[0]
+    return subprocess.run(
+        [str(program), *arguments[1:]], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_command_line(world):
+    """The command that users type, with a trainer of the package itself: found, and stopped by what it is given."""
+    train = ("nnUNetv2_train", str(world.dataset_id), "3d_fullres", "0", "-device", "cpu", "-tr")
+    done = run_command(world, *train, "nnUNetTrainerML1ACE_short", "--npz")
+    assert done.returncode == 0, done.stderr
+    assert "Mean Validation Calibration: ACE" in done.stdout
+
+    unknown = run_command(world, *train, "nnUNetTrainerNACL", nnUNet_extTrainer="")
+    assert unknown.returncode != 0
+    assert "nnUNet_extTrainer" in unknown.stderr.strip().splitlines()[-1]
+
+    missing = run_command(world, *train, "nnUNetTrainerNACL", "-p", "nnUNetPlansNone")
+    assert missing.returncode != 0
+    assert "nnUNetPlansNone.json" in missing.stderr.strip().splitlines()[-1]
+
+    blocked = world.folder / "a file"
+    blocked.write_text("")
+    refused = run_command(world, *train, "nnUNetTrainerNACL", nnUNet_results=str(blocked))
+    assert refused.returncode != 0
+    assert "expected a results folder that can be written" in refused.stderr.strip().splitlines()[-1]

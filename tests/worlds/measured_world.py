@@ -1,0 +1,30 @@
+"""Fixtures of measured folds that need no network."""
+
+from __future__ import annotations
+
+import pytest
+
+from nnunet_calib.figures import fold_figures as figures
+from nnunet_calib.figures.style import ENDINGS
+from tests.worlds.measured_folds import three_folds
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """Three measured folds, and nnU-Net's variables for them."""
+    model = three_folds(tmp_path)
+    for name, value in model.environment().items():
+        monkeypatch.setenv(name, value)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Files in the place of a fold's figures, which take seconds; on real data they are drawn, as in tests/report."""
+    if request.path.name == "test_real_data.py" or request.path.parent.name == "faults":
+        return
+
+    def save_nothing(draw, folder, name, endings=ENDINGS):
+        for ending in endings:
+            (folder / f"{name}.{ending}").write_bytes(b"figure")
+    monkeypatch.setattr(figures, "save_figure", save_nothing)
