@@ -52,5 +52,6 @@ def compare(setting: Setting) -> bool:
     assert logits.grad is not None
     # DDP averages the ranks' gradients, each of which is therefore as many times as large
     off = (gradient.float() / RANKS - logits.grad[:1].float().cpu()).abs().max() / logits.grad.abs().max().cpu()
-    print(f"value off by {abs(float(value) - float(expected)):.1e}, gradient by {float(off):.1e} of its largest entry")
-    return abs(float(value) - float(expected)) < 1e-5 and float(off) < 5e-3
+    difference = abs(float(value) - float(expected.detach()))
+    print(f"value off by {difference:.1e}, gradient by {float(off):.1e} of its largest entry")
+    return difference < 1e-5 and float(off) < 5e-3
