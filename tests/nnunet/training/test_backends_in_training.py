@@ -66,7 +66,7 @@ def train(world, tmp_path, choice, configuration):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", ["labels", "regions_ignore"], indirect=True)
+@pytest.mark.parametrize("world", ["labels"], indirect=True)
 def test_same_losses(world, tmp_path):
     """Whole folds, compared with the formulas; Triton's kernels run in its interpreter."""
     pytest.importorskip("triton")
