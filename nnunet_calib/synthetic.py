@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr, softmax
 
-from nnunet_calib.posthoc.temperature import log_probabilities
+from nnunet_calib.posthoc.logits import log_probabilities
 
 _BLOB_SIZE = 4.0  # standard deviations of the filters, in voxels
 _IMAGE_BLUR = 1.0

@@ -10,11 +10,12 @@ from nnunet_calib.commands.arguments import Commands, add_boundary, add_predicti
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.nnunet.validation.evaluate import fit
+        from nnunet_calib.posthoc import from_json
 
         folder = args.output or args.predictions / "calibration"
         fitted = fit(predictions(args), folder, args.processes)
     print(
-        f"T = {fitted['temperature']:.4f}, standard error {fitted['standard_error']:.4f}, from "
+        f"{from_json(fitted).words()}, standard error {fitted['standard_error']:.4f}, from "
         f"{len(fitted['cases'])} cases; NLL {fitted['nll_before']:.4f} -> {fitted['nll_after']:.4f}"
     )
     if fitted["at_bound"]:

@@ -22,6 +22,7 @@ from nnunet_calib.measuring.picture_slice import RepresentativeSlice, representa
 from nnunet_calib.measuring.scopes import check_boundary_mm, default_boundary_mm, scope_bits
 from nnunet_calib.measuring.volume import Probabilities, Volume, region_members
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.threads import one_thread
 
 MAX_VOXELS = 150_000
@@ -165,10 +166,13 @@ class CaseStatistics:
         return CaseStatistics.merge([self, other])
 
     @one_thread()
-    def with_temperature(self, temperature: float) -> CaseStatistics:
-        """The histograms after temperature scaling, from the voxel sample: exact where it holds all voxels.
+    def with_temperature(self, temperature: Calibrator | float) -> CaseStatistics:
+        """Return the histograms after calibration, from the voxel sample: exact where it holds all voxels.
 
-        The sample stays that of T = 1.
+        The sample stays that of the network.
+
+        Args:
+            temperature: T > 0, or a calibrator of any kind.
         """
         return replace(self, histograms=self.sample.histograms(temperature))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.posthoc.temperature import MIN_PROBABILITY
+from nnunet_calib.posthoc.logits import MIN_PROBABILITY
 
 DENSE_HEADS = 8  # up to so many, every class of a voxel is kept as it is
 FILE_BYTES = 4_000_000  # of a case of more heads, compressed

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.binning import bin_index
-from nnunet_calib.posthoc.temperature import MIN_PROBABILITY, log_probabilities
+from nnunet_calib.posthoc.logits import MIN_PROBABILITY, log_probabilities
 
 # Divided by 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, 80, 100, 120, ...: errors with these are exact.
 FINE_BINS = 1200

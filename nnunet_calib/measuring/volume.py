@@ -20,7 +20,7 @@ from nnunet_calib.measuring.voxel_sample import (
     gradient_spread,
     strata_of,
 )
-from nnunet_calib.posthoc.temperature import log_probabilities
+from nnunet_calib.posthoc.logits import log_probabilities
 
 _SLAB_VALUES = 1 << 19
 # What the sum over the classes may differ from 1. float16 rounds each p by up to 2**-11 of it, and so the sum, however

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from nnunet_calib.measuring.histograms import Histograms
-from nnunet_calib.posthoc.temperature import fit_temperature, scale_logits
+from nnunet_calib.posthoc import IDENTITY, calibrator_of
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.logits import calibrated
+from nnunet_calib.posthoc.temperature import fit_temperature
 
 # Strata end at these p of the true label. Below 1 - 2^-11, and on the other side of 1/2, they go on by factors of two;
 # coarser ones do for voxels that the model is surer of, and right about, most of a scan.
@@ -50,9 +53,10 @@ class VoxelSample:
         """The voxels of all samples, in their order."""
         return cls(*(np.concatenate([getattr(s, f.name) for s in samples]) for f in fields(cls)))
 
-    def histograms(self, temperature: float = 1.0) -> Histograms:
-        """Histograms of the case after temperature scaling, each voxel counted with its weight."""
-        p = scale_logits(self.logits.T.astype(np.float32), temperature, regions=self.labels.ndim == 2)
+    def histograms(self, calibrator: Calibrator | float = IDENTITY) -> Histograms:
+        """Return histograms of the case after calibration, each voxel counted with its weight."""
+        z = self.logits.T.astype(np.float32)
+        p = calibrated(z, calibrator_of(calibrator), regions=self.labels.ndim == 2)
         return Histograms.of(p, self.labels.T, self.scope_bits, self.weights)
 
 
@@ -99,7 +103,7 @@ def gradient_spread(sample: VoxelSample, strata: NDArray[np.uint8]) -> NDArray[n
     fit = fit_temperature(sample.logits, sample.labels, weights=sample.weights, regions=regions)
     z = sample.logits.T.astype(np.float32)
     truth = sample.labels.T if regions else sample.labels == np.arange(len(z))[:, None]
-    gradient = ((scale_logits(z, fit.temperature, regions=regions) - truth) * z).sum(0, dtype=np.float64)
+    gradient = ((calibrated(z, fit.calibrator, regions=regions) - truth) * z).sum(0, dtype=np.float64)
     number, total, squares = (np.bincount(strata, w, STRATA) for w in (None, gradient, gradient**2))
     mean = np.where(number < _FEW, 0, total) / np.maximum(number, 1)
     return np.sqrt(np.maximum(squares / np.maximum(number, 1) - mean**2, 0))

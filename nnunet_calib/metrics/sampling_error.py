@@ -14,13 +14,15 @@ from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.voxel_sample import VoxelSample
 from nnunet_calib.metrics.errors import calibration_errors
+from nnunet_calib.posthoc import IDENTITY
+from nnunet_calib.posthoc.calibrator import Calibrator
 
 REPLICATES = 32  # a power of two, for a Hadamard matrix
 _SEED = 20240306
 
 
-def replicates(sample: VoxelSample, temperature: float = 1.0) -> Iterator[Histograms]:
-    r"""Histograms after temperature scaling as 32 other samples of the same design might have given them.
+def replicates(sample: VoxelSample, temperature: Calibrator | float = IDENTITY) -> Iterator[Histograms]:
+    r"""Histograms after calibration as 32 other samples of the same design might have given them.
 
     Balanced half-samples: the voxels of each weight w, which were drawn at random without replacement from one stratum,
     are paired at random, and the pairs dealt into 31 groups. A replicate counts the voxels of a pair
@@ -74,7 +76,11 @@ def rms_deviation(value: NDArray | float, replicated: NDArray) -> NDArray[np.flo
 
 
 def sampling_errors(
-    statistics: CaseStatistics, temperature: float = 1.0, num_bins: int = 20, scope: str = "image", **options: Any
+    statistics: CaseStatistics,
+    temperature: Calibrator | float = IDENTITY,
+    num_bins: int = 20,
+    scope: str = "image",
+    **options: Any,
 ) -> dict[str, NDArray[np.float64]]:
     """Standard errors of `calibration_errors(statistics.with_temperature(temperature), ...)` from sampling voxels.
 
@@ -85,7 +91,7 @@ def sampling_errors(
 
     Args:
         statistics: with a voxel sample.
-        temperature: T > 0.
+        temperature: T > 0, or a calibrator of any kind.
         num_bins: as for `calibration_errors`, as are `scope` and the other options.
         scope: see there.
         options: see there.

@@ -1,0 +1,54 @@
+"""Calibrators that are fitted after training, by their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnunet_calib.posthoc.calibrator import Calibrator, Fit, Key, WeightedVoxels
+from nnunet_calib.posthoc.many_fits import fit_jointly
+from nnunet_calib.posthoc.temperature import Temperature
+
+
+class Kind(NamedTuple):
+    """A class of calibrators, and what fits them to many sets of cases; arguments as `many_fits.fit_jointly`."""
+
+    calibrator: type[Calibrator]
+    fit: Callable[[Callable[[], Iterable[WeightedVoxels]], Mapping[Any, Container[int]]], Mapping[Any, Fit]]
+
+
+KINDS = {Temperature.kind: Kind(Temperature, fit_jointly)}
+IDENTITY = Temperature(1.0)
+
+
+def fit(
+    kind: str, cases: Callable[[], Iterable[WeightedVoxels]], sets: Mapping[Key, Container[int]]
+) -> Mapping[Key, Fit]:
+    """Fit a calibrator of a kind to each set of cases; arguments and errors as `many_fits.fit_jointly`."""
+    return KINDS[kind].fit(cases, sets)
+
+
+def kind_of(content: Mapping[str, Any]) -> type[Calibrator]:
+    """Return the class that JSON values are of; a temperature's do not name it.
+
+    Raises:
+        ValueError: for a kind that this version does not know.
+    """
+    name = content.get("kind", Temperature.kind)
+    if name not in KINDS:
+        raise ValueError(
+            f"expected a calibrator of kind {' or '.join(KINDS)}, found {name!r:.99}: use the version that wrote it"
+        )
+    return KINDS[name].calibrator
+
+
+def from_json(content: Mapping[str, Any]) -> Calibrator:
+    """Return the calibrator that JSON values describe."""
+    return kind_of(content).from_json(content)
+
+
+def calibrator_of(value: Calibrator | float) -> Calibrator:
+    """Return a calibrator as it is, and a number as a temperature."""
+    return Temperature(value) if isinstance(value, int | float | np.number) else value

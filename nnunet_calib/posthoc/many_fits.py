@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from nnunet_calib.posthoc.calibrator import Key, WeightedVoxels
 from nnunet_calib.posthoc.likelihood import Found, Sums, Voxels, search
 from nnunet_calib.posthoc.temperature import THETA_BOUNDS, TemperatureFit, fit_of
 from nnunet_calib.threads import one_thread
-
-Key = TypeVar("Key")
-
-
-class WeightedVoxels(Protocol):
-    """Voxels to fit on, as a `VoxelSample` has them."""
-
-    logits: NDArray
-    labels: NDArray
-    weights: NDArray
-    regions: bool
-
-    def __len__(self) -> int: ...
-
 
 _FIRST = [0.0, -0.5]  # of theta: T = 1, and 1.6, which is nearer to most
 

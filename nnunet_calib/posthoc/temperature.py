@@ -7,9 +7,9 @@ p(T) = softmax(z / T), or sigmoid(z / T) for regions. T keeps the order of the c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,19 +17,59 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from nnunet_calib.posthoc.likelihood import Found, Voxels, minimise
-
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
+from nnunet_calib.posthoc.logits import Array, as_tensor, calibrated, log_probabilities
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 THETA_BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
 _LARGEST_IN_FLOAT32 = 1e30  # of a logit: differences of such, times 1 / T, are still finite, unlike those of 3e38
 _WARM_START = 1 << 17  # voxels to begin with, where there are more than twice as many
 
-# Probabilities are clamped to about the smallest normal float32 for a softmax, and to about the float32 next to 1 for a
-# sigmoid. float16 holds the logits of both. It would round those of all the voxels at the clamp the same way, so that
-# the temperature of a voxel sample would be off by 1e-4 of it.
-MIN_PROBABILITY = math.exp(-87.3125)
-MAX_REGION_LOGIT = 16.625
+
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature, by which logits are divided: the simplest `Calibrator`.
+
+    Attributes:
+        value: T > 0.
+
+    Raises:
+        ValueError: for a temperature that is not a positive number.
+    """
+
+    value: float
+
+    kind: ClassVar[str] = "temperature"
+    form: ClassVar[dict[str, Any]] = {"temperature": float}
+
+    def __post_init__(self) -> None:
+        if not (self.value > 0 and math.isfinite(self.value)):
+            raise ValueError(f"expected a temperature above 0, got {self.value}")
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether T lies on a bound of the search."""
+        return self.value in TEMPERATURE_BOUNDS
+
+    def logits(self, z: Tensor, *, regions: bool) -> Tensor:
+        """Return z / T, whatever the heads."""
+        return z / self.value
+
+    def last_layer(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return weight and bias divided by T."""
+        return (None if weight is None else weight / self.value), (None if bias is None else bias / self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return T."""
+        return {"temperature": float(self.value)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Temperature:
+        """Return the temperature in the content of a temperature.json, or in a row of summary.json."""
+        return cls(float(content["temperature"]))
+
+    def words(self, digits: str = ".4f") -> str:
+        """Return "T = 1.3800"."""
+        return f"T = {self.value:{digits}}"
 
 
 @dataclass(frozen=True)
@@ -52,31 +92,14 @@ class TemperatureFit:
     at_bound: bool
     iterations: int
 
+    @property
+    def calibrator(self) -> Temperature:
+        """T as a calibrator."""
+        return Temperature(self.temperature)
 
-def log_probabilities(probabilities: Array, *, regions: bool = False) -> Array:
-    """Logits that belong to probabilities: log p for a softmax (up to a constant per voxel), logit(p) for regions.
-
-    Works on any shape. Zeros (and ones, for regions) are clamped, so that the result is finite.
-    """
-    p = _as_tensor(probabilities)
-    p = p.float() if p.dtype in (torch.float16, torch.bfloat16) else p  # too coarse for the clamps
-    if regions:
-        p = p.clamp(0, 1)
-        logits = (torch.log(p) - torch.log1p(-p)).clamp_(-MAX_REGION_LOGIT, MAX_REGION_LOGIT)
-    else:
-        logits = torch.log(p.clamp_min(MIN_PROBABILITY))
-    return logits if isinstance(probabilities, torch.Tensor) else logits.numpy()
-
-
-def _as_tensor(x: ArrayLike) -> Tensor:
-    """A tensor, without a copy where PyTorch can share the memory (not of read-only and of flipped arrays)."""
-    if isinstance(x, np.ndarray):
-        x = x.astype(x.dtype.newbyteorder("="), copy=False)
-    if isinstance(x, np.ndarray) and not (x.flags.writeable and all(stride >= 0 for stride in x.strides)):
-        x = x.copy()
-    if isinstance(x, np.ndarray) and x.dtype.kind == "u" and x.itemsize > 1:  # which PyTorch has not or hardly
-        x = x.astype(np.int64 if x.itemsize > 2 else np.int32)
-    return torch.as_tensor(x)
+    def to_json(self) -> dict[str, Any]:
+        """Return the fit as temperature.json has it."""
+        return {name: value for name, value in asdict(self).items() if name != "iterations"}
 
 
 def apply_temperature(probabilities: Array, temperature: float, *, regions: bool = False) -> Array:
@@ -95,16 +118,8 @@ def apply_temperature(probabilities: Array, temperature: float, *, regions: bool
     Raises:
         ValueError: for a temperature that is not a positive number.
     """
-    return scale_logits(log_probabilities(probabilities, regions=regions), temperature, regions=regions)
-
-
-def scale_logits(logits: Array, temperature: float, *, regions: bool = False) -> Array:
-    """softmax(z / T) over the first axis, or sigmoid(z / T); shapes, types and errors as `apply_temperature`."""
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"expected a temperature above 0, got {temperature}")
-    z = _as_tensor(logits) / temperature
-    p = torch.sigmoid(z) if regions else torch.softmax(z, dim=0)
-    return p if isinstance(logits, torch.Tensor) else p.numpy()
+    logits = log_probabilities(probabilities, regions=regions)
+    return calibrated(logits, Temperature(temperature), regions=regions)
 
 
 def fit_temperature(
@@ -204,8 +219,8 @@ def _checked(
     logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, regions: bool, groups: ArrayLike | None
 ) -> tuple[Voxels, float]:
     """The voxels, and the sum of their weights."""
-    z, y = _as_tensor(logits), _as_tensor(labels)
-    w = None if weights is None else _as_tensor(weights)
+    z, y = as_tensor(logits), as_tensor(labels)
+    w = None if weights is None else as_tensor(weights)
     if z.ndim != 2 or len(z) == 0 or y.shape != (z.shape if regions else z.shape[:1]):
         raise ValueError(
             f"expected logits (n, C) with n > 0 and labels {'(n, C)' if regions else '(n,)'}, got "
@@ -233,7 +248,7 @@ def _check_whole(numbers: Tensor, what: str, largest: int | None = None) -> None
 
 def _numbered(groups: ArrayLike, voxels: int) -> Tensor:
     """The groups of voxels, with numbers that are no larger than the number of voxels."""
-    found = _as_tensor(groups)
+    found = as_tensor(groups)
     if found.shape != (voxels,):
         raise ValueError(f"expected groups ({voxels},), one for each voxel, got {tuple(found.shape)}")
     _check_whole(found, "groups")

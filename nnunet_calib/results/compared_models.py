@@ -12,6 +12,7 @@ import numpy as np
 
 from nnunet_calib.io.json_forms import NAME, SHARE, read_json
 from nnunet_calib.io.wording import shortened
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import Tree, brief
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import cross_fitted, errors_after
@@ -29,14 +30,14 @@ class JudgedCase:
     Attributes:
         fold: whose network predicted it.
         voxels: that count.
-        temperature: that was fitted without it; NaN if there is none.
+        calibrator: that was fitted without it; None if there is none.
         dice: nnU-Net's, mean over the foreground classes that have one; NaN if none has.
         errors: uncalibrated and calibrated, as `brief` gives them.
     """
 
     fold: int
     voxels: int
-    temperature: float
+    calibrator: Calibrator | None
     dice: float
     errors: dict[str, Tree]
 
@@ -106,10 +107,10 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
     cases, _ = read_measured(found, allow_missing=allow_missing)
     if len(found) > 1:
         without = fits_without_fold(cases)
-        temperatures = [without[case.fold].temperature for case in cases]
+        calibrators: list[Calibrator | None] = [without[case.fold].calibrator for case in cases]
     else:
-        _, temperatures = cross_fitted(cases)
-    after = errors_after(cases, temperatures, heads)
+        _, calibrators = cross_fitted(cases)
+    after = errors_after(cases, calibrators, heads)
     dice: dict[str, float] = {}
     without_dice = []
     for result in found:
@@ -120,10 +121,10 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
             without_dice.append(result.fold)
     judged = {
         case.name: JudgedCase(
-            case.fold, case.voxels, temperature, dice.get(case.name, float("nan")),
+            case.fold, case.voxels, calibrator, dice.get(case.name, float("nan")),
             dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
         )
-        for case, temperature, calibrated in zip(cases, temperatures, after, strict=True)
+        for case, calibrator, calibrated in zip(cases, calibrators, after, strict=True)
     }  # fmt: skip
     expected = frozenset(name for result in found for name in result.cases)
     return ComparedModel(

@@ -23,9 +23,9 @@ from nnunet_calib.metrics.significance import (
     resampled_means,
     resampling_counts,
 )
-from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
 from nnunet_calib.results.compared_models import STAGES, ComparedModel, JudgedCase, read_models
 from nnunet_calib.results.error_tree import BINNED, SCORES, scope_definitions
+from nnunet_calib.results.judged_cases import as_json
 from nnunet_calib.results.layout import FINAL, ModelFolder
 from nnunet_calib.results.measured_folds import versions_note
 
@@ -120,7 +120,7 @@ def compare_models(
         "dataset": models[0].model["dataset"],
         "folds": numbers,
         "first_model": models[0].name,
-        "models": [{"name": model.name, **model.model, "temperature": _temperatures(model, cases)} for model in models],
+        "models": [{"name": model.name, **model.model, **_calibrators(model, cases)} for model in models],
         "cases": cases,
         "left_out": left_out,
         "definitions": _DEFINITIONS | {
@@ -131,7 +131,7 @@ def compare_models(
         "metric_per_case": [
             {
                 "case": case, "model": model.name, "fold": (of := model.cases[case]).fold, "voxels": of.voxels,
-                "temperature": of.temperature, "dice": of.dice, **of.errors,
+                **as_json(of.calibrator), "dice": of.dice, **of.errors,
             }
             for case in cases for model in models
         ],
@@ -159,11 +159,14 @@ def _compared(
             "models": rows}  # fmt: skip
 
 
-def _temperatures(model: ComparedModel, cases: Sequence[str]) -> dict[str, float]:
-    """Of the shared cases."""
-    found = [model.cases[case].temperature for case in cases]
-    known = [t for t in found if not np.isnan(t)] or [float("nan")]
-    return {"mean": float(np.mean(known)), "min": min(known), "max": max(known)}
+def _calibrators(model: ComparedModel, cases: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return mean and range over the shared cases of each number of their calibrators."""
+    described = [as_json(model.cases[case].calibrator) for case in cases]
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for one in described for name, value in one.items() if isinstance(value, float)):
+        values = [one[name] for one in described if not np.isnan(one.get(name, np.nan))] or [float("nan")]
+        found[name] = {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}
+    return found
 
 
 def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
@@ -209,7 +212,7 @@ def _notes(
         if model.without_dice:
             named = ", ".join(f"fold_{fold}/validation/summary.json" for fold in model.without_dice)
             notes.append(f"No Dice of {model.name} from {named}, which nnU-Net writes at the end of its validation.")
-        if any(model.cases[case].temperature in TEMPERATURE_BOUNDS for case in cases):
+        if any((c := model.cases[case].calibrator) and c.at_bound for case in cases):
             notes.append(f"A temperature of {model.name} lies on the bound of the search: do not use it.")
     notes += _differences(models)
     fewer = {group["metric"]: None for group in results for row in group["models"] if row["cases"] < len(cases)}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.posthoc.temperature import TemperatureFit
 from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.fold_summary import FORMAT_VERSION, write_results
 from nnunet_calib.results.judged_cases import results
@@ -58,19 +57,18 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     first = found[0]
     model = merged_model(found)
     about = {"format_version": FORMAT_VERSION, "nnunet_calib": nnunet_calib.__version__, "model": model}
-    temperature = _fitted(fits[pool]) | {
+    temperature = fits[pool].to_json() | {
         "in_sample": False, "seen_in_training": [] if all(result.split for result in found) else None,
         "folds": numbers, "note": " ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
     }  # fmt: skip
     per_fold = [
         {
-            "fold": fold, "cases": sum(case.fold == fold for case in cases), **_fitted(fits[own[fold]]),
-            "without_fold": _fitted(fits[others[fold]]),
+            "fold": fold, "cases": sum(case.fold == fold for case in cases), **fits[own[fold]].to_json(),
+            "without_fold": fits[others[fold]].to_json(),
         }
         for fold in numbers
     ]
-    temperatures = [fits[others[case.fold]].temperature for case in cases]
-    judged = results(cases, temperatures, first.heads)
+    judged = results(cases, [fits[others[case.fold]].calibrator for case in cases], first.heads)
     summary = {
         **about,
         "heads": asdict(first.heads),
@@ -102,10 +100,6 @@ def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator
             f"The splits of fold{'s' * (len(others) > 1)} {', '.join(others)} were made of other cases than those of "
             f"fold {first}."
         )
-
-
-def _fitted(fit: TemperatureFit) -> dict[str, Any]:
-    return {name: value for name, value in asdict(fit).items() if name != "iterations"}
 
 
 def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""Which temperature a model is deployed with, and whether it is one of this model."""
+"""The temperature, or other calibrator, that a model is deployed with, and whether it is one of this model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.io.json_forms import check_form, read_json
 from nnunet_calib.io.wording import one_line, reason, shortened
+from nnunet_calib.posthoc import from_json, kind_of
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.fold_summary import FORMAT_VERSION
 from nnunet_calib.results.layout import Fold, ModelFolder
 from nnunet_calib.results.measured_folds import splits_of
@@ -21,7 +23,7 @@ OWN = "folds"
 
 @dataclass(frozen=True)
 class Deployed:
-    """A temperature and where it comes from.
+    """A calibrator and where it comes from.
 
     Attributes:
         content: of temperature.json; of a number, the same with nothing known of its fit.
@@ -32,16 +34,16 @@ class Deployed:
     source: str | None
 
     @property
-    def temperature(self) -> float:
-        """T."""
-        return float(self.content["temperature"])
+    def calibrator(self) -> Calibrator:
+        """What is applied."""
+        return from_json(self.content)
 
     def describe(self) -> str:
-        """A line for the user."""
+        """Return a line for the user."""
         if self.source is None:
-            return f"T = {self.temperature:.6g}, as given"
+            return f"{self.calibrator.words('.6g')}, as given"
         error, folds, cases = (self.content.get(name) for name in ("standard_error", "folds", "cases"))
-        line = f"T = {self.temperature:.4f}"
+        line = self.calibrator.words()
         if error is not None:
             line += f", standard error {error:.4f}"
         if cases:
@@ -51,7 +53,7 @@ class Deployed:
         return f"{line}: {self.source}"
 
     def origin(self) -> dict[str, Any]:
-        """How T was fitted, without what could tell of patients or machines: names of cases and of folders."""
+        """Return how it was fitted, without what could tell of patients or machines: names of cases and of folders."""
         cases = self.content.get("cases")
         return {
             "file": None if self.source is None else Path(self.source).name if Path(self.source).is_absolute()
@@ -192,7 +194,7 @@ def find_temperatures(
 
 
 def given_temperature(value: str) -> dict[str, Any]:
-    """A number, or the content of a temperature.json, as the "temperature" of a summary.
+    """Return the content of a temperature.json, or the same of a number.
 
     Raises:
         ValueError: if it is neither, or if the fit did not determine the temperature.
@@ -201,20 +203,31 @@ def given_temperature(value: str) -> dict[str, Any]:
     try:
         number = float(value)
     except ValueError:
-        try:
-            content = read_json(Path(value), TEMPERATURE, "fit it again")
-            number = float(content["temperature"])
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{wanted}, got {value} ({type(error).__name__}: {reason(error)})") from error
-        if content.get("at_bound"):
-            raise ValueError(
-                f"expected a temperature that the data determine, found {number} on the bound of the search in "
-                f"{value}: look at the predictions it was fitted on, or give the number itself"
-            ) from None
-    else:
-        content = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound", "in_sample", "folds"))
-        content = {"format_version": FORMAT_VERSION, "temperature": number} | content
-        content |= {"cases": [], "nnunet_calib": nnunet_calib.__version__}
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"{wanted}, got {number}")
+        return _fitted_before(value, wanted)
+    try:
+        parameters = Temperature(number).to_json()
+    except ValueError as error:
+        raise ValueError(f"{wanted}, got {number}") from error
+    unknown = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound", "in_sample", "folds"))
+    about = {"cases": [], "nnunet_calib": nnunet_calib.__version__}
+    return {"format_version": FORMAT_VERSION, **parameters, **unknown, **about}
+
+
+def _fitted_before(file: str, wanted: str) -> dict[str, Any]:
+    """Return the content of a temperature.json of any kind of calibrator."""
+    try:
+        content: dict[str, Any] = read_json(Path(file), TEMPERATURE, "fit it again")
+        kind = kind_of(content)
+        check_form(content, kind.form, Path(file), "fit it again")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{wanted}, got {file} ({type(error).__name__}: {reason(error)})") from error
+    try:
+        calibrator = kind.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{wanted}, got {content['temperature']}") from error
+    if content.get("at_bound"):
+        raise ValueError(
+            f"expected a temperature that the data determine, found {calibrator.words('')} on the bound of the search "
+            f"in {file}: look at the predictions it was fitted on, or give the number itself"
+        )
     return content

@@ -14,6 +14,8 @@ import nnunet_calib
 from nnunet_calib.io.atomic_files import forget, replaced_when_complete, write_json
 from nnunet_calib.io.names import check_cases
 from nnunet_calib.measuring.scopes import BOUNDARY_MM
+from nnunet_calib.posthoc import from_json
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, is_of, load_case, results
@@ -48,8 +50,8 @@ def read_cases(
 
 def fitted_temperature(
     cases: Sequence[MeasuredCase], model: dict[str, Any], split: Split | None = None
-) -> tuple[dict[str, Any], list[float]]:
-    """The content of temperature.json, one temperature for all cases, and for each case one fitted without it.
+) -> tuple[dict[str, Any], list[Calibrator | None]]:
+    """Return the content of temperature.json, of all cases, and for each case a calibrator fitted without it.
 
     Args:
         cases: that were measured.
@@ -65,11 +67,7 @@ def fitted_temperature(
     seen = None if split is None else [case.name for case in cases if case.name in {*split.training}]
     return {
         "format_version": FORMAT_VERSION,
-        "temperature": fit.temperature,
-        "standard_error": fit.standard_error,
-        "nll_before": fit.nll_before,
-        "nll_after": fit.nll_after,
-        "at_bound": fit.at_bound,
+        **fit.to_json(),
         # fold "all" validates on its training cases; of predictions of unknown origin, nothing is known
         "in_sample": None if model["fold"] is None else bool(seen) or model["fold"] == "all",
         "seen_in_training": seen,
@@ -118,7 +116,7 @@ def summarise(
     heads: Heads,
     model: dict[str, Any],
     temperature: dict[str, Any],
-    without: Sequence[float] | None,
+    without: Sequence[Calibrator | None] | None,
 ) -> dict[str, Any]:
     """The content of summary.json, with NaN where the file has null.
 
@@ -128,10 +126,10 @@ def summarise(
         heads: of the network.
         model: what identifies the model.
         temperature: the content of temperature.json.
-        without: for each case a temperature that was fitted without it, NaN where there is none and `temperature` is
+        without: for each case a calibrator that was fitted without it, None where there is none and `temperature` is
             used; None if `temperature` itself was given, and is used for all of them.
     """
-    given = temperature["temperature"]
+    given = from_json(temperature)
     return {
         "format_version": FORMAT_VERSION,
         "nnunet_calib": nnunet_calib.__version__,

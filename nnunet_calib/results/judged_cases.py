@@ -1,4 +1,4 @@
-"""Measured cases of which only the errors stay in memory: temperatures fitted to them, and how they judge a model.
+"""Measured cases of which only the errors stay in memory: calibrators fitted to them, and how they judge a model.
 
 Cases are read again for each pass over their voxels, so that the memory is that of one case, of the errors of all, and
 of as many cases as fit into 256 MiB: a small fold is read once.
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.scopes import SCOPES, scope_members, scope_notes
 from nnunet_calib.measuring.voxel_sample import VoxelSample
-from nnunet_calib.posthoc.many_fits import Key, fit_jointly
-from nnunet_calib.posthoc.temperature import TemperatureFit
+from nnunet_calib.posthoc import fit
+from nnunet_calib.posthoc.calibrator import Calibrator, Fit, Key
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.error_tree import Tree, brief, combine, described, measure
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import case_file
@@ -94,16 +94,18 @@ class Keeper:
         )  # fmt: skip
 
 
-def fit_sets(cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]]) -> dict[Key, TemperatureFit]:
-    """The temperatures of sets of cases, which are named by their numbers, in the same passes."""
-    return fit_jointly(_samples(cases), sets)
+def fit_sets(
+    cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]], kind: str = Temperature.kind
+) -> Mapping[Key, Fit]:
+    """Fit a calibrator to each set of cases, which are named by their numbers, in the same passes."""
+    return fit(kind, _samples(cases), sets)
 
 
-def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[TemperatureFit, list[float]]:
-    """One temperature of all cases, and for each case one that was fitted without it.
+def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[Fit, list[Calibrator | None]]:
+    """Fit one calibrator to all cases, and for each case one without it.
 
-    The cases are dealt into five groups (fewer if there are fewer cases); a case gets the temperature of the other
-    groups. A case without a voxel that counts gets NaN, and so does a single one, which leaves nothing to fit on. The
+    The cases are dealt into five groups (fewer if there are fewer cases); a case gets the calibrator of the other
+    groups. A case without a voxel that counts gets None, and so does a single one, which leaves nothing to fit on. The
     standard error takes only cases as independent.
 
     Raises:
@@ -114,7 +116,7 @@ def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[TemperatureFit, list[fl
     for group in sorted({group for group in groups if group is not None}):
         sets[group] = {number for number, other in enumerate(groups) if other not in (None, group)}
     fits = fit_sets(cases, sets)
-    return fits[None], [float("nan") if group is None else fits[group].temperature for group in groups]
+    return fits[None], [None if group is None else fits[group].calibrator for group in groups]
 
 
 def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
@@ -135,37 +137,43 @@ def _samples(cases: Sequence[MeasuredCase]) -> Callable[[], Iterator[VoxelSample
 
 
 def errors_after(
-    cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads, sampled: SampledErrors | None = None
+    cases: Sequence[MeasuredCase],
+    calibrators: Sequence[Calibrator | None],
+    heads: Heads,
+    sampled: SampledErrors | None = None,
 ) -> list[Tree]:
-    """The errors of each case with its temperature; NaN where it has none.
+    """Return the errors of each case with its calibrator; NaN where it has none.
 
     With `sampled`, their sampling errors are added up there.
     """
     errors = []
-    pairs = zip(cases, temperatures, strict=True)
-    for case, t in tqdm(pairs, desc="after temperature", total=len(cases), delay=_SECONDS_WITHOUT_BAR):
-        if np.isnan(t):
+    pairs = zip(cases, calibrators, strict=True)
+    for case, calibrator in tqdm(pairs, desc="after temperature", total=len(cases), delay=_SECONDS_WITHOUT_BAR):
+        if calibrator is None:
             errors.append(combine(lambda _: float("nan"), case.uncalibrated))
             continue
-        scaled = case.read().with_temperature(t)
-        errors.append(measure(scaled, heads))
+        after = case.read().with_temperature(calibrator)
+        errors.append(measure(after, heads))
         if sampled is not None:
-            sampled.add(scaled, case.voxels, t, errors[-1])
+            sampled.add(after, case.voxels, calibrator, errors[-1])
     return errors
 
 
 def results(
-    cases: Sequence[MeasuredCase], temperatures: Sequence[float], heads: Heads, instead: float = float("nan")
+    cases: Sequence[MeasuredCase],
+    calibrators: Sequence[Calibrator | None],
+    heads: Heads,
+    instead: Calibrator | None = None,
 ) -> dict[str, Any]:
-    """Means over all cases with their intervals and sampling errors, and the rows of the cases.
+    """Return means over all cases with their intervals and sampling errors, and the rows of the cases.
 
     Args:
         cases: all of them.
-        temperatures: by which each is judged, NaN where it has none.
+        calibrators: by which each is judged, None where it has none.
         heads: of the network.
-        instead: the temperature for those that have none.
+        instead: the calibrator for those that have none.
     """
-    used = [instead if np.isnan(t) else t for t in temperatures]
+    used = [calibrator or instead for calibrator in calibrators]
     before, sampled = [case.uncalibrated for case in cases], SampledErrors(heads)
     after = errors_after(cases, used, heads, sampled)
     width = cases[0].boundary_mm
@@ -176,12 +184,17 @@ def results(
         "notes": scope_notes(in_scopes, width),
         "metric_per_case": [
             {
-                "case": case.name, "voxels": case.voxels, "kept_voxels": case.kept, "temperature": t,
+                "case": case.name, "voxels": case.voxels, "kept_voxels": case.kept, **as_json(calibrator),
                 "uncalibrated": brief(b), "calibrated": brief(a),
             }
-            for case, t, b, a in zip(cases, temperatures, before, after, strict=True)
+            for case, calibrator, b, a in zip(cases, calibrators, before, after, strict=True)
         ],
     }
+
+
+def as_json(calibrator: Calibrator | None) -> dict[str, Any]:
+    """Return the values of a case's calibrator, or NaN in the place of a temperature."""
+    return {"temperature": float("nan")} if calibrator is None else calibrator.to_json()
 
 
 def load_case(calibration_folder: Path, case: str) -> CaseStatistics:

@@ -36,7 +36,7 @@ FOLD: dict[str, Any] = {
 
 # A deployed temperature.
 TEMPERATURE: dict[str, Any] = {
-    "temperature": float,
+    "kind?": str,  # of a calibrator, whose own form is checked too; none is a temperature
     "standard_error?": _NUMBER,
     "at_bound?": (bool, None),
     "in_sample?": (bool, None),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.metrics.sampling_error import REPLICATES, replicates, rms_deviation
 from nnunet_calib.metrics.significance import percentile_interval, resampled_means, resampling_counts
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import RunningMeans, Tree, average, combine, described, measure
 from nnunet_calib.results.heads import Heads
 
@@ -72,12 +73,12 @@ class SampledErrors:
     def __init__(self, heads: Heads) -> None:
         self._heads, self._sums = heads, RunningMeans()
 
-    def add(self, case: CaseStatistics, voxels: int, temperature: float, calibrated: Tree) -> None:
-        """Add a case: its statistics, of how many voxels they are, and its errors after temperature."""
+    def add(self, case: CaseStatistics, voxels: int, calibrator: Calibrator, calibrated: Tree) -> None:
+        """Add a case: its statistics, of how many voxels they are, and its errors after calibration."""
         if len(case.sample) == voxels:
             self._sums.add(combine(lambda values: np.repeat(values, REPLICATES + 1), calibrated))
         else:
-            others = (measure(replace(case, histograms=h), self._heads) for h in replicates(case.sample, temperature))
+            others = (measure(replace(case, histograms=h), self._heads) for h in replicates(case.sample, calibrator))
             self._sums.add(combine(np.array, calibrated, *others))
 
     def spread(self) -> Tree:

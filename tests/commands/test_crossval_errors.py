@@ -135,7 +135,7 @@ def test_older_temperatures(model):
     content = json.loads(file.read_text())
     assert content.pop("seen_in_training") is None
     file.write_text(json.dumps(content))
-    assert find_temperature(model.model_folder, [1]).temperature == content["temperature"]
+    assert find_temperature(model.model_folder, [1]).calibrator.value == content["temperature"]
     model.write_splits(train1=["case.0", "case.3"])
     with pytest.raises(ValueError, match=r"found .* fitted on training cases \(case\.3\): fit one to a hold-out set"):
         find_temperature(model.model_folder, [1])

@@ -175,7 +175,7 @@ def _report(path: Path) -> None:
 
 def _deploy(path: Path, model: ModelFolder) -> None:
     found = Deployed(given_temperature(str(path)), "temperature.json")
-    assert found.temperature > 0
+    assert found.calibrator.to_json()["temperature"] > 0
     found.describe()
     found.origin()
     found.check(model, 0, "0")

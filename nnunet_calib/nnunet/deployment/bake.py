@@ -1,4 +1,4 @@
-"""Writes a temperature into checkpoints, by dividing the last linear layers by it."""
+"""Writes a temperature, or another calibrator, into checkpoints: into the last linear layers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import nnunet_calib
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.io.wording import last_line
 from nnunet_calib.nnunet.checkpoints import find_checkpoint, load_checkpoint, plain_names, weights_fingerprint
-from nnunet_calib.nnunet.deployment.last_layers import find_heads, largest_deviation, outputs_of
+from nnunet_calib.nnunet.deployment.last_layers import LastLayer, find_heads, largest_deviation, outputs_of
 from nnunet_calib.nnunet.deployment.networks import Architecture, put_weights, stock_trainer
 from nnunet_calib.nnunet.lookup import find_trainer
+from nnunet_calib.posthoc import from_json
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.deployed_temperature import Deployed
 from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
 
@@ -33,8 +35,8 @@ class Baked:
     Attributes:
         file: it.
         trainer: the name it holds.
-        heads: names of the tensors that were divided.
-        deviation: of its logits from the original's divided by T, relative to the largest of their channel.
+        heads: names of the tensors that were changed.
+        deviation: of its logits from the original's, calibrated, relative to the largest of their channel.
     """
 
     file: Path
@@ -91,10 +93,10 @@ def _bake(
     """Change the content of a checkpoint in place."""
     if ENTRY in checkpoint:
         raise ValueError(
-            f"expected a checkpoint without a temperature, found {file} baked with T = "
-            f"{checkpoint[ENTRY]['temperature']:.6g}: bake the one it was made from"
+            f"expected a checkpoint without a temperature, found {file} baked with "
+            f"{from_json(checkpoint[ENTRY]).words('.6g')}: bake the one it was made from"
         )
-    original, temperature = checkpoint["network_weights"], deployed.temperature
+    original, calibrator = checkpoint["network_weights"], deployed.calibrator
     architecture = Architecture(model_folder, find_trainer(checkpoint["trainer_name"]))
     networks = [architecture.build(deep_supervision=on) for on in (False, True)]  # off: what predicts
     for network in networks:
@@ -104,45 +106,59 @@ def _bake(
 
     x = architecture.random_input(networks[0])
     before = [outputs_of(network, x) for network in networks]
-    heads = set().union(*map(find_heads, networks, before))
-    weights = divided_weights(original, networks[0], heads, temperature)
+    layers = set().union(*map(find_heads, networks, before))
+    heads = tuple(sorted({name for layer in layers for names in layer for name in names}))
+    weights = calibrated_weights(original, networks[0], layers, calibrator)
     for network in networks:
         put_weights(network, weights)
     after = [outputs_of(network, x) for network in networks]
-    deviation = max(map(largest_deviation, before, after, [temperature] * 2, networks))
+    deviation = max(
+        largest_deviation(old, new, calibrator, network, regions=architecture.regions)
+        for old, new, network in zip(before, after, networks, strict=True)
+    )
     if portable:
         checkpoint["trainer_name"] = _stock_name(architecture, weights, x, after[0])
     checkpoint["network_weights"] = weights
     checkpoint[ENTRY] = {
         "version": nnunet_calib.__version__,
-        "temperature": temperature,
+        **calibrator.to_json(),
         "standard_error": deployed.content.get("standard_error"),
         "fitted": deployed.origin(),
         "checkpoint": file.name,
         "weights_sha256": fingerprint,
         "trainer_name": architecture.trainer.__name__,
-        "divided": sorted(heads),
+        "divided": [*heads],
     }
-    return Baked(file.with_name(CALIBRATED), checkpoint["trainer_name"], tuple(sorted(heads)), deviation)
+    return Baked(file.with_name(CALIBRATED), checkpoint["trainer_name"], heads, deviation)
 
 
-def divided_weights(
-    weights: dict[str, Tensor], network: nn.Module, heads: Set[str], temperature: float
+def calibrated_weights(
+    weights: dict[str, Tensor], network: nn.Module, layers: Set[LastLayer], calibrator: Calibrator
 ) -> dict[str, Tensor]:
-    """A copy of a checkpoint's weights with the tensors of the heads divided by T; the others are shared with it.
+    """Return a copy of a checkpoint's weights with calibrated last layers; the other tensors are shared with it.
 
     Args:
         weights: by the checkpoint's names, which are kept, with their prefixes and in their order.
-        network: whose names `heads` are.
-        heads: names of the tensors to divide.
-        temperature: T.
+        network: whose names `layers` has.
+        layers: to change.
+        calibrator: to write into them.
+
+    Raises:
+        ValueError: if the calibrator needs a weight or a bias that a layer has not.
     """
     result = copy.copy(weights)  # with the versions of layers, an attribute of the dictionary
-    made: dict[int, Tensor] = {}  # what shared its memory in the file still does
-    for name, plain in plain_names(weights, network).items():
-        if plain in heads:
-            tensor = weights[name]
-            result[name] = made.setdefault(tensor.data_ptr(), (tensor.double() / temperature).to(tensor.dtype))
+    places = {plain: name for name, plain in plain_names(weights, network).items()}
+    for layer in layers:
+        tensors = [weights[places[names[0]]].double() if names else None for names in layer]
+        for names, old, new in zip(layer, tensors, calibrator.last_layer(*tensors), strict=True):
+            if (old is None) != (new is None):
+                raise ValueError(
+                    f"expected last layers with weight and bias, found {', '.join(sum(layer, ()))} alone: apply the "
+                    f"calibrator to probabilities instead"
+                )
+            if new is not None:
+                tensor = new.to(weights[places[names[0]]].dtype)
+                result |= {places[name]: tensor for name in names}  # what shared its memory in the file still does
     return result
 
 

@@ -1,4 +1,4 @@
-"""Finds the last linear layers of a network, and proves that dividing them by T divides its logits by T.
+"""Finds the last linear layers of a network, and proves that calibrating them calibrates its logits.
 
 They are found in the graph that PyTorch records for a pass: from each output back through operations that only move,
 add or average numbers, to the convolutions and matrix products they come from. So no names of layers are assumed. An
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from nnunet_calib.posthoc.calibrator import Calibrator
 
 TOLERANCE = 1e-5  # of float32 sums, relative to the largest logit of a channel
 
@@ -26,8 +28,15 @@ _HOMOGENEOUS = re.compile(
 )
 
 
+class LastLayer(NamedTuple):
+    """Names, in the network's state, of the weight and of the bias of a layer; a shared tensor has several."""
+
+    weight: tuple[str, ...]
+    bias: tuple[str, ...]
+
+
 def outputs_of(network: nn.Module, x: Tensor) -> list[Tensor]:
-    """All outputs of a network, with the graph they come from but without what a backward pass would need.
+    """Return all outputs of a network, with the graph they come from but without what a backward pass would need.
 
     Raises:
         ValueError: in one sentence, if they are no floating-point tensors, or are not finite, or all zero.
@@ -49,19 +58,21 @@ def outputs_of(network: nn.Module, x: Tensor) -> list[Tensor]:
     return outputs
 
 
-def find_heads(network: nn.Module, outputs: Sequence[Tensor]) -> set[str]:
-    """Names, in the network's state, of weights and biases of the layers that `outputs` come straight from.
-
-    A tensor that the state holds under several names is listed under each of them.
+def find_heads(network: nn.Module, outputs: Sequence[Tensor]) -> set[LastLayer]:
+    """Return the layers that `outputs` come straight from.
 
     Raises:
         ValueError: in one sentence, if there is no such layer, or if something else follows it.
     """
-    parameters = {id(p) for output in outputs for p in _heads_of(output.grad_fn, network)}
-    return {name for name, tensor in network.state_dict(keep_vars=True).items() if id(tensor) in parameters}
+    names: dict[int | None, tuple[str, ...]] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        names[id(tensor)] = (*names.get(id(tensor), ()), name)
+    pairs = {pair for output in outputs for pair in _heads_of(output.grad_fn, network)}
+    return {LastLayer(*(names.get(None if p is None else id(p), ()) for p in pair)) for pair in pairs}
 
 
-def _heads_of(end: Any, network: nn.Module) -> Iterator[Tensor]:
+def _heads_of(end: Any, network: nn.Module) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """Yield weight and bias of each layer; a parameter that is added is a bias without a weight."""
     nodes, seen = [end], set()
     while nodes:
         node = nodes.pop()
@@ -72,9 +83,10 @@ def _heads_of(end: Any, network: nn.Module) -> Iterator[Tensor]:
         kind = node.name()
         places = _LAYERS.get(kind.partition("Backward")[0])
         if hasattr(node, "variable"):  # a parameter that is added
-            yield node.variable
+            yield None, node.variable
         elif places:
-            yield from _parameters([parents[place] for place in places], network)
+            weight, bias = (*(parents[place] for place in places), None)[:2]
+            yield _parameter(weight, network), _parameter(bias, network)
         elif _HOMOGENEOUS.fullmatch(kind):
             nodes += parents
         else:
@@ -83,38 +95,38 @@ def _heads_of(end: Any, network: nn.Module) -> Iterator[Tensor]:
         raise _refused(network, "an output that depends on no parameter")
 
 
-def _parameters(parents: Sequence[Any], network: nn.Module) -> Iterator[Tensor]:
-    """Weight and bias of a layer, seen through transpositions."""
-    for node in parents:
-        while node is not None and not hasattr(node, "variable"):
-            if not re.fullmatch(r"(T|Transpose)Backward\d*", node.name()):
-                kind = node.name().partition("Backward")[0]
-                raise _refused(network, f"a last layer whose weights are computed ({kind}) rather than stored")
-            ((node, _),) = node.next_functions
-        if node is not None:
-            yield node.variable
+def _parameter(node: Any, network: nn.Module) -> Tensor | None:
+    """Return weight or bias of a layer, seen through transpositions."""
+    while node is not None and not hasattr(node, "variable"):
+        if not re.fullmatch(r"(T|Transpose)Backward\d*", node.name()):
+            kind = node.name().partition("Backward")[0]
+            raise _refused(network, f"a last layer whose weights are computed ({kind}) rather than stored")
+        ((node, _),) = node.next_functions
+    return None if node is None else node.variable
 
 
 def largest_deviation(
-    before: Sequence[Tensor], after: Sequence[Tensor], temperature: float, network: nn.Module
+    before: Sequence[Tensor], after: Sequence[Tensor], calibrator: Calibrator, network: nn.Module, *, regions: bool
 ) -> float:
-    """How far logits are from those before, divided by T, relative to the largest of their channel.
+    """Return how far logits are from those before, calibrated, relative to the largest of their channel.
 
     Args:
         before: outputs (B, C, *spatial).
-        after: outputs of the same network for the same input, with divided heads.
-        temperature: T.
+        after: outputs of the same network for the same input, with calibrated last layers.
+        calibrator: with which they were calibrated.
         network: for the message.
+        regions: whether each channel is a sigmoid of its own.
 
     Raises:
         ValueError: in one sentence, if they differ by more than `TOLERANCE`, or if an output did not change.
     """
     deviation = 0.0
     for old, new in zip(before, after, strict=True):
-        old, new = old.detach().double(), new.detach().double()
-        error, scale = ((a.abs().transpose(0, 1).flatten(1).amax(1)) for a in (new * temperature - old, old))
+        old, new = old.detach().double().transpose(0, 1), new.detach().double().transpose(0, 1)
+        expected = calibrator.logits(old, regions=regions)
+        error, scale = (a.abs().flatten(1).amax(1) for a in (new - expected, expected))
         deviation = max(deviation, float((error / scale.clamp_min(torch.finfo(torch.float32).tiny)).max()))
-        changes = not torch.equal(old.float(), (old / temperature).float())
+        changes = not torch.equal(old.float(), expected.float())
         if not deviation <= TOLERANCE or (changes and torch.equal(old, new)):
             raise _refused(network, f"logits that are off by {deviation:.1g} after dividing its last layers by T")
     return deviation

@@ -1,11 +1,11 @@
 """What runs in nnU-Net's export worker at prediction: the export itself, then the maps of the case.
 
-With z_f the logits of fold f on the image's grid, and T_f its temperature, the maps are of
+With z_f the calibrated logits of fold f on the image's grid, z / T for a temperature, the maps are of
 
-    average "logits"           softmax(mean over f of z_f / T_f)
-    average "probabilities"    mean over f of softmax(z_f / T_f)
+    average "logits"           softmax(mean over f of z_f)
+    average "probabilities"    mean over f of softmax(z_f)
 
-(sigmoid for regions). The segmentation is nnU-Net's, of the mean of z_f, either way.
+(sigmoid for regions). The segmentation is nnU-Net's, of the mean of the logits as they are, either way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from nnunet_calib.io.atomic_files import hidden_folder
 from nnunet_calib.measuring.volume import Probabilities, slab_slices
 from nnunet_calib.nnunet.deployment.map_folder import MapFolder
 from nnunet_calib.nnunet.export_tap import LazyProbabilities, TappedConfiguration, on_image_axes
+from nnunet_calib.posthoc import IDENTITY
+from nnunet_calib.posthoc.calibrator import Calibrator
 
 LOGITS, MEAN_PROBABILITIES = AVERAGES = ("logits", "probabilities")
 
@@ -35,21 +38,21 @@ class ExportWithMaps:
     Attributes:
         export: the function it stands for.
         maps: where the maps go.
-        temperatures: of the folds.
+        calibrators: of the folds.
         average: of `AVERAGES`.
     """
 
     export: Callable[..., None]
     maps: MapFolder
-    temperatures: tuple[float, ...]
+    calibrators: tuple[Calibrator, ...]
     average: str = LOGITS
 
     @property
     def wants_folds(self) -> bool:
         """Whether the logits of each fold are needed, (folds * C, *spatial), rather than their mean (C, *spatial)."""
         if self.average == MEAN_PROBABILITIES:
-            return len(self.temperatures) > 1
-        return len({*self.temperatures}) > 1
+            return len(self.calibrators) > 1
+        return len({*self.calibrators}) > 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Export as nnU-Net does, then write the maps: where these are complete, so is what nnU-Net has written."""
@@ -58,7 +61,7 @@ class ExportWithMaps:
         tapped = arguments["configuration_manager"] = TappedConfiguration(arguments["configuration_manager"])
         logits: list[Any] = [arguments["predicted_array_or_file"]]
         if self.wants_folds:
-            logits = _split(logits[0], len(self.temperatures))
+            logits = _split(logits[0], len(self.calibrators))
             arguments["predicted_array_or_file"] = mean_as_nnunet(logits)
         output = Path(arguments["output_file_truncated"])
         with hidden_folder(output.parent, output.name) as folder:  # nnU-Net's own files could be left half written
@@ -71,38 +74,40 @@ class ExportWithMaps:
         tapped.logits = arguments["predicted_array_or_file"] = None  # memory
 
         dataset = arguments["dataset_json_dict_or_file"]
-        nonlinearity = arguments["plans_manager"].get_label_manager(dataset).apply_inference_nonlin
+        labels = arguments["plans_manager"].get_label_manager(dataset)
+        nonlinearity, regions = labels.apply_inference_nonlin, labels.has_regions
 
-        def on_image(resampled: Any, temperature: float) -> tuple[LazyProbabilities, Any, Any]:
+        def on_image(resampled: Any, calibrator: Calibrator) -> tuple[LazyProbabilities, Any, Any]:
             on_axes, shape, crop = on_image_axes(resampled, arguments)
-            return LazyProbabilities(on_axes, lambda z: nonlinearity(z.float() / temperature)), shape, crop
+            calibrated = partial(calibrator.logits, regions=regions)
+            return LazyProbabilities(on_axes, lambda z: nonlinearity(calibrated(z.float()))), shape, crop
 
         probabilities: Probabilities
         if not self.wants_folds:
-            probabilities, shape, crop = on_image(logits[0], self.temperatures[0])
+            probabilities, shape, crop = on_image(logits[0], self.calibrators[0])
         elif self.average == LOGITS:
-            probabilities, shape, crop = on_image(tapped.resample_alike(self._mean_scaled(logits)), 1.0)
+            probabilities, shape, crop = on_image(tapped.resample_alike(self._mean(logits, regions)), IDENTITY)
         else:
-            probabilities, shape, crop = on_image(tapped.resample_alike(logits[0]), self.temperatures[0])
+            probabilities, shape, crop = on_image(tapped.resample_alike(logits[0]), self.calibrators[0])
             mean = np.zeros(probabilities.shape, np.float32)
             _add(mean, probabilities, 1 / len(logits))
-            for z, temperature in zip(logits[1:], self.temperatures[1:], strict=True):
-                _add(mean, on_image(tapped.resample_alike(z), temperature)[0], 1 / len(logits))
+            for z, calibrator in zip(logits[1:], self.calibrators[1:], strict=True):
+                _add(mean, on_image(tapped.resample_alike(z), calibrator)[0], 1 / len(logits))
             probabilities = mean
         segmentation = output.with_name(f"{output.name}{dataset['file_ending']}")
         self.maps.write(output.name, probabilities, segmentation, shape=shape, crop=crop)
 
-    def _mean_scaled(self, logits: Sequence[Any]) -> Any:
-        """Mean over folds of z_f / T_f in float32, of the type that nnU-Net handed over."""
-        scaled = torch.zeros(tuple(logits[0].shape))
-        for z, temperature in zip(logits, self.temperatures, strict=True):
-            scaled += torch.as_tensor(z).float() / temperature
-        scaled /= len(logits)
-        return scaled if isinstance(logits[0], torch.Tensor) else scaled.numpy()
+    def _mean(self, logits: Sequence[Any], regions: bool) -> Any:
+        """Return the mean over folds of the calibrated logits in float32, of the type that nnU-Net handed over."""
+        mean = torch.zeros(tuple(logits[0].shape))
+        for z, calibrator in zip(logits, self.calibrators, strict=True):
+            mean += calibrator.logits(torch.as_tensor(z).float(), regions=regions)
+        mean /= len(logits)
+        return mean if isinstance(logits[0], torch.Tensor) else mean.numpy()
 
 
 def mean_as_nnunet(logits: Sequence[Any]) -> Any:
-    """The mean over folds with nnU-Net's own steps, in the logits' own precision, so that it has the same bits."""
+    """Return the mean over folds with nnU-Net's own steps, in the logits' own precision: the same bits."""
     mean = torch.as_tensor(logits[0]).clone()
     for z in logits[1:]:
         mean += torch.as_tensor(z)

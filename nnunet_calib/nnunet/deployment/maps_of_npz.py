@@ -14,32 +14,34 @@ from nnunet_calib.nnunet.deployment.map_folder import MapFolder
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
 from nnunet_calib.nnunet.predictions import Predictions, for_each_case
 from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
-from nnunet_calib.posthoc.temperature import apply_temperature
+from nnunet_calib.posthoc import IDENTITY, from_json
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.logits import calibrated, log_probabilities
 
 
 class _Calibrated:
-    """Probabilities with a temperature, computed where they are asked for.
+    """Calibrated probabilities, computed where they are asked for.
 
-    Zeros stay zeros. Nearly all lie outside nnU-Net's crop, where no logits were divided by the temperature either.
+    Zeros stay zeros. Nearly all lie outside nnU-Net's crop, where there were no logits to calibrate.
     """
 
-    def __init__(self, probabilities: Probabilities, temperature: float, *, regions: bool) -> None:
-        self._probabilities, self._temperature, self._regions = probabilities, temperature, regions
+    def __init__(self, probabilities: Probabilities, calibrator: Calibrator, *, regions: bool) -> None:
+        self._probabilities, self._calibrator, self._regions = probabilities, calibrator, regions
         self.shape = probabilities.shape
 
     def __getitem__(self, key: Any) -> np.ndarray:
         p = self._probabilities[key]
-        check_range(p)  # a temperature would make numbers in [0, 1] of others
+        check_range(p)  # calibration would make numbers in [0, 1] of others
         if not self._regions:
             check_sums(p)
-        if self._temperature == 1:
+        if self._calibrator == IDENTITY:
             return p
-        calibrated = apply_temperature(p, self._temperature, regions=self._regions)
+        result = calibrated(log_probabilities(p, regions=self._regions), self._calibrator, regions=self._regions)
         if (impossible := p == 0).any():
-            calibrated[impossible] = 0
+            result[impossible] = 0
             if not self._regions:
-                calibrated /= calibrated.sum(0)
-        return calibrated
+                result /= result.sum(0)
+        return result
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class _Export:
 
     predictions: Predictions
     maps: MapFolder
-    temperature: float
+    calibrator: Calibrator
 
     def __call__(self, case: str) -> None:
         predictions = self.predictions
@@ -68,7 +70,7 @@ class _Export:
                 f"case {case}: expected probabilities (C, *spatial) on the grid {size} of {segmentation}, found shape "
                 f"{probabilities.shape} in {npz}: predict the case again with --save_probabilities"
             )
-        self.maps.write(case, _Calibrated(probabilities, self.temperature, regions=regions), segmentation)
+        self.maps.write(case, _Calibrated(probabilities, self.calibrator, regions=regions), segmentation)
 
 
 def export_maps(
@@ -92,6 +94,6 @@ def export_maps(
         OSError: if the folder cannot be written, or memory runs out.
     """
     maps = MapFolder(folder, options, predictions.heads, predictions.reader, predictions.file_ending)
-    value = 1.0 if temperature is None else temperature["temperature"]
-    maps.claim({"model": predictions.model, "temperature": value})
-    for_each_case(_Export(predictions, maps, value), predictions.cases, processes, "exporting")
+    calibrator = IDENTITY if temperature is None else from_json(temperature)
+    maps.claim({"model": predictions.model, **calibrator.to_json()})
+    for_each_case(_Export(predictions, maps, calibrator), predictions.cases, processes, "exporting")

@@ -52,6 +52,12 @@ class Architecture:
 
         return determine_num_input_channels(*self._plans)
 
+    @cached_property
+    def regions(self) -> bool:
+        """Whether each channel of the logits is a sigmoid of its own."""
+        plans, _, dataset = self._plans
+        return bool(plans.get_label_manager(dataset).has_regions)
+
     def build(self, *, deep_supervision: bool) -> nn.Module:
         """The network, with random weights.
 

@@ -23,6 +23,7 @@ from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
 from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
 from nnunet_calib.nnunet.validation.hook import EXPORT_NAME
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.deployed_temperature import find_temperatures
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
@@ -95,11 +96,11 @@ def predict(
         "step_size": nnunet.tile_step_size,
         "mirroring": nnunet.use_mirroring,
         "average": average if len(folds) > 1 else None,
-        "temperature": {str(f): d.temperature for f, d in zip(folds, temperatures, strict=True)},
+        **_by_fold(folds, [deployed.calibrator for deployed in temperatures]),
         "temperature_from": {str(f): d.source for f, d in zip(folds, temperatures, strict=True)},
     })  # fmt: skip
     nnunet.export = ExportWithMaps(
-        export_prediction_from_logits, maps, tuple(deployed.temperature for deployed in temperatures), average
+        export_prediction_from_logits, maps, tuple(deployed.calibrator for deployed in temperatures), average
     )
     previous = None if previous_stage is None else str(previous_stage)
     try:
@@ -117,6 +118,15 @@ def predict(
             f"nnU-Net stopped ({last_line(error)}): once that is mended, --continue_prediction predicts what is missing"
         ) from error
     return maps.folder
+
+
+def _by_fold(folds: Sequence[Fold], calibrators: Sequence[Calibrator]) -> dict[str, dict[str, Any]]:
+    """Return each value of the calibrators, by fold."""
+    values: dict[str, dict[str, Any]] = {}
+    for fold, calibrator in zip(folds, calibrators, strict=True):
+        for name, value in calibrator.to_json().items():
+            values.setdefault(name, {})[str(fold)] = value
+    return values
 
 
 def _refuse_baked(checkpoints: Sequence[dict[str, Any]], name: str, temperature: str | None) -> None:

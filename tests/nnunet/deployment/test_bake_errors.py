@@ -145,7 +145,7 @@ def test_at_bound(told):
     """Found or named; the number itself is used."""
     file = told.model.write_temperature(told.trainer, 20.0, at_bound=True)
     for options in ((), ("--temperature", str(file))):
-        assert f"found 20.0 on the bound of the search in {file}" in told.refused("-f", "0", *options)
+        assert f"found T = 20.0 on the bound of the search in {file}" in told.refused("-f", "0", *options)
     assert told.baked("-f", "0", "--temperature", "20").startswith("T = 20, as given\n")
 
 

@@ -9,8 +9,9 @@ from dynamic_network_architectures.architectures.primus import Primus, PrimusV2
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet, ResidualUNet
 from torch import nn
 
-from nnunet_calib.nnunet.deployment.bake import divided_weights
-from nnunet_calib.nnunet.deployment.last_layers import TOLERANCE, find_heads, largest_deviation, outputs_of
+from nnunet_calib.nnunet.deployment.bake import calibrated_weights
+from nnunet_calib.nnunet.deployment.last_layers import TOLERANCE, LastLayer, find_heads, largest_deviation, outputs_of
+from nnunet_calib.posthoc.temperature import Temperature
 
 T = 1.7
 UNET = {
@@ -29,10 +30,11 @@ PRIMUS_HEAD = {"up_projection.decode.2.weight", "up_projection.decode.2.bias"}
 def divide(network: nn.Module, x: torch.Tensor) -> tuple[set[str], float]:
     """Names of the heads, and how far the logits are from being divided after dividing them."""
     before = outputs_of(network, x)
-    heads = find_heads(network, before)
+    layers = find_heads(network, before)
     state = copy.deepcopy(network.state_dict())
-    network.load_state_dict(divided_weights(state, network, heads, T))
-    return heads, largest_deviation(before, outputs_of(network, x), T, network)
+    network.load_state_dict(calibrated_weights(state, network, layers, Temperature(T)))
+    heads = {name for layer in layers for names in layer for name in names}
+    return heads, largest_deviation(before, outputs_of(network, x), Temperature(T), network, regions=False)
 
 
 @pytest.mark.parametrize("deep_supervision", [True, False])
@@ -168,7 +170,8 @@ def test_shared_weights():
     network.same_head = network.head
     state = network.state_dict()
     before = state["head.weight"].clone()
-    result = divided_weights(state, network, {"head.weight", "same_head.weight"}, T)
+    layers = {LastLayer(("head.weight", "same_head.weight"), ())}
+    result = calibrated_weights(state, network, layers, Temperature(T))
     torch.testing.assert_close(result["same_head.weight"], before / T)
     assert result["head.weight"] is result["same_head.weight"]
     assert torch.equal(state["head.weight"], before)
@@ -248,8 +251,34 @@ def test_no_change():
     """Dividing by 1 is no change, and none is asked for; where one must be seen, none is an error."""
     network, x = Small(), torch.randn(1, 1, 6, 6)
     before = outputs_of(network, x)
-    assert largest_deviation(before, outputs_of(network, x), 1.0, network) == 0
+    assert largest_deviation(before, outputs_of(network, x), Temperature(1.0), network, regions=False) == 0
     with pytest.raises(ValueError, match="off by"):
-        largest_deviation(before, before, 1.0 + 1e-6, network)
+        largest_deviation(before, before, Temperature(1.0 + 1e-6), network, regions=False)
     with pytest.raises(ValueError, match="off by"):
-        largest_deviation(before, [before[0] / T * (1 + 2 * TOLERANCE)], T, network)
+        largest_deviation(before, [before[0] / T * (1 + 2 * TOLERANCE)], Temperature(T), network, regions=False)
+
+
+class ShiftedAndScaled:
+    """A calibrator with a factor and an offset for each channel, which changes weight and bias in two ways."""
+
+    factor, offset = torch.tensor([0.5, 2.0, 1.5]), torch.tensor([0.1, -0.2, 0.3])
+
+    def logits(self, z, *, regions):
+        shape = (3, *[1] * (z.ndim - 1))
+        return z * self.factor.view(shape) + self.offset.view(shape)
+
+    def last_layer(self, weight, bias):
+        return weight * self.factor.view(3, 1, 1, 1), (0 if bias is None else bias * self.factor) + self.offset
+
+
+def test_other_calibrators():
+    """Weight and bias come in pairs, so that a calibrator with an offset can be written into a layer too."""
+    network, x = Small(), torch.randn(1, 1, 6, 6)
+    before = outputs_of(network, x)
+    layers = find_heads(network, before)
+    assert layers == {LastLayer(("head.weight",), ("head.bias",))}
+    state = calibrated_weights(copy.deepcopy(network.state_dict()), network, layers, ShiftedAndScaled())
+    network.load_state_dict(state)
+    assert largest_deviation(before, outputs_of(network, x), ShiftedAndScaled(), network, regions=False) < TOLERANCE
+    with pytest.raises(ValueError, match=r"expected last layers with weight and bias, found head\.weight alone"):
+        calibrated_weights(state, network, {LastLayer(("head.weight",), ())}, ShiftedAndScaled())

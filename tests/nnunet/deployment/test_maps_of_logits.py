@@ -6,6 +6,7 @@ import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
 from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
+from nnunet_calib.posthoc.temperature import Temperature
 
 TEMPERATURES = (1.75, 0.7, 3.1)
 
@@ -18,8 +19,9 @@ def test_mean_of_scaled_logits(as_handed_over, dtype):
     logits = [(12 * rng.standard_normal((3, 5, 6, 7))).astype(dtype) for _ in TEMPERATURES]
     expected = np.mean([z.astype(np.float64) / t for z, t in zip(logits, TEMPERATURES, strict=True)], 0)
     given = [as_handed_over(z.copy()) for z in logits]
-    export = ExportWithMaps(export_prediction_from_logits, None, TEMPERATURES, LOGITS)  # type: ignore[arg-type]
-    mean = export._mean_scaled(given)
+    calibrators = tuple(map(Temperature, TEMPERATURES))
+    export = ExportWithMaps(export_prediction_from_logits, None, calibrators, LOGITS)  # type: ignore[arg-type]
+    mean = export._mean(given, regions=False)
     assert type(mean) is type(given[0])
     np.testing.assert_allclose(np.asarray(mean), expected, rtol=0, atol=5e-6)
     assert np.asarray(mean).dtype == np.float32

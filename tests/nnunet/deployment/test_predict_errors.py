@@ -128,16 +128,16 @@ def test_which_temperature(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     own = [temperature_of(model.calibration(fold) / "temperature.json") for fold in range(3)]
     assert len({*own}) == 3
-    assert [d.temperature for d in find_temperatures(model.model_folder, [2, 0])] == [own[2], own[0]]
-    assert [d.temperature for d in find_temperatures(model.model_folder, [1])] == [own[1]]
-    assert [d.temperature for d in find_temperatures(model.model_folder, [1, 2], "3")] == [3, 3]
+    assert [d.calibrator.value for d in find_temperatures(model.model_folder, [2, 0])] == [own[2], own[0]]
+    assert [d.calibrator.value for d in find_temperatures(model.model_folder, [1])] == [own[1]]
+    assert [d.calibrator.value for d in find_temperatures(model.model_folder, [1, 2], "3")] == [3, 3]
     assert cli.main(["crossval", "-d", "4", "-c", "3d_fullres", "-tr", "nnUNetTrainerCalib", "-f", "0", "1"]) == 0
     pooled = temperature_of(model.folder / "crossval_results_folds_0_1" / "calibration" / "temperature.json")
     assert pooled not in own
-    assert [d.temperature for d in find_temperatures(model.model_folder, [0, 1])] == [pooled] * 2
-    assert [d.temperature for d in find_temperatures(model.model_folder, [1])] == [pooled]
-    assert [d.temperature for d in find_temperatures(model.model_folder, [0, 1], "folds")] == own[:2]
-    assert [d.temperature for d in find_temperatures(model.model_folder, [0, 1, 2])] == own
+    assert [d.calibrator.value for d in find_temperatures(model.model_folder, [0, 1])] == [pooled] * 2
+    assert [d.calibrator.value for d in find_temperatures(model.model_folder, [1])] == [pooled]
+    assert [d.calibrator.value for d in find_temperatures(model.model_folder, [0, 1], "folds")] == own[:2]
+    assert [d.calibrator.value for d in find_temperatures(model.model_folder, [0, 1, 2])] == own
     (model.calibration(2) / "temperature.json").unlink()
     with pytest.raises(ValueError, match=r"expected the temperature of fold 2 of .* nnunet_calib validate .* -f 2"):
         find_temperatures(model.model_folder, [0, 1, 2])
