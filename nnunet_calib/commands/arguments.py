@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,6 +21,23 @@ def at_least_one(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
+
+
+def fold(text: str) -> int | str:
+    """Return the number of a fold, or "all"."""
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected the number of a fold, or all, got {text}: name them as in -f 0 1 2")
+    return int(text)
+
+
+def add_folds(command: argparse.ArgumentParser, what: str, default: Sequence[int] | None = range(5)) -> None:
+    """Add -f, which takes one fold or more; without a default None stands for it, and `what` says what that means."""
+    told = "" if default is None else f" (default: {' '.join(map(str, default))})"
+    command.add_argument(
+        "-f", dest="folds", type=fold, nargs="+", default=default and [*default], metavar="FOLD", help=what + told,
+    )
 
 
 def add_model(command: argparse.ArgumentParser, *, several: bool = False, trainer: str | None = None) -> None:

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_model
+from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_folds, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -28,13 +28,6 @@ def _run(args: argparse.Namespace) -> None:
         )
 
 
-def _fold(text: str) -> str:
-    """A fold as nnU-Net names its folder."""
-    if text != "all" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected the number of a fold, or all, got {text}")
-    return text if text == "all" else str(int(text))
-
-
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
@@ -44,10 +37,7 @@ def add(commands: Commands) -> None:
         epilog="Example: nnunet_calib bake -d 4 -c 3d_fullres -tr nnUNetTrainerNACL --portable",
     )
     add_model(command)
-    command.add_argument(
-        "-f", dest="folds", type=_fold, nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD",
-        help="folds to bake, with one temperature (default: 0 1 2 3 4)",
-    )
+    add_folds(command, "folds to bake, with one temperature")
     add_checkpoint(command)
     command.add_argument(
         "--temperature", metavar="T",

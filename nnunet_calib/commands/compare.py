@@ -6,7 +6,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from nnunet_calib.commands.arguments import Commands, add_model
+from nnunet_calib.commands.arguments import Commands, add_folds, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -44,10 +44,7 @@ def add(commands: Commands) -> None:
         epilog="Example: nnunet_calib compare -d 4 -c 3d_fullres -tr nnUNetTrainerCalib nnUNetTrainerNACL",
     )
     add_model(command, several=True)
-    command.add_argument(
-        "-f", dest="folds", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD",
-        help="one fold or more (default: 0 1 2 3 4)",
-    )
+    add_folds(command, "one fold or more")
     command.add_argument(
         "-o", dest="output", type=Path, metavar="DIR",
         help="folder for the results (default: one named after the models in nnUNet_results/DATASET/"

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_model
+from nnunet_calib.commands.arguments import Commands, add_folds, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -32,10 +32,7 @@ def add(commands: Commands) -> None:
         epilog="Example: nnunet_calib crossval -d 4 -c 3d_fullres -tr nnUNetTrainerNACL",
     )
     add_model(command)
-    command.add_argument(
-        "-f", dest="folds", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD",
-        help="at least two folds (default: 0 1 2 3 4)",
-    )
+    add_folds(command, "at least two folds")
     command.add_argument(
         "--chill", dest="allow_missing", action="store_true",
         help="merge the cases that were measured and name the others, instead of refusing",

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from nnunet_calib.commands.arguments import Commands
+from nnunet_calib.commands.arguments import Commands, add_folds
 
 
 def _run(args: argparse.Namespace) -> None:
-    from nnunet_calib.demo import FOLDS, TRAINERS, run_demo
+    from nnunet_calib.demo import TRAINERS, run_demo
 
     named = args.trainer or TRAINERS
     if args.trainer:
@@ -19,12 +19,12 @@ def _run(args: argparse.Namespace) -> None:
                 f"expected two or more different trainers of this package for -tr, got {' '.join(named)}: choose from "
                 "those that nnunet_calib trainers lists"
             )
-    folds = sorted(map(int, args.folds or FOLDS))
-    if len({*folds}) < max(2, len(folds)):
+    if len({*args.folds}) < max(2, len(args.folds)) or not {*args.folds} <= {*range(5)}:
         raise ValueError(
-            f"expected two or more different folds, got {' '.join(args.folds)}: name them after -f, e.g. 0 1 2"
+            f"expected two or more different folds, got {' '.join(map(str, args.folds))}: name them after -f, from 0 "
+            "to 4"
         )
-    run_demo(args.output, named, folds)
+    run_demo(args.output, named, sorted(args.folds))
 
 
 def add(commands: Commands) -> None:
@@ -41,7 +41,5 @@ def add(commands: Commands) -> None:
         "-tr", dest="trainer", nargs="+", metavar="TRAINER",
         help="two or more trainers of this package (default: nnUNetTrainerCalib nnUNetTrainerML1ACE)",
     )
-    command.add_argument(
-        "-f", dest="folds", nargs="+", choices="01234", metavar="FOLD", help="two folds or more (default: 0 1)"
-    )
+    add_folds(command, "two folds or more", (0, 1))
     command.set_defaults(run=_run)

@@ -6,7 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_inference, add_maps, add_model, map_options
+from nnunet_calib.commands.arguments import (
+    Commands,
+    add_checkpoint,
+    add_folds,
+    add_inference,
+    add_maps,
+    add_model,
+    map_options,
+)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -40,10 +48,6 @@ def _run(args: argparse.Namespace) -> None:
     print(folder / "maps.json")
 
 
-def _fold(text: str) -> int | str:
-    return text if text == "all" else int(text)
-
-
 def _default(variable: str) -> int:
     """nnU-Net's number of processes."""
     value = os.environ.get(variable, "")
@@ -63,10 +67,7 @@ def add(commands: Commands) -> None:
     command.add_argument("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with the images")
     command.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="folder for the results")
     add_model(command, trainer="nnUNetTrainer")
-    command.add_argument(
-        "-f", dest="folds", nargs="+", type=_fold, default=[0, 1, 2, 3, 4], metavar="FOLD",
-        help="folds whose networks are averaged (default: 0 1 2 3 4)",
-    )
+    add_folds(command, "folds whose networks are averaged")
     add_checkpoint(command)
     add_maps(command)
     command.add_argument(

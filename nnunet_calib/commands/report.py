@@ -5,7 +5,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from nnunet_calib.commands.arguments import Commands, add_model
+from nnunet_calib.commands.arguments import Commands, add_folds, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def _run(args: argparse.Namespace) -> None:
         folder = find_results(model_folder, args.folds)
         output = args.output or folder / FILE
         model = f"-d {args.dataset} -c {args.configuration} -tr {args.trainer} -p {args.plans}"
-        folds = " ".join(args.folds)
+        folds = " ".join(map(str, args.folds))
         first = "crossval" if len(args.folds) > 1 else "validate"
         commands = [f"nnunet_calib {command} {model} -f {folds}" for command in (first, "report")]
         write_report(
@@ -41,10 +41,7 @@ def add(commands: Commands) -> None:
         epilog="Example: nnunet_calib report -d 4 -c 3d_fullres -tr nnUNetTrainerNACL",
     )
     add_model(command)
-    command.add_argument(
-        "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD",
-        help="one fold, or those that crossval has merged (default: 0 1 2 3 4)",
-    )
+    add_folds(command, "one fold, or those that crossval has merged")
     command.add_argument("-o", dest="output", type=Path, metavar="FILE", help="default: report.html in the folder")
     command.add_argument("--no-images", dest="images", action="store_false", help="do not read nnUNet_raw")
     command.set_defaults(run=_run)

@@ -8,6 +8,7 @@ from nnunet_calib.commands.arguments import (
     Commands,
     add_boundary,
     add_checkpoint,
+    add_folds,
     add_inference,
     add_model,
     at_least_one,
@@ -54,9 +55,7 @@ def add(commands: Commands) -> None:
         epilog="Example: nnunet_calib validate -d 4 -c 3d_fullres -tr nnUNetTrainer -f 0 1 2 3 4",
     )
     add_model(command)
-    command.add_argument(
-        "-f", dest="folds", nargs="+", metavar="FOLD", help="numbers, or all (default: those that have the checkpoint)"
-    )
+    add_folds(command, "numbers, or all (default: those that have the checkpoint)", None)
     add_checkpoint(command, "; with another one, .npz are not used")
     add_inference(command)
     add_boundary(command)

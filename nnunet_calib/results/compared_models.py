@@ -16,7 +16,7 @@ from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import Tree, brief
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import cross_fitted, errors_after
-from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.results.layout import Fold, ModelFolder
 from nnunet_calib.results.measured_folds import find_folds, fits_without_fold, merged_model, read_measured
 from nnunet_calib.results.schemas import HEADS
 
@@ -202,7 +202,7 @@ def _check_same_cases(models: Sequence[ComparedModel]) -> None:
             )
 
 
-def dice_of_cases(model_folder: ModelFolder, folds: Sequence[str]) -> dict[str, float]:
+def dice_of_cases(model_folder: ModelFolder, folds: Sequence[Fold]) -> dict[str, float]:
     """Case -> nnU-Net's Dice, mean over the foreground classes; without those of folds that lack its summary.json."""
     dice: dict[str, float] = {}
     description = model_folder.path / "dataset.json"

@@ -128,7 +128,7 @@ def comparison_folder(models: Sequence[ModelFolder], folds: Sequence[int]) -> Pa
     return models[0].path.parent / "calibration_comparisons" / name
 
 
-def find_results(model_folder: ModelFolder, folds: Sequence[str]) -> Path:
+def find_results(model_folder: ModelFolder, folds: Sequence[Fold]) -> Path:
     """The calibration folder of one fold, or of several that were merged.
 
     Raises:
@@ -138,15 +138,17 @@ def find_results(model_folder: ModelFolder, folds: Sequence[str]) -> Path:
         folder = model_folder.calibration(folds[0])
         command = "nnunet_calib validate"
     else:
-        if not all(fold.isdecimal() for fold in folds):
-            raise ValueError(f"expected one fold or the numbers of several, got {' '.join(folds)}: fold all is never "
-                             f"merged, report it by itself")  # fmt: skip
+        if not all(str(fold).isdecimal() for fold in folds):
+            raise ValueError(
+                f"expected one fold or the numbers of several, got {' '.join(map(str, folds))}: fold all is never "
+                f"merged, report it by itself"
+            )
         folder = model_folder.crossval(sorted(map(int, folds)))
         command = "nnunet_calib crossval"
     if not (folder / "summary.json").is_file():
         there = [str(path.parent.relative_to(model_folder.path)) for path in model_folder.results()]
         raise ValueError(
-            f"expected {folder / 'summary.json'}, found none: make it with {command} -f {' '.join(folds)}, or name "
-            f"with -f what there is ({', '.join(there) or 'nothing yet'})"
+            f"expected {folder / 'summary.json'}, found none: make it with {command} -f {' '.join(map(str, folds))}, "
+            f"or name with -f what there is ({', '.join(there) or 'nothing yet'})"
         )
     return folder

@@ -141,7 +141,7 @@ def test_refusals(tmp_path, capsys, reason, command):
         ("inf", "got inf"),
         ("nowhere.json", "got nowhere.json (FileNotFoundError"),
         ("{f}/pred/dataset.json", "(ValueError: expected temperature, found none in {f}/pred/dataset.json"),
-        ("{f}/bound.json", "expected a temperature that the data determine, found T = 20.0 on the bound of the search in"),
+        ("{f}/bound.json", "expected a temperature that the data determine, found T = 20.0 on the bound of the search"),
     ],
 )
 def test_no_temperature(tmp_path, capsys, value, expected):

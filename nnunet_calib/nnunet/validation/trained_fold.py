@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command, re
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import is_measured, is_of_network, load_case
-from nnunet_calib.results.layout import CALIBRATION_FOLDER, FINAL, ModelFolder, case_file, failure_file
+from nnunet_calib.results.layout import CALIBRATION_FOLDER, FINAL, Fold, ModelFolder, case_file, failure_file
 from nnunet_calib.results.training_split import Split, read_split
 
 _CLOCKS_DIFFER = 3600  # seconds, of machines that share a disk
@@ -68,23 +69,21 @@ class Options:
             )
 
 
-def fold_numbers(model_folder: ModelFolder, folds: list[str] | None, checkpoint: str = FINAL) -> list[int | str]:
-    """The folds as nnU-Net names them, checked to have the checkpoint; None means all that have it.
+def fold_numbers(model_folder: ModelFolder, folds: Sequence[Fold] | None, checkpoint: str = FINAL) -> list[Fold]:
+    """Return the folds without repeats, checked to have the checkpoint; None means all that have it.
 
     Raises:
-        ValueError: in one sentence, for a name that is none, a fold without the checkpoint, or if no fold has it.
+        ValueError: in one sentence, for a fold without the checkpoint, or if no fold has it.
     """
     if folds is None:
-        folds = [path.parent.name.removeprefix("fold_") for path in model_folder.path.glob(f"fold_*/{checkpoint}")]
-        folds = sorted(name for name in folds if name == "all" or name.isdecimal())
+        names = [path.parent.name.removeprefix("fold_") for path in model_folder.path.glob(f"fold_*/{checkpoint}")]
+        folds = [name if name == "all" else int(name) for name in sorted(names) if name == "all" or name.isdecimal()]
         if not folds:
             raise ValueError(
                 f"expected a fold with {checkpoint} in {model_folder}, found none: train one, or name a fold with -f "
                 f"to be told what it has"
             )
-    if wrong := [name for name in folds if name != "all" and not name.isdecimal()]:
-        raise ValueError(f"expected the numbers of folds, or all, got {' '.join(wrong)}: name them as in -f 0 1 2")
-    numbers = [name if name == "all" else int(name) for name in dict.fromkeys(folds)]
+    numbers = [*dict.fromkeys(folds)]
     for fold in numbers:
         find_checkpoint(model_folder, fold, checkpoint)
     return numbers
