@@ -118,6 +118,8 @@ def set_here(hyperparameters: dict[str, Any]) -> str:
         parts.append(f"whole after {epochs} epochs")
     if hyperparameters.get("ml1_ace_binning") == "soft":
         parts.append("soft bins")
+    if hyperparameters.get("ml1_ace_pool_with_batch_dice"):
+        parts.append("bins pooled over the batch")
     if hyperparameters.get("ml1_ace_every_resolution") is False:
         parts.append("full resolution only")
     if hyperparameters.get("nacl_on") == "probabilities":
