@@ -12,25 +12,28 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, LABELS
 from nnunet_calib.metrics.errors import calibration_errors
 from nnunet_calib.posthoc.temperature import apply_temperature
 from nnunet_calib.results.compared_models import dice_of_cases
+from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.results.schemas import STAGES
 from nnunet_calib.synthetic import distance_to_truth, divergence_from_truth
 
-HEADER = ("trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth")
-_BINNED = ("ece", "ace", "mce")
-_COLUMNS = (*_BINNED, "nll", "kl_to_truth", "distance_to_truth")
+_DISTANCES = {"kl_to_truth": "KL to truth", "distance_to_truth": "distance to truth"}
+_COLUMNS = {name: LABELS[name] for name in (*HEAD_ERRORS, "nll")} | _DISTANCES
+HEADER = ("trainer", "T", "Dice", *_COLUMNS.values())
 
 
 def read_probabilities(path: Path) -> NDArray[np.float32]:
-    """(C, *spatial), of an .npz of nnU-Net or of the truth."""
+    """Return (C, *spatial), of an .npz of nnU-Net or of the truth."""
     with np.load(path) as file:
         return file["probabilities"]
 
 
 def against_truth(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict[str, Any]:
-    """The errors of a cross-validated model, and how far its probabilities are from the true ones.
+    """Return the errors of a cross-validated model, and how far its probabilities are from the true ones.
 
     Args:
         model: nnU-Net's folder of the model, trained with --npz, its folds merged by `nnunet_calib crossval`.
@@ -53,22 +56,21 @@ def against_truth(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict
         p = read_probabilities(model.validation(case["fold"]) / f"{name}.npz")
         q = read_probabilities(truth / f"{name}.npz")
         cases.append({"case": name, "fold": case["fold"], "temperature": case["temperature"]})
-        for when, temperature in (("uncalibrated", 1.0), ("calibrated", case["temperature"])):
+        for when, temperature in zip(STAGES, (1.0, case["temperature"]), strict=True):
             image, scaled = case[when]["image"], p if temperature == 1 else apply_temperature(p, temperature)
-            classes = [values for label, values in image["per_class"].items() if label != "0"]
-            errors = (float(np.mean([values[m] for values in classes if values[m] is not None])) for m in _BINNED)
+            errors = (case_error(image, m) for m in (*HEAD_ERRORS, "nll"))
             distances = divergence_from_truth(scaled, q), distance_to_truth(scaled, q)
-            cases[-1][when] = dict(zip(_COLUMNS, (*errors, image["nll"], *distances), strict=True))
+            cases[-1][when] = dict(zip(_COLUMNS, (*errors, *distances), strict=True))
     for when, metrics in summary["metrics"].items():
         image = metrics["image"]
-        distances = np.mean([[case[when][column] for column in _COLUMNS[-2:]] for case in cases], axis=0).tolist()
-        errors = (image["foreground_mean"][m] for m in _BINNED)
+        distances = np.mean([[case[when][column] for column in _DISTANCES] for case in cases], axis=0).tolist()
+        errors = (image["foreground_mean"][m] for m in HEAD_ERRORS)
         result[when] = dict(zip(_COLUMNS, (*errors, image["nll"], *distances), strict=True))
     return result | {"cases": cases}
 
 
 def of_truth(labels: Path, truth: Path, cases: Sequence[str]) -> dict[str, float]:
-    """The same means for the true probabilities themselves: what chance alone leaves of every error.
+    """Return the same means for the true probabilities themselves: what chance alone leaves of every error.
 
     Args:
         labels: folder with the label map of each case, CASE.nii.gz.
@@ -80,19 +82,19 @@ def of_truth(labels: Path, truth: Path, cases: Sequence[str]) -> dict[str, float
         drawn = sitk.GetArrayFromImage(sitk.ReadImage(labels / f"{case}.nii.gz"))
         q = read_probabilities(truth / f"{case}.npz")
         measured = calibration_errors(CaseStatistics.from_probabilities(q, drawn))
-        errors.append([*(float(np.nanmean(measured[m][1:])) for m in _BINNED), float(measured["nll"]), 0.0, 0.0])
+        errors.append([*(float(np.nanmean(measured[m][1:])) for m in HEAD_ERRORS), float(measured["nll"]), 0.0, 0.0])
     return dict(zip(_COLUMNS, np.mean(errors, axis=0).tolist(), strict=True))
 
 
 def table(models: dict[str, dict[str, Any]], truth: dict[str, float]) -> str:
-    """The lines of each model, as trained and with temperature, and that of the truth, in aligned columns."""
+    """Return the lines of each model, as trained and with temperature, and of the truth, in aligned columns."""
 
     def row(name: str, temperature: str, dice: str, values: dict[str, float]) -> tuple[str, ...]:
         return name, temperature, dice, *(f"{values[column]:.4f}" for column in _COLUMNS)
 
     rows: list[tuple[str, ...]] = [HEADER]
     for name, model in models.items():
-        for when, temperature in (("uncalibrated", 1), ("calibrated", model["temperature"])):
+        for when, temperature in zip(STAGES, (1, model["temperature"]), strict=True):
             rows.append(row(name, f"{temperature:.2f}", f"{model['dice']:.3f}", model[when]))
     rows.append(row("true probabilities", "-", "-", truth))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

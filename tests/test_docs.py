@@ -13,7 +13,7 @@ import torch
 import nnunet_calib
 from nnunet_calib import CaseStatistics, cli, losses
 from nnunet_calib.synthetic import synthetic_case
-from tests.worlds import command_options
+from tests.worlds import command_options, metric_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
@@ -147,6 +147,13 @@ def test_options_are_those_of_the_parsers():
     page = command_options.PAGE.read_text(encoding="utf-8")
     assert page == command_options.with_tables(page), "run python -m tests.worlds.command_options"
     assert [found[1] for found in command_options.TABLE.findall(page)] == [*command_options.parsers()]
+
+
+def test_metrics_are_those_of_the_catalogue():
+    """docs/metrics.md has each metric, with its definition as files have it."""
+    page = metric_table.PAGE.read_text(encoding="utf-8")
+    assert len(metric_table.TABLE.findall(page)) == 1
+    assert page == metric_table.with_table(page), "run python -m tests.worlds.metric_table"
 
 
 @pytest.mark.parametrize("module", [nnunet_calib, losses], ids=lambda module: module.__name__)

@@ -19,16 +19,18 @@ import numpy as np
 
 from benchmarks.study import settings
 from benchmarks.study.run import Study, run_name
-from benchmarks.study.tables import STAGES
 from nnunet_calib.figures.fold_figures import draw_fold
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.scopes import scope_members
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
 from nnunet_calib.metrics.errors import reliability_curve
 from nnunet_calib.nnunet.raw_images import raw_images
 from nnunet_calib.results.comparison import compare_models
 from nnunet_calib.results.crossval import merge_folds
+from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.schemas import STAGES
 
 BASELINE = "Calib"
 PICTURED = (BASELINE, "ML1ACE")  # the methods whose cases are shown
@@ -83,9 +85,7 @@ def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         row = {name: case[name] for name in ("model", "case", "fold", "temperature", "dice")}
         for stage in STAGES:
             errors = case[stage]["image"]
-            classes = [of_class for key, of_class in errors["per_class"].items() if key != "0"]
-            row |= {f"{m}_{stage}": float(np.nanmean([c[m] for c in classes])) for m in ("ece", "ace", "mce")}
-            row |= {f"{m}_{stage}": errors[m] for m in ("nll", "brier")}
+            row |= {f"{metric}_{stage}": case_error(errors, metric) for metric in (*HEAD_ERRORS, *SCORES)}
         rows.append({key: round(v, _DIGITS) if isinstance(v, float) else v for key, v in row.items()})
     return rows
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.tables import STAGES, set_here
+from benchmarks.study.tables import set_here
 from nnunet_calib.figures.diagrams import draw_reliability
 from nnunet_calib.figures.dice_against_ace import Estimate, Point, draw_dice_against_ace, points_of
 from nnunet_calib.figures.style import in_style
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve
+from nnunet_calib.results.schemas import STAGES
 
 CHANCE = "_seed"  # of a name: the same again with other first weights and patches
 

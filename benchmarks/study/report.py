@@ -18,9 +18,10 @@ from typing import Any
 
 from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
-from benchmarks.study.tables import STAGES, differences_table, folds_table, means_table, nll_table, sweep_table
+from benchmarks.study.tables import differences_table, folds_table, means_table, nll_table, sweep_table
 from benchmarks.study.truth import agreement_table, truth_table
 from nnunet_calib.io.atomic_files import replaced_when_complete
+from nnunet_calib.results.schemas import STAGES
 
 RESULTS = Path(__file__).with_name("results")
 DOCUMENTS = REPOSITORY / "docs"

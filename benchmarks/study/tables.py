@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunet_calib.io.wording import missing
+from nnunet_calib.metrics.catalogue import LABELS
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
-STAGES = ("uncalibrated", "calibrated")
 # metric, of, name, digits
 COLUMNS = (
-    ("dice", "foreground_mean", "Dice", 3), ("ece", "foreground_mean", "ECE", 4), ("ace", "foreground_mean", "ACE", 3),
-    ("mce", "foreground_mean", "MCE", 3), ("nll", None, "NLL", 4), ("brier", None, "Brier", 4),
+    ("dice", "foreground_mean", "Dice", 3),
+    *((metric, "foreground_mean", LABELS[metric], digits) for metric, digits in (("ece", 4), ("ace", 3), ("mce", 3))),
+    *((metric, None, LABELS[metric], 4) for metric in ("nll", "brier")),
 )
 
 
@@ -80,7 +82,7 @@ def sweep_table(comparison: dict[str, Any]) -> str:
         for metric, of, _, digits in (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[4]):
             for stage in STAGES[:1] if metric == "dice" else STAGES:
                 cells.append(_number(find(comparison, metric, of, stage, name)["mean"], digits))
-        rows.append([*cells, _temperature(model, "calibrated")])
+        rows.append([*cells, _temperature(model, CALIBRATED)])
     return markdown(rows)
 
 
@@ -106,7 +108,7 @@ def _run_value(run: dict[str, Any] | None, name: str) -> float | None:
         return None
     if name == "Dice":
         return run["dice"]["foreground_mean"]
-    image = run["calibration"]["uncalibrated"]["image"]
+    image = run["calibration"][UNCALIBRATED]["image"]
     return image["nll"] if name == "NLL" else image["foreground_mean"]["ace"]
 
 
@@ -128,7 +130,7 @@ def set_here(hyperparameters: dict[str, Any]) -> str:
 
 
 def _temperature(model: dict[str, Any], stage: str) -> str:
-    return "1" if stage == "uncalibrated" else _number(model["temperature"]["mean"], 2)
+    return "1" if stage == UNCALIBRATED else _number(model["temperature"]["mean"], 2)
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from benchmarks.study.tables import STAGES, markdown
+from benchmarks.study.tables import markdown
+from nnunet_calib.metrics.catalogue import LABELS
 from nnunet_calib.metrics.significance import mean_interval
+from nnunet_calib.results.schemas import STAGES
 
 FILE = "truth.json"
-ERRORS = {"ece": "ECE", "ace": "ACE", "mce": "MCE", "nll": "NLL"}
+ERRORS = {name: LABELS[name] for name in ("ece", "ace", "mce", "nll")}
 DISTANCES = {"kl_to_truth": "KL to truth", "distance_to_truth": "distance to truth"}
 
 

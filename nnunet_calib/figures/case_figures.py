@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from nnunet_calib.figures.case_pictures import COLOUR_MAP, OUTLINES, CasePicture, Regions
 from nnunet_calib.figures.diagrams import draw_reliability
-from nnunet_calib.figures.drawn_results import ReportedCase, case_error, worst_cases
+from nnunet_calib.figures.drawn_results import ReportedCase, worst_cases
 from nnunet_calib.figures.style import COLUMN, colour_bar, in_lines, in_style, make_room, new_figure, outer_labels
 from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, reliability_curve
+from nnunet_calib.results.error_tree import case_error
+from nnunet_calib.results.heads import BACKGROUND
+from nnunet_calib.results.schemas import STAGES, UNCALIBRATED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +82,8 @@ def worst_cases_figure(
     for line, (case, _), image, picture in zip(axes, shown, images, pictures, strict=False):
         drawn = draw_case(line, picture)
         line[0].set_title(in_lines(f"{case.name}\n{'label map' if image is None else 'image'}", _WIDTH))
-        for ax, stage, t in zip(line[1:], ("uncalibrated", "calibrated"), (1, case.temperature), strict=True):
-            said = f"{names[picture.head]}\nT = {t:.3g}\nACE {case_error(case.row, stage, 'ace'):.3f}"
+        for ax, stage, t in zip(line[1:], STAGES, (1, case.temperature), strict=True):
+            said = f"{names[picture.head]}\nT = {t:.3g}\nACE {case_error(case.row[stage]['image'], 'ace'):.3f}"
             ax.set_title(in_lines(said, _WIDTH))
     make_room(figure, axes, 3)
     if drawn is None:
@@ -112,14 +115,14 @@ def reliability_of_cases_figure(
         names: of the heads, and of the top label.
     """
     ranked = worst_cases(cases)
-    known = [case for case in ranked if not np.isnan(case_error(case.row, "uncalibrated", "ace"))] or ranked
+    known = [case for case in ranked if not np.isnan(case_error(case.row[UNCALIBRATED]["image"], "ace"))] or ranked
     which = {"largest": 0, "median": (len(known) - 1) // 2, "smallest": len(known) - 1}
     chosen = {place: word for word, place in reversed(which.items())}  # of few cases one may be two of them
     figure, axes = new_figure(2.25 * len(chosen) + 0.75, len(chosen), 2)
     for line, place in zip(axes, sorted(chosen), strict=True):
         case = known[place]
-        classes = case.row["uncalibrated"]["image"]["per_class"]
-        errors = {i: classes[key]["ace"] for i, key in enumerate(keys) if key != "0"}
+        classes = case.row[UNCALIBRATED]["image"]["per_class"]
+        errors = {i: classes[key]["ace"] for i, key in enumerate(keys) if key != BACKGROUND}
         errors = {i: value for i, value in errors.items() if value is not None and not np.isnan(value)}
         head = max(errors, key=errors.__getitem__) if errors else -1
         for ax, statistics, t in zip(line, (case.before, case.after), (1, case.temperature), strict=True):

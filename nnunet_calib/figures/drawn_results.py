@@ -22,7 +22,8 @@ from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice
 from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
 from nnunet_calib.posthoc.temperature import nll_at
-from nnunet_calib.results.schemas import SUMMARY
+from nnunet_calib.results.error_tree import case_error
+from nnunet_calib.results.schemas import SUMMARY, UNCALIBRATED
 
 _AGAIN = "make it again with nnunet_calib validate, crossval or evaluate"
 
@@ -196,18 +197,7 @@ def worst_cases(cases: Sequence[ReportedCase], scope: str = "image") -> list[Rep
     """The cases by falling ACE at T = 1, mean over the foreground classes they have; those without a value last."""
 
     def error(case: ReportedCase) -> float:
-        value = case_error(case.row, "uncalibrated", "ace", scope)
+        value = case_error(case.row[UNCALIBRATED][scope], "ace")
         return -1.0 if np.isnan(value) else value
 
     return sorted(cases, key=error, reverse=True)
-
-
-def case_error(row: dict[str, Any], stage: str, metric: str, scope: str = "image") -> float:
-    """A metric of a row of `metric_per_case`; of ECE, ACE and MCE the mean over the foreground. NaN if it has none."""
-    values = row[stage][scope]
-    if metric in values:
-        return float("nan") if values[metric] is None else float(values[metric])
-    keys = [key for key in values["per_class"] if key != "0"]
-    found = [values["per_class"][key][metric] for key in keys]
-    found = [float(v) for v in found if v is not None and not np.isnan(v)]
-    return float(np.mean(found)) if found else float("nan")

@@ -1,38 +1,132 @@
-"""What each calibration error means, in words that travel with its value."""
+"""The calibration metrics: a row for each, from which files, tables, pages and the documents' table follow."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# e_m: mean probability of the n_m voxels of bin m, o_m: the frequency of the class among them, N: voxels of the scope
-DEFINITIONS = {
-    "ece": "expected calibration error: sum over bins of n_m / N * |o_m - e_m|",
-    "ace": "average calibration error: mean of |o_m - e_m| over the bins of at least min_count voxels",
-    "mce": "maximum calibration error: the largest |o_m - e_m| of a bin of at least min_count voxels",
-    "adaptive_ece": "ECE, which here is also ACE, over bins that hold N / bins voxels each, in the order of p; a fine "
-    "bin of width 1/1200 in which such a bin ends is divided in proportion",
-    "ks": "Kolmogorov-Smirnov calibration error: the largest |sum of (y - p) over the voxels with p < t| / N over "
-    "the thresholds t that are multiples of 1/1200",
-    "squared_error": "Brier score of one class: mean of (p - y)^2, from bins of width 1/1200",
-    "reliability": "sum over bins of n_m / N * (o_m - e_m)^2",
-    "resolution": "sum over bins of n_m / N * (o_m - o)^2, with the frequency o of the class in all voxels",
-    "uncertainty": "o * (1 - o)",
-    "within_bin": "what remains of the score: score = reliability - resolution + uncertainty + within_bin",
-    "nll": "negative log-likelihood per voxel in nats; regions: binary cross-entropy, mean over regions",
-    "brier": "sum over classes of (p - y)^2 per voxel; regions: mean over regions",
+
+@dataclass(frozen=True)
+class Metric:
+    """A calibration metric: what it is, and where it is shown.
+
+    Attributes:
+        name: in files and in Python.
+        label: in tables.
+        definition: in words. e_m: mean probability of the n_m voxels of bin m, o_m: the frequency of the class among
+            them, N: voxels of the scope.
+        of_heads: one value for each class and one for the top label; otherwise one of the scope.
+        binned: the value depends on the number of bins.
+        counted: the value depends on `min_count`.
+        brier_term: `brier_NAME`, summed over the classes, is a term of the Brier score.
+        in_summary: summary.json has its mean over the cases.
+        headline: rows of cases, tables, comparisons and the pages show it, too.
+        title: in running text, where that is longer than the label.
+        meaning: what the report says of its value: {points} is 100 times the value, {change} what the temperature
+            changes of it in percent.
+    """
+
+    name: str
+    label: str
+    definition: str
+    of_heads: bool
+    binned: bool = False
+    counted: bool = False
+    brier_term: bool = False
+    in_summary: bool = False
+    headline: bool = False
+    title: str = ""
+    meaning: str = ""
+
+
+METRICS = (
+    Metric(
+        "ece", "ECE", "expected calibration error: sum over bins of n_m / N * |o_m - e_m|",
+        of_heads=True, binned=True, in_summary=True, headline=True,
+        meaning="A voxel's probability of a class is off by {points} percentage points on average; sure background "
+        "dominates.",
+    ),
+    Metric(
+        "ace", "ACE", "average calibration error: mean of |o_m - e_m| over the bins of at least min_count voxels",
+        of_heads=True, binned=True, counted=True, in_summary=True, headline=True,
+        meaning="The mean over the bins that are not empty: rare probabilities count as much as common ones ({points} "
+        "percentage points).",
+    ),
+    Metric(
+        "mce", "MCE", "maximum calibration error: the largest |o_m - e_m| of a bin of at least min_count voxels",
+        of_heads=True, binned=True, counted=True, in_summary=True, headline=True,
+        meaning="In a case's worst bin the probability is off by {points} percentage points on average over cases.",
+    ),
+    Metric(
+        "adaptive_ece", "adaptive ECE", "ECE, which here is also ACE, over bins that hold N / bins voxels each, in the "
+        "order of p; a fine bin of width 1/1200 in which such a bin ends is divided in proportion",
+        of_heads=True, binned=True, in_summary=True,
+    ),
+    Metric(
+        "ks", "KS", "Kolmogorov-Smirnov calibration error: the largest |sum of (y - p) over the voxels with p < t| / N "
+        "over the thresholds t that are multiples of 1/1200",
+        of_heads=True, in_summary=True,
+    ),
+    Metric(
+        "squared_error", "squared error", "Brier score of one class: mean of (p - y)^2, from bins of width 1/1200",
+        of_heads=True,
+    ),
+    Metric(
+        "reliability", "reliability", "sum over bins of n_m / N * (o_m - e_m)^2",
+        of_heads=True, binned=True, brier_term=True,
+    ),
+    Metric(
+        "resolution", "resolution",
+        "sum over bins of n_m / N * (o_m - o)^2, with the frequency o of the class in all voxels",
+        of_heads=True, binned=True, brier_term=True,
+    ),
+    Metric("uncertainty", "uncertainty", "o * (1 - o)", of_heads=True, brier_term=True),
+    Metric(
+        "within_bin", "within bin",
+        "what remains of the score: score = reliability - resolution + uncertainty + within_bin",
+        of_heads=True, binned=True, brier_term=True,
+    ),
+    Metric(
+        "nll", "NLL", "negative log-likelihood per voxel in nats; regions: binary cross-entropy, mean over regions",
+        of_heads=False, in_summary=True, headline=True,
+        meaning="Smaller is better; it also rewards sharp probabilities. The temperature changes it by {change} %.",
+    ),
+    Metric(
+        "brier", "Brier", "sum over classes of (p - y)^2 per voxel; regions: mean over regions",
+        of_heads=False, in_summary=True, headline=True, title="Brier score",
+        meaning="Mean squared error of the probabilities. The temperature changes it by {change} %.",
+    ),
+)  # fmt: skip
+BY_NAME = {metric.name: metric for metric in METRICS}
+LABELS = {metric.name: metric.label for metric in METRICS}
+TITLES = {metric.name: metric.title or metric.label for metric in METRICS}
+
+BRIER_TERMS = tuple(metric.name for metric in METRICS if metric.brier_term)
+
+# What rows of cases, tables, comparisons and pages show: errors of each class and the top label, and scores of a scope.
+HEAD_ERRORS = tuple(metric.name for metric in METRICS if metric.headline and metric.of_heads)
+SCORES = tuple(metric.name for metric in METRICS if metric.headline and not metric.of_heads)
+HEAD_LABELS = " and ".join([", ".join(LABELS[name] for name in HEAD_ERRORS[:-1]), LABELS[HEAD_ERRORS[-1]]])
+
+# What summary.json has the means of: of each class and the top label, and of a scope.
+SUMMARY_ERRORS = tuple(metric.name for metric in METRICS if metric.in_summary and metric.of_heads)
+SUMMARY_SCORES = (
+    *(metric.name for metric in METRICS if metric.in_summary and not metric.of_heads),
+    *(f"brier_{name}" for name in BRIER_TERMS),
+)
+
+DEFINITIONS = {metric.name: metric.definition for metric in METRICS} | {
     "per_class": "marginal: the probability of one class against the presence of that class",
     "top_label": "the largest probability against whether its class is the true one; regions: max(p, 1 - p) of each "
     "region against whether p > 1/2 is right, regions pooled",
     "brier_terms": "summed over classes; regions: mean over regions",
 }
 
-# Which of them depend on more than the voxels.
-BINNED = ("ece", "ace", "mce", "adaptive_ece", "reliability", "resolution", "within_bin")
-COUNTED = ("ace", "mce")
-BRIER_TERMS = ("reliability", "resolution", "uncertainty", "within_bin")
+
+_PREFIXES = {"top_label_": "top_label", "brier_": "brier_terms", "": "per_class"}
 
 
 class CalibrationErrors(dict[str, NDArray[np.float64]]):
@@ -47,7 +141,7 @@ class CalibrationErrors(dict[str, NDArray[np.float64]]):
         self.options = options
 
     def definition(self, name: str) -> dict[str, Any]:
-        """All that a reader needs to know of one value, as JSON values.
+        """Return all that a reader needs to know of one value, as JSON values.
 
         Args:
             name: a key of this dictionary.
@@ -60,15 +154,12 @@ class CalibrationErrors(dict[str, NDArray[np.float64]]):
         """
         if name not in self:
             raise KeyError(f"expected one of {', '.join(self)}, got {name!r}")
-        metric, of = name, "per_class"
-        for prefix, what in (("top_label_", "top_label"), ("brier_", "brier_terms")):
-            if name.startswith(prefix):
-                metric, of = name.removeprefix(prefix), what
-        unused = set() if metric in BINNED else {"bins"}
-        unused |= set() if metric in COUNTED else {"min_count"}
-        about = {} if metric in ("nll", "brier") else {"of": DEFINITIONS[of]}
+        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+        metric = BY_NAME[name.removeprefix(prefix)]
+        unused = {option for option, used in (("bins", metric.binned), ("min_count", metric.counted)) if not used}
+        about = {"of": DEFINITIONS[_PREFIXES[prefix]]} if metric.of_heads else {}
         return (
-            {"metric": name, "definition": DEFINITIONS[metric]}
+            {"metric": name, "definition": metric.definition}
             | about
             | {option: value for option, value in self.options.items() if option not in unused}
         )

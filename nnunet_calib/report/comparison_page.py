@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.figures.dice_against_ace import dice_against_ace_figure, points_of
-from nnunet_calib.figures.drawn_results import case_error
 from nnunet_calib.io.wording import missing, number
+from nnunet_calib.metrics.catalogue import LABELS
 from nnunet_calib.report.comparison_tables import comparison_about, comparison_notes, comparison_sections
 from nnunet_calib.report.fold_words import facts
 from nnunet_calib.report.page import cell, column, definitions, inline_figure, text_cell, write_page
+from nnunet_calib.results.error_tree import case_error
+from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
 
 SURE = 0.05  # corrected p below which a difference is called one
-_AT = {"both": "", "uncalibrated": ", as trained", "calibrated": ", each model with its temperature"}
+_AT = {"both": "", UNCALIBRATED: ", as trained", CALIBRATED: ", each model with its temperature"}
 _ASPECTS = {
     "dice": ("Segmentation", "Dice"),
-    "ace": ("How far the probability of a class is off, over all bins alike", "ACE"),
-    "nll": ("The probability given to the true class", "NLL"),
+    "ace": ("How far the probability of a class is off, over all bins alike", LABELS["ace"]),
+    "nll": ("The probability given to the true class", LABELS["nll"]),
 }
 
-_STAGES = (("uncalibrated", "T = 1"), ("calibrated", "T"))
+_STAGES = ((UNCALIBRATED, "T = 1"), (CALIBRATED, "T"))
 
 
 def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands: Sequence[str] = ()) -> None:
@@ -70,7 +72,7 @@ def _rows(comparison: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
         for model in comparison["models"]:
             row = of_models[model["name"]]
             cells.append(cell(float("nan") if row["dice"] is None else row["dice"], 3))
-            cells += [cell(case_error(row, stage, "ace")) for stage, _ in _STAGES]
+            cells += [cell(case_error(row[stage]["image"], "ace")) for stage, _ in _STAGES]
         yield cells
 
 

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
 from nnunet_calib.io.wording import missing, number
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, HEAD_LABELS, LABELS, SCORES
 from nnunet_calib.report.tables import aligned, checkpoint_line
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
 COLUMNS = (
     "model", "metric", "of", "scope", "stage", "cases", "mean", "mean_low", "mean_high", "pairs", "difference",
     "difference_low", "difference_high", "p", "p_holm",
 )  # fmt: skip
 
-_NAMES = {"dice": "Dice", "brier": "Brier"}
-_BINNED = ("ece", "ace", "mce")
-_STAGES = ("uncalibrated", "calibrated")
+_NAMES = LABELS | {"dice": "Dice"}
 
 
 _Column: TypeAlias = "tuple[str, str | None, str]"  # metric, of, scope
@@ -34,21 +34,21 @@ class _Section(NamedTuple):
 
 _SECTIONS = (
     _Section(
-        "Whole image", "Dice, ECE, ACE and MCE: mean over foreground classes.",
+        "Whole image", f"Dice, {HEAD_LABELS}: mean over foreground classes.",
         (
-            *((metric, "foreground_mean", "image") for metric in ("dice", *_BINNED)),
-            *((metric, None, "image") for metric in ("nll", "brier")),
+            *((metric, "foreground_mean", "image") for metric in ("dice", *HEAD_ERRORS)),
+            *((metric, None, "image") for metric in SCORES),
         ),
     ),
     _Section(
         "Whole image, top label", "The largest probability against whether its class is the true one.",
-        tuple((metric, "top_label", "image") for metric in _BINNED),
+        tuple((metric, "top_label", "image") for metric in HEAD_ERRORS),
     ),
     _Section(
-        "Foreground", "Voxels whose true label is not background; ECE, ACE and MCE of the top label.",
+        "Foreground", f"Voxels whose true label is not background; {HEAD_LABELS} of the top label.",
         (
-            *((metric, "top_label", "foreground") for metric in _BINNED),
-            *((metric, None, "foreground") for metric in ("nll", "brier")),
+            *((metric, "top_label", "foreground") for metric in HEAD_ERRORS),
+            *((metric, None, "foreground") for metric in SCORES),
         ),
     ),
 )  # fmt: skip
@@ -65,7 +65,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         its interval and the corrected p-value; "-" where there is no value. Then what was left out, and the notes.
     """
     section = _SECTIONS[0]
-    rows: list[Sequence[str]] = [("whole image", "T", *(_name(metric) for metric, *_ in section.columns))]
+    rows: list[Sequence[str]] = [("whole image", "T", *(_NAMES[metric] for metric, *_ in section.columns))]
     decimals = [_decimals(comparison, column) for column in section.columns]
     for model, stage in _rows_of(comparison):
         found = [_find(comparison, column, stage, model["name"]) for column in section.columns]
@@ -155,12 +155,12 @@ def _markdown(table: Table) -> Iterator[str]:
 def _table(comparison: dict[str, Any], section: _Section, caption: str, *, with_difference: bool) -> Table:
     arrows = {"higher": "↑", "lower": "↓"}
     better = {group["metric"]: arrows[group["better"]] for group in comparison["results"]}
-    header = ("model", "temperature", *(f"{_name(metric)} {better[metric]}" for metric, *_ in section.columns))
+    header = ("model", "temperature", *(f"{_NAMES[metric]} {better[metric]}" for metric, *_ in section.columns))
     rows = []
     for model, stage in _rows_of(comparison):
         if with_difference and model["name"] == comparison["first_model"]:
             continue
-        cells = [model["name"], f"T {'≈' if stage == 'calibrated' else '='} {_temperature(model, stage)}"]
+        cells = [model["name"], f"T {'≈' if stage == CALIBRATED else '='} {_temperature(model, stage)}"]
         for column in section.columns:
             row, decimals = _find(comparison, column, stage, model["name"]), _decimals(comparison, column)
             if with_difference:
@@ -176,7 +176,7 @@ def _table(comparison: dict[str, Any], section: _Section, caption: str, *, with_
 
 
 def _rows_of(comparison: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    return ((model, stage) for model in comparison["models"] for stage in _STAGES)
+    return ((model, stage) for model in comparison["models"] for stage in STAGES)
 
 
 def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -> dict[str, Any]:
@@ -208,12 +208,8 @@ def _left_out(comparison: dict[str, Any]) -> list[str]:
     return [f"Left out, for want of statistics in the model named: {named}."] if rows else []
 
 
-def _name(metric: str) -> str:
-    return _NAMES.get(metric, metric.upper())
-
-
 def _temperature(model: dict[str, Any], stage: str) -> str:
-    return "1" if stage == "uncalibrated" else "-" if missing(t := model["temperature"]["mean"]) else f"{t:.2f}"
+    return "1" if stage == UNCALIBRATED else "-" if missing(t := model["temperature"]["mean"]) else f"{t:.2f}"
 
 
 def _signed(value: float | None, decimals: int) -> str:

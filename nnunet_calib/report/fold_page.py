@@ -10,11 +10,14 @@ from tqdm import tqdm
 
 from nnunet_calib.figures.case_figures import ImageOf
 from nnunet_calib.figures.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
-from nnunet_calib.figures.drawn_results import Results, case_error, worst_cases
+from nnunet_calib.figures.drawn_results import Results, worst_cases
 from nnunet_calib.figures.fold_figures import figures
 from nnunet_calib.io.wording import number
+from nnunet_calib.metrics.catalogue import HEAD_LABELS
 from nnunet_calib.report.fold_words import case_table, facts, headline, notes
 from nnunet_calib.report.page import data_uri, definitions, inline_figure, write_page
+from nnunet_calib.results.error_tree import case_error
+from nnunet_calib.results.schemas import STAGES
 
 PICTURES_MIB = 4.0  # all slices together; with base64 and the figures a page stays below 10 MB
 _CAPTIONS = {
@@ -102,7 +105,7 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
         ],
         "columns": columns,
         "rows": rows,
-        "cases_note": "ECE, ACE and MCE are means over the foreground classes of the whole image. A click on a column "
+        "cases_note": f"{HEAD_LABELS} are means over the foreground classes of the whole image. A click on a column "
         "sorts.",
         "pictures": pictures,
         "background": "the image" if with_image else "the label map (no image was found)",
@@ -129,7 +132,7 @@ def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]]
         budget -= len(content)
         if budget < 0:
             break
-        before, after = (number(case_error(case.row, stage, "ace"), 3) for stage in ("uncalibrated", "calibrated"))
+        before, after = (number(case_error(case.row[stage]["image"], "ace"), 3) for stage in STAGES)
         caption = f"{heads['names'][picture.head]}. ACE of the case: {before}; with T = {case.temperature:.3g}: {after}"
         pictures.append({
             "name": case.name, "link": f"case-{case.name}", "caption": caption, "uri": data_uri(content, kind),

@@ -7,21 +7,19 @@ from importlib import metadata
 from math import isnan
 from typing import Any
 
-from nnunet_calib.figures.drawn_results import ReportedCase, case_error
+from nnunet_calib.figures.drawn_results import ReportedCase
 from nnunet_calib.io.wording import number
+from nnunet_calib.metrics.catalogue import BY_NAME, HEAD_ERRORS, SCORES, TITLES
 from nnunet_calib.report.page import cell, column, text_cell
-from nnunet_calib.results.schemas import in_sample_note
-
-_OF_CLASSES = ("ece", "ace", "mce")
-_SCORES = ("nll", "brier")
-_NAMES = {"ece": "ECE", "ace": "ACE", "mce": "MCE", "nll": "NLL", "brier": "Brier score"}
+from nnunet_calib.results.error_tree import case_error
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, in_sample_note
 
 
 def headline(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The errors of the whole image, before and after, with what each says in one sentence."""
-    for group, metric in [("foreground_mean", m) for m in _OF_CLASSES] + [("", m) for m in _SCORES]:
+    for group, metric in [("foreground_mean", m) for m in HEAD_ERRORS] + [("", m) for m in SCORES]:
         cells = {}
-        for stage, name in (("uncalibrated", "before"), ("calibrated", "after")):
+        for stage, name in ((UNCALIBRATED, "before"), (CALIBRATED, "after")):
             trees = [summary["metrics"][stage]["image"]]
             if "intervals" in summary:
                 trees.append(summary["intervals"][stage]["image"])
@@ -29,26 +27,16 @@ def headline(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
             low_high = limits[0] if limits else (None, None)
             interval = None if low_high[0] is None else f"{number(low_high[0])} to {number(low_high[1])}"
             cells[name] = {"number": value, "value": number(value), "interval": interval}
-        yield {"name": _NAMES[metric], **cells, "meaning": _meaning(metric, cells)}
+        yield {"name": TITLES[metric], **cells, "meaning": _meaning(metric, cells)}
 
 
 def _meaning(metric: str, cells: dict[str, Any]) -> str:
     value = cells["before"]["number"]
     if value is None:
         return "No case has a value."
-    points = f"{100 * value:.1f} percentage points"
-    if metric == "ece":
-        return f"A voxel's probability of a class is off by {points} on average; sure background dominates."
-    if metric == "ace":
-        return f"The mean over the bins that are not empty: rare probabilities count as much as common ones ({points})."
-    if metric == "mce":
-        return f"In a case's worst bin the probability is off by {points} on average over cases."
     after = cells["after"]["number"]
     change = 100 * (after / value - 1) if after is not None and value else 0.0
-    what = "Mean squared error of the probabilities"
-    if metric == "nll":
-        what = "Smaller is better; it also rewards sharp probabilities"
-    return f"{what}. The temperature changes it by {change:+.1f} %."
+    return BY_NAME[metric].meaning.format(points=f"{100 * value:.1f}", change=f"{change:+.1f}")
 
 
 def notes(summary: dict[str, Any]) -> Iterator[str]:
@@ -80,16 +68,16 @@ def case_table(
     columns = [column("case", "name", is_number=False)]
     columns += [column("fold", "whose network predicted the case")] if merged else []
     columns += [column("Dice", "mean over the foreground classes")] if dice else []
-    for metric in (*_OF_CLASSES, "nll"):
-        columns += [column(f"{_NAMES[metric]}, {at}", f"{_NAMES[metric]} at {at}") for at in ("T = 1", "T")]
+    for metric in (*HEAD_ERRORS, "nll"):
+        columns += [column(f"{TITLES[metric]}, {at}", f"{TITLES[metric]} at {at}") for at in ("T = 1", "T")]
     columns += [column("T", "temperature that the case is judged by"), column("voxels", "that count")]
     rows = []
     for case in cases:
         cells = [text_cell(case.name, links.get(case.name, ""))]
         cells += [cell(case.row["fold"], 0)] if merged else []
         cells += [cell(dice.get(case.name, float("nan")), 3)] if dice else []
-        for metric in (*_OF_CLASSES, "nll"):
-            cells += [cell(case_error(case.row, stage, metric)) for stage in ("uncalibrated", "calibrated")]
+        for metric in (*HEAD_ERRORS, "nll"):
+            cells += [cell(case_error(case.row[stage]["image"], metric)) for stage in STAGES]
         rows.append([*cells, cell(case.temperature, 3), cell(case.row["voxels"], 0)])
     return columns, rows
 

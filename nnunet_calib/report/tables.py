@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nnunet_calib.io.wording import missing, number
-from nnunet_calib.results.schemas import in_sample_note
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, LABELS, SCORES, TITLES
+from nnunet_calib.results.schemas import STAGES, in_sample_note
 
-_SCORES = ("nll", "brier")
-
-_METRICS = ("ece", "ace", "mce")
 _FINAL = "checkpoint_final.pth"
 
 
@@ -24,18 +22,15 @@ def summary_table(summary: dict[str, Any]) -> str:
         Lines of text: a row for each class, their foreground mean and the top label, "-" where no case has a value;
         then scores, where the temperature comes from, and notes.
     """
-    before, after = (summary["metrics"][name]["image"] for name in ("uncalibrated", "calibrated"))
-    rows = [("class", "cases", *(f"{m.upper()}{at}" for m in _METRICS for at in (" T=1", " T")))]
+    before, after = (summary["metrics"][name]["image"] for name in STAGES)
+    rows = [("class", "cases", *(f"{LABELS[m]}{at}" for m in HEAD_ERRORS for at in (" T=1", " T")))]
     heads = summary["heads"]
     for key, name in zip(heads["keys"], heads["names"], strict=True):
         pair = [tree["per_class"][key] for tree in (before, after)]
         rows.append((f"{key} {name}", str(pair[0]["cases"]), *_values(pair)))
     for name, label in (("foreground_mean", "foreground mean"), ("top_label", "top label")):
         rows.append((label, str(len(summary["metric_per_case"])), *_values([tree[name] for tree in (before, after)])))
-    scores = ", ".join(
-        f"{label} {number(before[name])} -> {number(after[name])}"
-        for name, label in (("nll", "NLL"), ("brier", "Brier score"))
-    )
+    scores = ", ".join(f"{TITLES[name]} {number(before[name])} -> {number(after[name])}" for name in SCORES)
     ends = [_origin(summary), *summary["notes"], *checkpoint_line(summary["model"])]
     return "\n".join([*aligned(rows), "", scores, *ends])
 
@@ -67,7 +62,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _values(pair: Sequence[dict[str, float]]) -> list[str]:
-    return [number(tree[metric]) for metric in _METRICS for tree in pair]
+    return [number(tree[metric]) for metric in HEAD_ERRORS for tree in pair]
 
 
 def crossval_table(summary: dict[str, Any]) -> str:
@@ -89,13 +84,13 @@ def crossval_table(summary: dict[str, Any]) -> str:
 
     rows = [("whole image", "T = 1", "95 % interval", "T of the other folds", "95 % interval")]
     for group, label, metrics in (
-        ("foreground_mean", "foreground mean", _METRICS),
-        ("top_label", "top label", _METRICS),
-        (None, "", _SCORES),
+        ("foreground_mean", "foreground mean", HEAD_ERRORS),
+        ("top_label", "top label", HEAD_ERRORS),
+        (None, "", SCORES),
     ):
         for metric in metrics:
-            row = [f"{metric.upper()} {label}".strip()]
-            for name in ("uncalibrated", "calibrated"):
+            row = [f"{LABELS[metric]} {label}".strip()]
+            for name in STAGES:
                 values, limits = (summary[kind][name]["image"] for kind in ("metrics", "intervals"))
                 value, limit = (tree[group][metric] if group else tree[metric] for tree in (values, limits))
                 row += [number(value), f"{number(limit[0])} to {number(limit[1])}"]

@@ -8,19 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import numpy as np
-
 from nnunet_calib.io.json_forms import NAME, SHARE, read_json
 from nnunet_calib.io.wording import shortened
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.results.error_tree import Tree, brief
+from nnunet_calib.results.error_tree import Tree, brief, mean_of_known
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import cross_fitted, errors_after
 from nnunet_calib.results.layout import Fold, ModelFolder
 from nnunet_calib.results.measured_folds import find_folds, fits_without_fold, merged_model, read_measured
-from nnunet_calib.results.schemas import HEADS
-
-STAGES = ("uncalibrated", "calibrated")
+from nnunet_calib.results.schemas import HEADS, STAGES
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,7 @@ def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float
         for key, label in zip(heads.foreground, heads.foreground_labels, strict=True):
             if label not in dice:
                 raise ValueError(f"expected metric_per_case[{number}].metrics.{key}, found none in {file}: {again}")
-        values = [dice[label] for label in heads.foreground_labels]
-        known = [value for value in values if not np.isnan(value)]
-        found[name.removesuffix(file_ending)] = float(np.mean(known)) if known else float("nan")
+        found[name.removesuffix(file_ending)] = mean_of_known(dice[label] for label in heads.foreground_labels)
     return found
 
 

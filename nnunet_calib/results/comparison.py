@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nnunet_calib
-from nnunet_calib.metrics.catalogue import DEFINITIONS
+from nnunet_calib.metrics.catalogue import DEFINITIONS, HEAD_ERRORS, SCORES
 from nnunet_calib.metrics.errors import NUM_BINS
 from nnunet_calib.metrics.significance import (
     LEVEL,
@@ -23,11 +23,12 @@ from nnunet_calib.metrics.significance import (
     resampled_means,
     resampling_counts,
 )
-from nnunet_calib.results.compared_models import STAGES, ComparedModel, JudgedCase, read_models
-from nnunet_calib.results.error_tree import BINNED, SCORES, scope_definitions
+from nnunet_calib.results.compared_models import ComparedModel, JudgedCase, read_models
+from nnunet_calib.results.error_tree import case_error, scope_definitions
 from nnunet_calib.results.judged_cases import as_json
 from nnunet_calib.results.layout import FINAL, ModelFolder
 from nnunet_calib.results.measured_folds import versions_note
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
 FORMAT_VERSION = 1
 _EVERY_STAGE = "both"
@@ -40,29 +41,25 @@ class Quantity(NamedTuple):
     of: str | None
     scope: str
 
-    def value(self, case: JudgedCase, stage: str, foreground: Sequence[str]) -> float:
-        """Of one case; NaN where the case has none."""
+    def value(self, case: JudgedCase, stage: str) -> float:
+        """Return the value of one case; NaN where the case has none."""
         if self.metric == "dice":
             return case.dice
         errors = case.errors[stage][self.scope]
         if self.of == "top_label":
             return errors["top_label"][self.metric]
-        if self.of is None:
-            return errors[self.metric]
-        of_classes = [errors["per_class"][key][self.metric] for key in foreground]
-        known = [value for value in of_classes if not np.isnan(value)]
-        return float(np.mean(known)) if known else float("nan")
+        return case_error(errors, self.metric)
 
 
 # Among the voxels of the foreground the errors of a class say little: the background's frequency there is 0.
 QUANTITIES = (
     Quantity("dice", "foreground_mean", "image"),
-    *(Quantity(metric, "foreground_mean", "image") for metric in BINNED),
-    *(Quantity(metric, "top_label", scope) for scope in ("image", "foreground") for metric in BINNED),
-    *(Quantity(metric, None, scope) for scope in ("image", "foreground") for metric in SCORES[:2]),
+    *(Quantity(metric, "foreground_mean", "image") for metric in HEAD_ERRORS),
+    *(Quantity(metric, "top_label", scope) for scope in ("image", "foreground") for metric in HEAD_ERRORS),
+    *(Quantity(metric, None, scope) for scope in ("image", "foreground") for metric in SCORES),
 )
 
-_DEFINITIONS = {name: DEFINITIONS[name] for name in (*BINNED, *SCORES[:2], "per_class", "top_label")} | {
+_DEFINITIONS = {name: DEFINITIONS[name] for name in (*HEAD_ERRORS, *SCORES, "per_class", "top_label")} | {
     "dice": "nnU-Net's own, from fold_X/validation/summary.json; no temperature changes it",
     "bins": NUM_BINS,
     "min_count": 1,
@@ -74,7 +71,7 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*BINNED, *SCORES[:2], "per_
     "p": "two-sided Wilcoxon signed-rank test of the differences of the pairs",
     "p_holm": "p corrected by Holm for the comparisons of all other models with the first one, for each metric, scope "
     "and stage by itself",
-    "uncalibrated": "T = 1",
+    UNCALIBRATED: "T = 1",
 }
 _CALIBRATED = "each case with the temperature of {} of its own model, on the kept voxels of the case"
 
@@ -124,7 +121,7 @@ def compare_models(
         "cases": cases,
         "left_out": left_out,
         "definitions": _DEFINITIONS | {
-            "scopes": scope_definitions(models[0].boundary_mm), "calibrated": _CALIBRATED.format(others),
+            "scopes": scope_definitions(models[0].boundary_mm), CALIBRATED: _CALIBRATED.format(others),
         },
         "notes": _notes(models, cases, numbers, results),
         "results": results,
@@ -142,8 +139,7 @@ def _compared(
     quantity: Quantity, stage: str, models: Sequence[ComparedModel], cases: Sequence[str], counts: NDArray[np.float64]
 ) -> dict[str, Any]:
     """One metric of all models: one family of tests."""
-    foreground = models[0].heads.foreground
-    values = [np.array([quantity.value(m.cases[case], stage, foreground) for case in cases]) for m in models]
+    values = [np.array([quantity.value(m.cases[case], stage) for case in cases]) for m in models]
     differences = [paired_difference(v, values[0], counts) for v in values[1:]]
     corrected = [None, *map(float, holm([d.p for d in differences]))]
     rows = []

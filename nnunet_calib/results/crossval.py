@@ -24,6 +24,7 @@ from nnunet_calib.results.measured_folds import (
     read_measured,
     versions_note,
 )
+from nnunet_calib.results.schemas import CALIBRATED
 
 ENSEMBLE_NOTE = (
     "T was fitted on predictions of single networks; how far it is from what an ensemble of the folds needs cannot be "
@@ -104,7 +105,7 @@ def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator
 
 def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:
     return definitions(boundary_mm, folds) | {
-        "calibrated": "each case with the temperature of the other folds (without_fold), on the kept voxels of the "
+        CALIBRATED: "each case with the temperature of the other folds (without_fold), on the kept voxels of the "
         "case",
         "temperature": "fitted on all cases of all folds by minimising the mean NLL over voxels; no error in this file "
         "is computed with it",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,23 +10,22 @@ from numpy.typing import NDArray
 
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.scopes import SCOPES
-from nnunet_calib.metrics.catalogue import DEFINITIONS
+from nnunet_calib.metrics.catalogue import BY_NAME, DEFINITIONS, HEAD_ERRORS, SCORES, SUMMARY_ERRORS, SUMMARY_SCORES
 from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, gap_errors, reliability_curve
 from nnunet_calib.metrics.significance import LEVEL, RESAMPLES
-from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.heads import BACKGROUND, Heads
+from nnunet_calib.results.schemas import CALIBRATED
 
 MIN_COUNT = 100
-BINNED = ("ece", "ace", "mce")
-PER_HEAD = (*BINNED, "ace_min_count", "adaptive_ece", "ks")
-SCORES = ("nll", "brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
 OTHER_BINS = (10, 15)
+_PER_HEAD = tuple(dict.fromkeys([*HEAD_ERRORS, "ace_min_count", *SUMMARY_ERRORS]))
 
 # Numbers by name: scope -> per_class, top_label, ... -> metric.
 Tree = dict[str, Any]
 
 
 def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
-    """The errors of one case: scope -> per_class, top_label, top_label with other bins, and scores."""
+    """Return the errors of one case: scope -> per_class, top_label, top_label with other bins, and scores."""
     result: Tree = {}
     for scope in SCOPES:
         errors = dict(calibration_errors(statistics, NUM_BINS, scope))
@@ -35,24 +34,24 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
         errors["top_label_ace_min_count"] = ace[-1]
         result[scope] = {
             "per_class": {
-                key: {name: float(errors[name][i]) for name in PER_HEAD} for i, key in enumerate(heads.keys)
+                key: {name: float(errors[name][i]) for name in _PER_HEAD} for i, key in enumerate(heads.keys)
             },
-            "top_label": {name: float(errors[f"top_label_{name}"]) for name in PER_HEAD},
-            **{name: float(errors[name]) for name in SCORES},
+            "top_label": {name: float(errors[f"top_label_{name}"]) for name in _PER_HEAD},
+            **{name: float(errors[name]) for name in SUMMARY_SCORES},
         }
         for bins in OTHER_BINS:
             gaps = gap_errors(reliability_curve(statistics, bins, scope))
-            result[scope][f"top_label_{bins}_bins"] = {name: float(gaps[name][-1]) for name in BINNED}
+            result[scope][f"top_label_{bins}_bins"] = {name: float(gap[-1]) for name, gap in gaps.items()}
     return result
 
 
 def brief(tree: Tree) -> Tree:
-    """What is written of each case: ECE, ACE, MCE, NLL and Brier score."""
+    """Return what is written of each case: the headline metrics."""
     return {
         scope: {
-            "per_class": {key: {m: errors[m] for m in BINNED} for key, errors in of_case["per_class"].items()},
-            "top_label": {m: of_case["top_label"][m] for m in BINNED},
-            **{m: of_case[m] for m in SCORES[:2]},
+            "per_class": {key: {m: errors[m] for m in HEAD_ERRORS} for key, errors in of_case["per_class"].items()},
+            "top_label": {m: of_case["top_label"][m] for m in HEAD_ERRORS},
+            **{m: of_case[m] for m in SCORES},
         }
         for scope, of_case in tree.items()
     }
@@ -60,8 +59,8 @@ def brief(tree: Tree) -> Tree:
 
 def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
     """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
-    result = combine(_nanmean, *per_case)
-    _add_class_means(result, heads, _nanmean)
+    result = combine(mean_of_known, *per_case)
+    _add_class_means(result, heads, mean_of_known)
     for scope, means in result.items():
         for key in heads.keys:
             found = [case[scope]["per_class"][key]["ece"] for case in per_case]
@@ -108,14 +107,27 @@ def combine(function: Callable[[list[Any]], Any], *trees: Tree) -> Tree:
     }  # fmt: skip
 
 
-def _nanmean(values: list[float]) -> float:
-    finite = [v for v in values if not np.isnan(v)]
-    return float(np.mean(finite)) if finite else float("nan")
+def mean_of_known(values: Iterable[float | None]) -> float:
+    """Return the mean of the values that are there, neither null nor NaN; NaN if none is."""
+    known = [value for value in values if value is not None and not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def case_error(errors: Tree, metric: str) -> float:
+    """Return a metric of a case in a scope: of an error of the classes its mean over the foreground; NaN without any.
+
+    Args:
+        errors: of the case in the scope, as `brief` has them, with null or NaN where there is no value.
+        metric: its name.
+    """
+    if metric in errors:
+        return mean_of_known([errors[metric]])
+    return mean_of_known(of_class[metric] for key, of_class in errors["per_class"].items() if key != BACKGROUND)
 
 
 def described(tree: Tree, boundary_mm: float) -> Tree:
     """Each scope's numbers with what they depend on beside them."""
-    counts = dict.fromkeys(("ace", "mce"), 1) | {"ace_min_count": MIN_COUNT}
+    counts = {name: 1 for name in SUMMARY_ERRORS if BY_NAME[name].counted} | {"ace_min_count": MIN_COUNT}
     result = {}
     for scope, values in tree.items():
         definition = {"scope": scope, "bins": NUM_BINS, "min_count": counts, "averaged_over": "cases"}
@@ -136,12 +148,12 @@ def scope_definitions(boundary_mm: float) -> dict[str, str]:
 def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
     """What the names in the file mean; `cross_fits` is None where the temperature was not fitted on these cases."""
     fitted = {
-        "calibrated": "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
+        CALIBRATED: "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
         f"{cross_fits} groups), on the kept voxels of the case",
         "temperature": "fitted on all cases of the fold by minimising the mean NLL over voxels",
     }
     given = {
-        "calibrated": "each case with the given temperature, on the kept voxels of the case",
+        CALIBRATED: "each case with the given temperature, on the kept voxels of the case",
         "temperature": "given, not fitted on these cases unless in_sample says so",
     }
     return DEFINITIONS | {

@@ -11,6 +11,7 @@ from nnunet_calib.io.names import shown
 
 Region = tuple[int, ...]
 IGNORE = "ignore"  # a name in dataset.json
+BACKGROUND = "0"  # the key of its head, which models of regions have not: these have keys like "(1, 2)" or "1"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.error_tree import Tree, brief, combine, described, measure
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
 from nnunet_calib.results.uncertainty import SampledErrors, means_with_intervals
 
 CROSS_FITS = 5
@@ -185,7 +186,7 @@ def results(
         "metric_per_case": [
             {
                 "case": case.name, "voxels": case.voxels, "kept_voxels": case.kept, **as_json(calibrator),
-                "uncalibrated": brief(b), "calibrated": brief(a),
+                UNCALIBRATED: brief(b), CALIBRATED: brief(a),
             }
             for case, calibrator, b, a in zip(cases, calibrators, before, after, strict=True)
         ],

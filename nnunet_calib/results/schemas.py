@@ -1,19 +1,23 @@
-"""The forms of the JSON files of this package, as far as they are read (see `json_files`), and what they warn of."""
+"""The forms of the JSON files of this package, as far as they are read (see `json_forms`), and what they warn of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from nnunet_calib.io.json_forms import NAME
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
+
+# The errors of a case or fold at T = 1, and with temperature.
+UNCALIBRATED, CALIBRATED = STAGES = ("uncalibrated", "calibrated")
 
 _NUMBER = (float, None)  # null where a value is undefined
 _WORD = (str, int, None)
-_ERRORS = {"ece": _NUMBER, "ace": _NUMBER, "mce": _NUMBER}
+_ERRORS = dict.fromkeys(HEAD_ERRORS, _NUMBER)
 _LIMITS = [_NUMBER, _NUMBER]
-_IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, "nll": _NUMBER, "brier": _NUMBER}
+_IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, **dict.fromkeys(SCORES, _NUMBER)}
 _MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
 _INTERVALS = {
-    "image": {"foreground_mean": dict.fromkeys(_ERRORS, _LIMITS), "nll": _LIMITS, "brier": _LIMITS},
+    "image": {"foreground_mean": dict.fromkeys(HEAD_ERRORS, _LIMITS), **dict.fromkeys(SCORES, _LIMITS)},
 }  # fmt: skip
 
 HEADS: dict[str, Any] = {"keys": [str], "names": [str], "regions": (None, [[int]]), "ignore_label": (int, None)}
@@ -64,12 +68,12 @@ SUMMARY: dict[str, Any] = {
     },
     "missing_cases": [str],
     "notes?": [str],
-    "metrics": {"uncalibrated": _MEANS, "calibrated": _MEANS},
-    "intervals?": {"uncalibrated": _INTERVALS, "calibrated": _INTERVALS},
+    "metrics": dict.fromkeys(STAGES, _MEANS),
+    "intervals?": dict.fromkeys(STAGES, _INTERVALS),
     "metric_per_case": [
         {
             "case": NAME, "fold?": int, "voxels": int, "temperature": _NUMBER,
-            "uncalibrated": {"image": _IMAGE}, "calibrated": {"image": _IMAGE},
+            **{stage: {"image": _IMAGE} for stage in STAGES},
         }
     ],
 }  # fmt: skip

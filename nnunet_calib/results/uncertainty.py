@@ -15,6 +15,7 @@ from nnunet_calib.metrics.significance import percentile_interval, resampled_mea
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import RunningMeans, Tree, average, combine, described, measure
 from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.schemas import STAGES
 
 
 class _Resampled(NamedTuple):
@@ -47,7 +48,7 @@ def means_with_intervals(
 ) -> dict[str, Any]:
     """The entries `metrics` and `intervals` of a summary.json, from the same cases before and after temperature."""
     change = [combine(lambda pair: pair[1] - pair[0], *pair) for pair in zip(before, after, strict=True)]
-    stages = {"uncalibrated": before, "calibrated": after}
+    stages = dict(zip(STAGES, (before, after), strict=True))
     return {
         "metrics": {name: described(average(trees, heads), boundary_mm) for name, trees in stages.items()},
         "intervals": {

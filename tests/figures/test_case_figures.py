@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from nnunet_calib.figures.case_figures import draw_case, reliability_of_cases_figure, worst_cases_figure
 from nnunet_calib.figures.case_pictures import CasePicture
-from nnunet_calib.figures.drawn_results import ReportedCase, case_error, worst_cases
+from nnunet_calib.figures.drawn_results import ReportedCase, worst_cases
 from nnunet_calib.metrics.errors import reliability_curve
+from nnunet_calib.results.error_tree import case_error
 from tests.figures.test_case_pictures import slice_of
 from tests.figures.test_fold_figures import cases
 
@@ -48,8 +49,8 @@ def test_worst():
     """By falling ACE of the foreground; background and absent classes do not count, no value comes last."""
     made = [reported("a", 0.1), reported("b", None), reported("c", 0.3), reported("d", float("nan"))]
     assert [case.name for case in worst_cases(made)] == ["c", "a", "b", "d"]
-    assert case_error(made[0].row, "calibrated", "nll") == 0.1
-    assert np.isnan(case_error(made[1].row, "calibrated", "ace"))
+    assert case_error(made[0].row["calibrated"]["image"], "nll") == 0.1
+    assert np.isnan(case_error(made[1].row["calibrated"]["image"], "ace"))
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])

@@ -7,13 +7,13 @@ from benchmarks.study.figures import families, reliability_figure
 from benchmarks.study.report import filled
 from benchmarks.study.tables import (
     COLUMNS,
-    STAGES,
     differences_table,
     folds_table,
     means_table,
     nll_table,
     sweep_table,
 )
+from nnunet_calib.results.schemas import STAGES
 
 
 def comparison() -> dict:

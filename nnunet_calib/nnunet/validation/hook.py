@@ -34,6 +34,7 @@ from nnunet_calib.nnunet.validation.replaced_names import Watched
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import CALIBRATION_FOLDER, FINAL, ModelFolder, case_file, failure_file
+from nnunet_calib.results.schemas import STAGES
 from nnunet_calib.results.training_split import Split, read_split
 
 EXPORT_NAME = "export_prediction_from_logits"
@@ -186,7 +187,7 @@ def _measure_for(trainer: Any) -> ExportAndMeasure:
 def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None:
     """Write the headline into nnU-Net's log."""
     temperature = summary["temperature"]["temperature"]
-    before, after = (summary["metrics"][name]["image"] for name in ("uncalibrated", "calibrated"))
+    before, after = (summary["metrics"][name]["image"] for name in STAGES)
     trainer.print_to_log_file(
         f"Mean Validation Calibration: ACE {before['foreground_mean']['ace']:.4f}, NLL {before['nll']:.4f}; with "
         f"temperature {temperature:.3f}: ACE {after['foreground_mean']['ace']:.4f}, NLL {after['nll']:.4f} ({folder})",
