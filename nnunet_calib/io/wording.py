@@ -6,17 +6,19 @@ import math
 from collections.abc import Sequence
 
 _SHOWN = 10
+_LONGEST = 600  # characters; nnU-Net names its three folders in an error
 
 
 def one_line(text: str) -> str:
     """Collapse other people's text to one line, shortened."""
     line = " ".join(text.split())
-    return line if len(line) < 300 else f"{line[:300]}..."
+    return line if len(line) < _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says, on one line."""
-    return one_line(str(error)) or type(error).__name__
+    """Return what an error says, on one line; of a long one the beginning and the end, where causes stand."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) < _LONGEST else f"{line[:_LONGEST // 2]} ... {line[-_LONGEST // 2:]}"
 
 
 def last_line(error: Exception) -> str:

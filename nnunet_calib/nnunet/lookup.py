@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nnunet_calib.io.wording import reason
 from nnunet_calib.results.layout import ModelFolder
 
 MODULE = "nnunet_calib_trainers.py"
@@ -59,9 +60,8 @@ def find_model(dataset: str | int, configuration: str, trainer: str, plans: str)
                          "export it as for nnUNetv2_train")  # fmt: skip
     try:
         folder = Path(get_output_folder(dataset, trainer, plans, configuration))
-    except (RuntimeError, ValueError) as error:  # of several lines
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"expected the name or number of a dataset, got {dataset!r}: {reason}") from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"expected the name or number of a dataset, got {dataset!r}: {reason(error)}") from error
     if not folder.is_dir():
         raise ValueError(f"expected a trained model in {folder}, found none: check -d, -c, -tr and -p")
     return ModelFolder(folder, folder.parent.name, trainer, plans, configuration)

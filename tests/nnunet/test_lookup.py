@@ -10,7 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from nnunet_calib import trainers
-from nnunet_calib.nnunet.lookup import MODULE, trainers_folder
+from nnunet_calib.io.wording import reason
+from nnunet_calib.nnunet.lookup import MODULE, find_model, trainers_folder
 
 NAMES = [trainer.__name__ for trainer in trainers.TRAINERS]
 
@@ -103,3 +104,22 @@ def test_every_trainer_is_exported(folder):
     spec.loader.exec_module(module)
     exported = {name: value for name, value in vars(module).items() if not name.startswith("__")}
     assert exported == dict(zip(NAMES, trainers.TRAINERS, strict=True))
+
+
+def test_errors_of_several_lines(monkeypatch, tmp_path):
+    """nnU-Net's whole error is told, on one line: here the folders in which it looked for a dataset."""
+    variables = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
+    for variable in variables:
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        (tmp_path / variable).mkdir()
+    with pytest.raises(ValueError, match="expected the name or number of a dataset") as refusal:
+        find_model("77", "2d", "nnUNetTrainer", "nnUNetPlans")
+    assert "\n" not in str(refusal.value)
+    assert all(str(tmp_path / variable) in str(refusal.value) for variable in variables)
+
+
+def test_both_ends_of_a_long_error():
+    """What failed stands in the beginning, and often why in the end."""
+    assert reason(RuntimeError("start\n" + "x" * 1000 + "\nend")).startswith("start x")
+    assert reason(RuntimeError("start\n" + "x" * 1000 + "\nend")).endswith("x end")
+    assert reason(RuntimeError()) == "RuntimeError"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nnunet_calib.io.json_forms import NAME, read_json
+from nnunet_calib.io.wording import reason
 from nnunet_calib.nnunet.checkpoints import plain_names
 from nnunet_calib.nnunet.lookup import find_trainer
 from nnunet_calib.results.layout import ModelFolder
@@ -30,20 +31,8 @@ class Architecture:
     trainer: type
 
     @cached_property
-    def _plans(self) -> tuple[Any, Any, dict]:
-        """nnU-Net's managers of the plans and of the configuration, and dataset.json."""
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        files = [self.model_folder.path / name for name in ("plans.json", "dataset.json")]
-        for file in files:
-            if not file.is_file():
-                raise ValueError(
-                    f"expected nnU-Net's {file.name} in {self.model_folder}, found none: copy it from where the model "
-                    f"was trained"
-                )
-        form = {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}
-        plans = PlansManager(read_json(files[0], form, "restore that of the trained model"))
-        return plans, plans.get_configuration(self.model_folder.configuration), read_json(files[1])
+    def _plans(self) -> tuple[Any, Any, dict[str, Any]]:
+        return trained_plans(self.model_folder)
 
     @cached_property
     def input_channels(self) -> int:
@@ -77,7 +66,7 @@ class Architecture:
         except Exception as error:
             raise ValueError(
                 f"expected {self.trainer.__name__} to build its network from {self.model_folder.path / 'plans.json'}, "
-                f"got {type(error).__name__}: {_first_line(error)}"
+                f"got {type(error).__name__}: {reason(error)}"
             ) from error
 
     def random_input(self, network: nn.Module) -> torch.Tensor:
@@ -102,8 +91,28 @@ class Architecture:
                 return x
         raise ValueError(
             f"expected the network of {self.trainer.__name__} to take a patch {tuple(x.shape)}, got "
-            f"{type(failure).__name__}: {_first_line(failure)}"
+            f"{type(failure).__name__}: {reason(failure)}"
         ) from failure
+
+
+def trained_plans(model_folder: ModelFolder) -> tuple[Any, Any, dict[str, Any]]:
+    """Return nnU-Net's managers of a model's plans and of its configuration, and the content of its dataset.json.
+
+    Raises:
+        ValueError: in one sentence, if one of the files is not there, or is none of nnU-Net.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    files = [model_folder.path / name for name in ("plans.json", "dataset.json")]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"expected nnU-Net's {file.name} in {model_folder}, found none: copy it from where the model was "
+                f"trained"
+            )
+    form = {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}
+    plans = PlansManager(read_json(files[0], form, "restore that of the trained model"))
+    return plans, plans.get_configuration(model_folder.configuration), read_json(files[1])
 
 
 def stock_trainer(trainer: type) -> type:
@@ -140,7 +149,3 @@ def put_weights(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
             f"expected the weights of {type(network).__name__} as plans.json describes it, found others: "
             f"{' '.join(' '.join(lines[1:2] or lines).split())[:300]}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

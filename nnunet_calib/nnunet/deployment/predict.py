@@ -13,12 +13,12 @@ import torch
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
 from nnunet_calib.io.processes import workers_end_with_us
-from nnunet_calib.io.wording import last_line
+from nnunet_calib.io.wording import reason
 from nnunet_calib.nnunet.checkpoints import find_checkpoint, load_checkpoint, unwrapped, weights_fingerprint
 from nnunet_calib.nnunet.deployment.bake import ENTRY
+from nnunet_calib.nnunet.deployment.input_images import check_images
 from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
 from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
@@ -74,6 +74,7 @@ def predict(
         ValueError: in one sentence, if the model, its temperature or an argument is not what is needed.
         OSError: if something cannot be read or written, or if nnU-Net stops.
     """
+    check_images(model_folder, images, previous_stage)
     checkpoints = [load_checkpoint(find_checkpoint(model_folder, fold, checkpoint), trust=trust) for fold in folds]
     _refuse_baked(checkpoints, checkpoint, temperature)
     del checkpoints  # nnU-Net reads them itself
@@ -85,7 +86,6 @@ def predict(
     weights = _fingerprints(nnunet, folds)
     for fold, deployed in zip(folds, temperatures, strict=True):
         deployed.check(model_folder, fold, weights[str(fold)])
-    _check_inputs(nnunet, images, previous_stage)
 
     maps = MapFolder(
         output / MAPS_FOLDER, options, Heads.of(nnunet.label_manager),
@@ -115,7 +115,7 @@ def predict(
                 )
     except (RuntimeError, AssertionError, ValueError) as error:  # ValueError: a map without a meaning
         raise OSError(
-            f"nnU-Net stopped ({last_line(error)}): once that is mended, --continue_prediction predicts what is missing"
+            f"nnU-Net stopped ({reason(error)}): once that is mended, --continue_prediction predicts what is missing"
         ) from error
     return maps.folder
 
@@ -150,7 +150,7 @@ def _load(model_folder: ModelFolder, folds: Sequence[Fold], checkpoint: str, opt
         nnunet.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
     except (RuntimeError, AssertionError, KeyError, ValueError) as error:  # ValueError: damaged JSON
         raise ValueError(
-            f"expected a model that nnU-Net can load in {model_folder}, found one that it cannot ({last_line(error)})"
+            f"expected a model that nnU-Net can load in {model_folder}, found one that it cannot ({reason(error)})"
         ) from error
     return nnunet
 
@@ -163,22 +163,6 @@ def _fingerprints(nnunet: MapPredictor, folds: Sequence[Fold]) -> dict[str, str]
         network.load_state_dict(weights)
         found[str(fold)] = weights_fingerprint(network)
     return found
-
-
-def _check_inputs(nnunet: MapPredictor, images: Path, previous_stage: Path | None) -> None:
-    """Raise ValueError for images that are not there, and for a cascade without its previous stage."""
-    ending = nnunet.dataset_json["file_ending"]
-    if not images.is_dir() or len(get_identifiers_from_splitted_dataset_folder(str(images), ending)) == 0:
-        raise ValueError(
-            f"expected images that end with _0000{ending}, found none in {images}: name their folder "
-            f"with -i"
-        )
-    stage = nnunet.configuration_manager.previous_stage_name
-    if stage is not None and previous_stage is None:
-        raise ValueError(
-            f"expected the segmentations of {stage}, the previous stage of this cascade, got none: predict them first, "
-            f"and name their folder with -prev_stage_predictions"
-        )
 
 
 def set_threads(device: str) -> torch.device:
