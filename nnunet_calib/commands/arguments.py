@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from nnunet_calib.nnunet.deployment.map_values import MapOptions
     from nnunet_calib.nnunet.predictions import Predictions
+    from nnunet_calib.results.layout import ModelFolder
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_PLANS = "nnUNetPlans"
 
 
 def at_least_one(text: str) -> int:
@@ -41,24 +44,68 @@ def add_folds(command: argparse.ArgumentParser, what: str, default: Sequence[int
 
 
 def add_model(command: argparse.ArgumentParser, *, several: bool = False, trainer: str | None = None) -> None:
-    """Which model: dataset, configuration, trainer, plans; lists of all but the dataset for `several` models.
+    """Add which model: dataset, configuration, trainer, plans; lists of all but the dataset for `several` models.
 
     The trainer must be named unless there is a default.
     """
-    nargs = "+" if several else None
-    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="its name or number")
+    _add_names(command, required=True, several=several, trainer=trainer)
+
+
+def add_model_or_folder(command: argparse.ArgumentParser, *, trainer: str | None = None) -> None:
+    """Add the same for one model, or its folder instead; `trained_model` reads it."""
     command.add_argument(
-        "-c", dest="configuration", required=True, metavar="CONFIG", help="3d_fullres, 2d, ...", nargs=nargs
+        "-m", dest="model_folder", type=Path, metavar="MODEL_FOLDER",
+        help="folder of the model, wherever it is, with plans.json, dataset.json and fold_X; instead of -d, -c, -tr "
+        "and -p",
+    )
+    _add_names(command, required=False, several=False, trainer=trainer)
+    # what was typed is told from what was not
+    command.set_defaults(trainer=None, plans=None, trainer_by_default=trainer)
+
+
+def _add_names(command: argparse.ArgumentParser, *, required: bool, several: bool, trainer: str | None) -> None:
+    nargs = "+" if several else None
+    command.add_argument("-d", dest="dataset", required=required, metavar="DATASET", help="its name or number")
+    command.add_argument(
+        "-c", dest="configuration", required=required, metavar="CONFIG", help="3d_fullres, 2d, ...", nargs=nargs
     )
     command.add_argument(
-        "-tr", dest="trainer", required=trainer is None, default=trainer, metavar="TRAINER", nargs=nargs,
+        "-tr", dest="trainer", required=required and trainer is None, default=trainer, metavar="TRAINER", nargs=nargs,
         help="as for nnUNetv2_train" + (f" (default: {trainer})" if trainer else ""),
     )
-    plans = "nnUNetPlans"
     command.add_argument(
-        "-p", dest="plans", default=[plans] if several else plans, metavar="PLANS",
-        help=f"name of the plans (default: {plans})", nargs=nargs,
+        "-p", dest="plans", default=[_PLANS] if several else _PLANS, metavar="PLANS",
+        help=f"name of the plans (default: {_PLANS})", nargs=nargs,
     )
+
+
+def trained_model(args: argparse.Namespace) -> ModelFolder:
+    """Return the model that -m names, or -d, -c, -tr and -p.
+
+    Raises:
+        ValueError: in one sentence, if both ways are used, or neither whole; or if there is no such model.
+    """
+    from nnunet_calib.nnunet.lookup import find_model, model_in
+
+    names = {"-d": args.dataset, "-c": args.configuration, "-tr": args.trainer, "-p": args.plans}
+    typed = [flag for flag, value in names.items() if value is not None]
+    if args.model_folder is not None:
+        if typed:
+            raise ValueError(
+                f"expected a model named by -m, or by -d, -c, -tr and -p, got -m with {', '.join(typed)}: leave out "
+                f"one or the other"
+            )
+        return model_in(args.model_folder, args.folds[0], args.checkpoint, trust=args.trust)
+    trainer, plans = args.trainer or args.trainer_by_default, args.plans or _PLANS
+    lacking = [
+        flag for flag, value in (("-d", args.dataset), ("-c", args.configuration), ("-tr", trainer)) if value is None
+    ]
+    if lacking:
+        raise ValueError(
+            f"expected a model named by -m, or by -d, -c, -tr and -p, got no {', '.join(lacking)}: name it by its "
+            f"folder, as in -m MODEL_FOLDER, or in full"
+        )
+    return find_model(args.dataset, args.configuration, trainer, plans)
 
 
 def add_checkpoint(command: argparse.ArgumentParser, note: str = "") -> None:

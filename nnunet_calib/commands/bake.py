@@ -4,17 +4,22 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_folds, add_model
+from nnunet_calib.commands.arguments import (
+    Commands,
+    add_checkpoint,
+    add_folds,
+    add_model_or_folder,
+    trained_model,
+)
 
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints where it looks for trainers
         from nnunet_calib.nnunet.deployment.bake import bake
-        from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.results.deployed_temperature import find_temperature
         from nnunet_calib.results.schemas import in_sample_note
 
-        model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+        model_folder = trained_model(args)
         folds = [*dict.fromkeys(args.folds)]
         deployed = find_temperature(model_folder, folds, args.temperature)
         if note := in_sample_note(deployed.content):
@@ -36,7 +41,7 @@ def add(commands: Commands) -> None:
         "proves it by running the network, and writes fold_X/checkpoint_calibrated.pth. The original is not changed.",
         epilog="Example: nnunet_calib bake -d 4 -c 3d_fullres -tr nnUNetTrainerNACL --portable",
     )
-    add_model(command)
+    add_model_or_folder(command)
     add_folds(command, "folds to bake, with one temperature")
     add_checkpoint(command)
     command.add_argument(

@@ -12,8 +12,9 @@ from nnunet_calib.commands.arguments import (
     add_folds,
     add_inference,
     add_maps,
-    add_model,
+    add_model_or_folder,
     map_options,
+    trained_model,
 )
 
 
@@ -31,9 +32,8 @@ def _run(args: argparse.Namespace) -> None:
                          "all of them: give more, or leave out -num_parts")  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.nnunet.deployment.predict import predict, set_threads
-        from nnunet_calib.nnunet.lookup import find_model
 
-        model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
+        model_folder = trained_model(args)
         folder = predict(
             model_folder, args.folds, args.images, args.output, map_options(args),
             temperature=args.temperature, average=args.average, checkpoint=args.checkpoint, trust=args.trust,
@@ -66,7 +66,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("-i", dest="images", type=Path, required=True, metavar="IN", help="folder with the images")
     command.add_argument("-o", dest="output", type=Path, required=True, metavar="OUT", help="folder for the results")
-    add_model(command, trainer="nnUNetTrainer")
+    add_model_or_folder(command, trainer="nnUNetTrainer")
     add_folds(command, "folds whose networks are averaged")
     add_checkpoint(command)
     add_maps(command)

@@ -45,13 +45,16 @@ def find_checkpoint(model_folder: ModelFolder, fold: int | str, name: str = FINA
     file = model_folder.fold(fold) / name
     if file.is_file():
         return file
-    command = model_folder.train_command(fold)
     # hidden ones are what a killed process has left half written
     others = sorted(path.name for path in file.parent.glob("*.pth") if not path.name.startswith("."))
+    trained = model_folder.has_training_data()  # else the model was made elsewhere
+    command = model_folder.train_command(fold)
     if others:
-        advice = f"finish the training with {command} --c, or name one of {', '.join(others)} with -chk"
+        advice = f"finish the training with {command} --c, or " if trained else ""
+        advice += f"name one of {', '.join(others)} with -chk"
     else:
-        advice = f"train the fold with {command}, or name the folds there are with -f"
+        advice = f"train the fold with {command}, or " if trained else ""
+        advice += "name the folds there are with -f"
     raise ValueError(f"expected nnU-Net's checkpoint {file}, found none: {advice}")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nnunet_calib.io.json_forms import NAME, check_form, read_json
 from nnunet_calib.io.wording import reason
-from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.results.layout import Fold, ModelFolder
 
 MODULE = "nnunet_calib_trainers.py"
 
@@ -65,3 +66,38 @@ def find_model(dataset: str | int, configuration: str, trainer: str, plans: str)
     if not folder.is_dir():
         raise ValueError(f"expected a trained model in {folder}, found none: check -d, -c, -tr and -p")
     return ModelFolder(folder, folder.parent.name, trainer, plans, configuration)
+
+
+def model_in(folder: Path, fold: Fold, checkpoint: str, *, trust: bool = False) -> ModelFolder:
+    """Return a trained model from the folder it lies in, under whatever name, by what its files say.
+
+    Args:
+        folder: with plans.json and the folders `fold_X`.
+        fold: one that is there.
+        checkpoint: name of its file, which says trainer and configuration.
+        trust: also read a checkpoint that brings objects whose code then runs.
+
+    Raises:
+        ValueError: in one sentence, if these files are not there, or do not say what model it is.
+    """
+    from nnunet_calib.nnunet.checkpoints import load_checkpoint
+
+    plans, weights = folder / "plans.json", folder / f"fold_{fold}" / checkpoint
+    if not plans.is_file():
+        raise ValueError(
+            f"expected nnU-Net's folder of a trained model, with plans.json and fold_X, found no {plans}: name another "
+            f"with -m"
+        )
+    if not weights.is_file():
+        there = sorted(path.relative_to(folder).as_posix() for path in folder.glob("fold_*/[!.]*.pth"))
+        raise ValueError(
+            f"expected nnU-Net's checkpoint {weights}, found none: name the folds there are with -f and a checkpoint "
+            f"with -chk ({', '.join(there) or 'there are none'})"
+        )
+    named = read_json(plans, {"dataset_name": NAME, "plans_name": NAME}, "restore that of the trained model")
+    content = load_checkpoint(weights, trust=trust)
+    check_form(
+        content, {"trainer_name": NAME, "init_args": {"configuration": NAME}}, weights, "copy it again, or name another"
+    )
+    configuration = content["init_args"]["configuration"]
+    return ModelFolder(folder, named["dataset_name"], content["trainer_name"], named["plans_name"], configuration)

@@ -156,7 +156,12 @@ def merged_temperature(model_folder: ModelFolder, folds: Sequence[Fold]) -> Path
 
 
 def _measure(model_folder: ModelFolder, folds: Sequence[Fold]) -> str:
-    """What makes the temperature of folds."""
+    """Return what makes the temperature of folds, on this machine."""
+    if not model_folder.has_training_data():  # as where a model was installed from a zip
+        return (
+            "its preprocessed data, with which to measure it, are not in nnUNet_preprocessed here: get a checkpoint "
+            "with a temperature from where they are, which nnunet_calib bake writes"
+        )
     merge = f", then merge the folds with {model_folder.command('crossval', *folds)}" if len(folds) > 1 else ""
     return f"measure it with {model_folder.validate_command(*folds)}{merge}"
 

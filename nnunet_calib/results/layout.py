@@ -93,6 +93,11 @@ class ModelFolder:
         folders = [Path(root, name) for name in names] if root else [None]
         return next((folder for folder in folders if folder is not None and folder.is_dir()), folders[0])
 
+    def has_training_data(self) -> bool:
+        """Return whether the preprocessed data, which training and `validate` need, are on this machine."""
+        folder = self.preprocessed()
+        return folder is not None and folder.is_dir()
+
     def train_command(self, fold: Fold) -> str:
         """Return what trains a fold, as the user types it."""
         return f"nnUNetv2_train {self.dataset} {self.configuration} {fold} -tr {self.trainer} -p {self.plans}"

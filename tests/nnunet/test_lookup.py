@@ -1,6 +1,7 @@
 """nnU-Net's own look-up finds the trainers, and finds the same classes every time and in every process."""
 
 import importlib.util
+import json
 import multiprocessing
 import os
 import pickle
@@ -8,10 +9,11 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+import torch
 
 from nnunet_calib import trainers
 from nnunet_calib.io.wording import reason
-from nnunet_calib.nnunet.lookup import MODULE, find_model, trainers_folder
+from nnunet_calib.nnunet.lookup import MODULE, find_model, model_in, trainers_folder
 
 NAMES = [trainer.__name__ for trainer in trainers.TRAINERS]
 
@@ -123,3 +125,34 @@ def test_both_ends_of_a_long_error():
     assert reason(RuntimeError("start\n" + "x" * 1000 + "\nend")).startswith("start x")
     assert reason(RuntimeError("start\n" + "x" * 1000 + "\nend")).endswith("x end")
     assert reason(RuntimeError()) == "RuntimeError"
+
+
+def write_model(folder, **content):
+    """Write what says which model it is, into a folder whose name says something else."""
+    (folder / "fold_1").mkdir(parents=True)
+    plans = {"dataset_name": "Dataset005_A", "plans_name": "my__Plans"}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    whole = {"network_weights": {}, "trainer_name": "nnUNetTrainerNACL", "init_args": {"configuration": "2d__a"}}
+    torch.save(whole | content, folder / "fold_1" / "checkpoint_best.pth")
+    return folder
+
+
+def test_model_in_a_folder(tmp_path):
+    """Its files say what model it is, not the names of folders."""
+    folder = write_model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    found = model_in(folder, 1, "checkpoint_best.pth")
+    assert found.path == folder
+    assert found.identity == {
+        "dataset": "Dataset005_A", "trainer": "nnUNetTrainerNACL", "plans": "my__Plans", "configuration": "2d__a",
+    }
+
+
+def test_no_model_in_a_folder(tmp_path):
+    """What is not there is named, with what is."""
+    with pytest.raises(ValueError, match=r"with plans\.json and fold_X, found no .*: name another with -m"):
+        model_in(tmp_path, 0, "checkpoint_final.pth")
+    folder = write_model(tmp_path / "model", init_args={"configuration": "../3d"})
+    with pytest.raises(ValueError, match=r"checkpoint_final\.pth, found none: .* \(fold_1/checkpoint_best\.pth\)"):
+        model_in(folder, 1, "checkpoint_final.pth")
+    with pytest.raises(ValueError, match=r"expected init_args\.configuration to be a plain name without folders"):
+        model_in(folder, 1, "checkpoint_best.pth")

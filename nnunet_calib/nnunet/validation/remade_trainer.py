@@ -45,8 +45,11 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
         )
     preprocessed = model_folder.preprocessed(plans["dataset_name"])
     if preprocessed is None:
-        raise ValueError("expected nnUNet_preprocessed to name the folder of nnU-Net's preprocessed data, found it "
-                         "unset: export it as for nnUNetv2_train")  # fmt: skip
+        raise ValueError(
+            "expected nnUNet_preprocessed to name the folder of nnU-Net's preprocessed data, found it unset: export it "
+            "as for nnUNetv2_train, or, where these data are not, measure predictions of labelled cases with "
+            "nnunet_calib evaluate or fit"
+        )
     plans["dataset_name"] = preprocessed.name  # the name in use, by which nnU-Net finds the data
     trainer_class = find_trainer(model_folder.trainer)
     with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:

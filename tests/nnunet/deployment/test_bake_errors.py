@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunet_calib import cli
 from nnunet_calib.nnunet.checkpoints import load_checkpoint
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED
 from nnunet_calib.results.deployed_temperature import find_temperature
@@ -78,6 +79,37 @@ def test_no_temperature(told):
     assert f"measure it with nnunet_calib validate {MODEL} -f 0 1, {merge}" in text
 
 
+def test_model_folder(told, tmp_path, monkeypatch):
+    """A model that lies elsewhere is baked by its folder, and by nothing beside it."""
+    folder = shutil.copytree(told.folder, tmp_path / "received")
+    monkeypatch.delenv("nnUNet_results")
+    command = ["bake", "-m", str(folder), "-f", "0", "--temperature", "2"]
+    told.capsys.readouterr()
+    for names, text in (
+        (["-tr", "nnUNetTrainerCalib"], "got -m with -tr: leave out one or the other"),
+        (["-d", "900", "-c", "2d"], "got -m with -d, -c: leave out one or the other"),
+    ):
+        assert cli.main([*command, *names]) == 2
+        assert text in told.capsys.readouterr().err.splitlines()[-1]
+    assert cli.main(["bake", "-c", "2d", "-f", "0"]) == 2
+    assert "got no -d, -tr: name it by its folder" in told.capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / "fold_0" / CALIBRATED).exists()
+    assert cli.main(command) == 0
+    assert (folder / "fold_0" / CALIBRATED).is_file()
+
+
+def test_advice_without_training_data(told, tmp_path, monkeypatch):
+    """On a machine that has the model only, nothing is advised that needs the preprocessed data."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    for options in (("-f", "0"), ("-f", "0", "1"), ("-f", "1", "--temperature", "2"),
+                    ("-f", "0", "--temperature", "2", "-chk", "checkpoint_best.pth")):  # fmt: skip
+        text = told.refused(*options)
+        assert not any(command in text for command in ("validate", "crossval", "nnUNetv2_train"))
+    text = told.refused("-f", "0")
+    assert "get a checkpoint with a temperature from where they are, which nnunet_calib bake writes" in text
+    assert text.endswith("or give one with --temperature")
+
+
 def test_no_checkpoint(told):
     """Of no fold is a checkpoint written if one lacks it."""
     text = told.refused("-f", "0", "1", "--temperature", "2")
@@ -107,7 +139,7 @@ def test_of_another_model(told, name, ours, other):
     """A temperature that was fitted on another model, by what differs; a number is used all the same."""
     file = told.model.write_temperature(told.trainer)
     content = json.loads(file.read_text())
-    content["model"][name] = other
+    content["model"] |= {name: other, "weights_sha256": "of others"}  # equal weights would decide
     given = told.fold.parent / "other.json"
     given.write_text(json.dumps(content))
     text = told.refused("-f", "0", "--temperature", str(given))

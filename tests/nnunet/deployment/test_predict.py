@@ -1,6 +1,7 @@
 """`predict`: nnU-Net's segmentations byte for byte, and maps that say what its .npz would."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -162,3 +163,18 @@ def test_workers_and_parts(deployed):
     ours, parts = (files(f) for f in (folder, deployed.root / "parts"))
     del ours["predict_from_raw_data_args.json"], parts["predict_from_raw_data_args.json"]
     assert ours == parts
+
+
+def test_model_folder(deployed, monkeypatch):
+    """A model that lies elsewhere, named by its folder, gives the same segmentations and maps."""
+    expected = deployed.predict()
+    received = shutil.copytree(deployed.folder, deployed.root / "received")
+    monkeypatch.delenv("nnUNet_results")
+    command = deployed.command(output="other")
+    start = command.index("-d")
+    command[start : command.index("-f")] = ["-m", str(received)]
+    assert cli.main(command) == 0
+    other = deployed.root / "other"
+    assert files(other / "maps") == files(expected / "maps")
+    for segmentation in expected.glob("*.nii.gz"):
+        assert (other / segmentation.name).read_bytes() == segmentation.read_bytes()
