@@ -39,13 +39,14 @@ def find_trainer(name: str) -> type:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
-        return recursive_find_trainer_class_by_name(name)
+        found: type = recursive_find_trainer_class_by_name(name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"expected a trainer that nnU-Net finds, got {name}: set nnUNet_extTrainer (now "
             f"{os.environ.get('nnUNet_extTrainer') or 'unset'}) as it was for the training; nnunet_calib trainers "
             f"--path prints the folder of this package's trainers"
         ) from error
+    return found
 
 
 def find_model(dataset: str | int, configuration: str, trainer: str, plans: str) -> ModelFolder:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_calib.io.json_forms import NAME, read_json
+
 FINAL = "checkpoint_final.pth"
 
 IDENTITY = ("dataset", "trainer", "plans", "configuration")
@@ -95,7 +97,11 @@ class ModelFolder:
 
     def has_training_data(self) -> bool:
         """Return whether the preprocessed data, which training and `validate` need, are on this machine."""
-        folder = self.preprocessed()
+        try:
+            trained_as = str(read_json(self.path / "plans.json", {"dataset_name": NAME})["dataset_name"])
+        except (OSError, ValueError):
+            trained_as = ""
+        folder = self.preprocessed(trained_as)
         return folder is not None and folder.is_dir()
 
     def train_command(self, fold: Fold) -> str:

@@ -147,3 +147,20 @@ def test_validate_renamed(trained, in_threads, capsys, with_plans):
     assert renamed.validate() == 0
     assert "5 measured before, 0 with .npz, 0 to predict" in capsys.readouterr().err
     assert json.loads((renamed.calibration / "summary.json").read_text())["model"]["dataset"] == OTHER
+
+
+@pytest.mark.parametrize("there", [DATASET, OTHER, None])
+def test_training_data(tmp_path, monkeypatch, there):
+    """What needs the preprocessed data is advised where they are, under the dataset's name or that of the training."""
+    model = ModelFolder.below(tmp_path / "results", DATASET, "nnUNetTrainerCalib", PLANS, "2d")
+    model.path.mkdir(parents=True)
+    (model.path / "plans.json").write_text(json.dumps({"dataset_name": OTHER}))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    if there is not None:
+        (tmp_path / there).mkdir()
+    with pytest.raises(ValueError, match="expected the temperature of fold 0") as refusal:
+        find_temperature(model, [0])
+    assert ("nnunet_calib validate" in str(refusal.value)) == (there is not None)
+    with pytest.raises(ValueError, match="expected nnU-Net's checkpoint") as refusal:
+        find_checkpoint(model, 0)
+    assert ("nnUNetv2_train" in str(refusal.value)) == (there is not None)
