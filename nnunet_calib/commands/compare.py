@@ -15,9 +15,8 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.report.comparison_page import write_comparison_page
         from nnunet_calib.report.comparison_tables import comparison_table, write_comparison
-        from nnunet_calib.report.page import FILE
         from nnunet_calib.results.comparison import compare_models
-        from nnunet_calib.results.layout import comparison_folder
+        from nnunet_calib.results.layout import PAGE, comparison_folder
 
         named = itertools.product(args.configuration, args.plans, args.trainer)
         models = [find_model(args.dataset, configuration, trainer, plans) for configuration, plans, trainer in named]
@@ -29,7 +28,7 @@ def _run(args: argparse.Namespace) -> None:
         command = " ".join(f"{flag} {' '.join(map(str, values))}" for flag, values in given.items())
         chill = " --chill" if args.allow_missing else ""
         command = f"nnunet_calib compare -d {args.dataset} {command}{chill}"
-        write_comparison_page(comparison, folder / FILE, commands=[command])
+        write_comparison_page(comparison, folder / PAGE, commands=[command])
     print(comparison_table(comparison))
     print(folder)
 

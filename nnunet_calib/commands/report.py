@@ -13,13 +13,12 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.nnunet.raw_images import raw_images
         from nnunet_calib.report.fold_page import write_report
-        from nnunet_calib.report.page import FILE
         from nnunet_calib.results.compared_models import dice_of_cases
-        from nnunet_calib.results.layout import find_results
+        from nnunet_calib.results.layout import PAGE, find_results
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = find_results(model_folder, args.folds)
-        output = args.output or folder / FILE
+        output = args.output or folder / PAGE
         model = f"-d {args.dataset} -c {args.configuration} -tr {args.trainer} -p {args.plans}"
         folds = " ".join(map(str, args.folds))
         first = "crossval" if len(args.folds) > 1 else "validate"

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nnunet_calib.figures.style import COLOURS, ENDINGS, in_style, new_figure, outer_labels, save_figure
+from nnunet_calib.figures.style import COLOURS, in_style, new_figure, outer_labels, save_figure
 from nnunet_calib.io.atomic_files import forget
 from nnunet_calib.io.names import in_figure
 from nnunet_calib.io.wording import missing
 from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.results.layout import ENDINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

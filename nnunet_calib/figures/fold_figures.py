@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +26,15 @@ from nnunet_calib.metrics.significance import ratio_intervals
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 def _when(temperature: float) -> tuple[str, str]:
-    """What the left and the right column of panels show, with spaces at which no line ends."""
+    """Return what the left and the right column of panels show, with spaces at which no line ends."""
     return "T\xa0=\xa01", f"T\xa0≈\xa0{temperature:.2f}"
 
 
 @in_style
 def reliability_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
-    """Pooled reliability diagrams, a row for every head and the top label: before (left) and after temperature (right).
+    """Draw pooled reliability diagrams, before (left) and after temperature (right), a row a head and the top label.
 
     Args:
         before: the cases of a fold.
@@ -56,7 +59,7 @@ def reliability_figure(before: DrawnCases, after: DrawnCases, temperature: float
 
 
 def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap limits of the pooled observed frequency in each bin."""
+    """Return bootstrap limits of the pooled observed frequency in each bin."""
     counts = np.stack([curve.counts for curve in curves]).astype(np.float64)
     positives = np.stack([np.nan_to_num(curve.frequency) for curve in curves]) * counts
     return ratio_intervals(positives, counts)
@@ -66,7 +69,7 @@ def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray,
 def dataset_reliability_figure(
     before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]
 ) -> Figure:
-    """Dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
+    """Draw dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.9, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
@@ -81,7 +84,7 @@ def dataset_reliability_figure(
 
 @in_style
 def boxes_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
-    """Box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
+    """Draw box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.6, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
@@ -95,7 +98,7 @@ def boxes_figure(before: DrawnCases, after: DrawnCases, temperature: float, name
 
 @in_style
 def confidence_figure(before: DrawnCases, after: DrawnCases, names: Sequence[str]) -> Figure:
-    """Confidence histograms of every head and the top label; arguments as `reliability_figure`."""
+    """Draw confidence histograms of every head and the top label; arguments as `reliability_figure`."""
     rows = -(-len(names) // 2)
     figure, axes = new_figure(1.5 * rows + 0.6, rows, 2)
     curves = [reliability_curve(cases.pooled) for cases in (before, after)]
@@ -113,7 +116,7 @@ def confidence_figure(before: DrawnCases, after: DrawnCases, names: Sequence[str
 
 @in_style
 def nll_figure(results: Results) -> Figure:
-    """NLL of all cases against temperature."""
+    """Draw the NLL of all cases against temperature."""
     fit = results.summary["temperature"]
     error = fit.get("standard_error")
     figure, axes = new_figure(2.4)
@@ -122,23 +125,87 @@ def nll_figure(results: Results) -> Figure:
     return figure
 
 
-def figures(results: Results, image_of: ImageOf = no_image) -> dict[str, Callable[[], Figure]]:
-    """File name without ending -> what draws the figure of that name; `image_of` gives the images behind slices."""
-    before, after = results.before, results.after
-    pair = (before, after, results.temperature, results.names)
+def _stages(results: Results) -> tuple[DrawnCases, DrawnCases, float, list[str]]:
+    return results.before, results.after, results.temperature, results.names
+
+
+def _of_cases(results: Results, image_of: ImageOf) -> Figure:
+    return reliability_of_cases_figure(results.cases, results.summary["heads"]["keys"], results.names)
+
+
+def _worst_cases(results: Results, image_of: ImageOf) -> Figure:
     heads = results.summary["heads"]
-    return {
-        "reliability": lambda: reliability_figure(*pair),
-        "dataset_reliability_histogram": lambda: dataset_reliability_figure(*pair),
-        "reliability_boxes": lambda: boxes_figure(*pair),
-        "reliability_of_cases": lambda: reliability_of_cases_figure(results.cases, heads["keys"], results.names),
-        "confidence": lambda: confidence_figure(before, after, results.names),
-        "nll": lambda: nll_figure(results),
-        "worst_cases": lambda: worst_cases_figure(
-            results.cases, heads["names"], regions=heads["regions"], ignore_label=heads["ignore_label"],
-            image_of=image_of,
-        ),
-    }  # fmt: skip
+    return worst_cases_figure(
+        results.cases, heads["names"], regions=heads["regions"], ignore_label=heads["ignore_label"], image_of=image_of
+    )
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A figure of a fold or of merged folds.
+
+    Attributes:
+        name: of its files, without ending; one of `results.layout.FIGURES`.
+        title: above it on a page.
+        caption: below the title.
+        draw: of what was measured, and of what gives the images behind slices.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Results, ImageOf], Figure]
+
+
+FIGURES = (
+    FigureSpec(
+        "reliability",
+        "Reliability",
+        "Of the voxels that get a probability within a bin, how many belong to the class. Blue bars below the dashed "
+        "line: the model is too sure. Above each diagram, the number of voxels in each bin.",
+        lambda results, _: reliability_figure(*_stages(results)),
+    ),
+    FigureSpec(
+        "dataset_reliability_histogram",
+        "Dataset reliability histogram",
+        "Each case counts once in each bin it has voxels in. Pooled diagrams can look calibrated while cases are not: "
+        "here each case would have to lie on the diagonal.",
+        lambda results, _: dataset_reliability_figure(*_stages(results)),
+    ),
+    FigureSpec(
+        "reliability_boxes",
+        "Box-plot reliability",
+        "The same spread as quartiles: half of the cases lie within a box, its line is the median case.",
+        lambda results, _: boxes_figure(*_stages(results)),
+    ),
+    FigureSpec(
+        "reliability_of_cases",
+        "Reliability of single cases",
+        "Bars above the line in one case and below it in another cancel out where voxels are pooled. A "
+        "temperature is the same for all cases, and can help one while it harms another.",
+        _of_cases,
+    ),
+    FigureSpec(
+        "confidence",
+        "Confidence histogram",
+        "Where the probabilities lie. Temperature scaling moves them away from 0 and 1, or towards them, and changes "
+        "no segmentation.",
+        lambda results, _: confidence_figure(results.before, results.after, results.names),
+    ),
+    FigureSpec(
+        "nll",
+        "NLL against temperature",
+        "The fitted temperature is the minimum; the band is two standard errors wide on each side.",
+        lambda results, _: nll_figure(results),
+    ),
+    FigureSpec(
+        "worst_cases",
+        "Worst cases",
+        "The cases whose probabilities are off most: outlines tell where the segmentation is right and wrong, colours "
+        "how sure the model is of it. A sure colour at a wrong place is what a temperature cannot repair.",
+        _worst_cases,
+    ),
+)
 
 
 def draw_fold(calibration_folder: Path, image_of: ImageOf = no_image) -> None:
@@ -148,5 +215,6 @@ def draw_fold(calibration_folder: Path, image_of: ImageOf = no_image) -> None:
         calibration_folder: with summary.json.
         image_of: gives a case's image for its slice, or None; without images the label map is shown.
     """
-    for name, draw in figures(Results.read(calibration_folder), image_of).items():
-        save_figure(draw, calibration_folder, name)
+    results = Results.read(calibration_folder)
+    for spec in FIGURES:
+        save_figure(partial(spec.draw, results, image_of), calibration_folder, spec.name)

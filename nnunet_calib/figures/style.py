@@ -14,6 +14,7 @@ import numpy as np
 
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.io.names import in_figure
+from nnunet_calib.results.layout import ENDINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 
 COLUMN = 3.46  # inches: 88 mm, a column of most journals
-ENDINGS = ("png", "svg", "pdf")  # bitmap, vectors for the web, vectors for LaTeX
 
 # Hues that stay apart for colour-blind readers, and mostly in grey print (Okabe and Ito).
 BARS, GAP, LINE = "#56B4E9", "#D55E00", "#0072B2"

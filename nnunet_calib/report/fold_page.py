@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from nnunet_calib.figures.case_figures import ImageOf
 from nnunet_calib.figures.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
 from nnunet_calib.figures.drawn_results import Results, worst_cases
-from nnunet_calib.figures.fold_figures import figures
+from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.io.wording import number
 from nnunet_calib.metrics.catalogue import HEAD_LABELS
 from nnunet_calib.report.fold_words import case_table, facts, headline, notes
@@ -20,41 +21,6 @@ from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import STAGES
 
 PICTURES_MIB = 4.0  # all slices together; with base64 and the figures a page stays below 10 MB
-_CAPTIONS = {
-    "reliability": (
-        "Reliability",
-        "Of the voxels that get a probability within a bin, how many belong to the class. Blue bars below the dashed "
-        "line: the model is too sure. Above each diagram, the number of voxels in each bin.",
-    ),
-    "dataset_reliability_histogram": (
-        "Dataset reliability histogram",
-        "Each case counts once in each bin it has voxels in. Pooled diagrams can look calibrated while cases are not: "
-        "here each case would have to lie on the diagonal.",
-    ),
-    "reliability_boxes": (
-        "Box-plot reliability",
-        "The same spread as quartiles: half of the cases lie within a box, its line is the median case.",
-    ),
-    "reliability_of_cases": (
-        "Reliability of single cases",
-        "Bars above the line in one case and below it in another cancel out where voxels are pooled. A "
-        "temperature is the same for all cases, and can help one while it harms another.",
-    ),
-    "confidence": (
-        "Confidence histogram",
-        "Where the probabilities lie. Temperature scaling moves them away from 0 and 1, or towards them, and changes "
-        "no segmentation.",
-    ),
-    "nll": (
-        "NLL against temperature",
-        "The fitted temperature is the minimum; the band is two standard errors wide on each side.",
-    ),
-    "worst_cases": (
-        "Worst cases",
-        "The cases whose probabilities are off most: outlines tell where the segmentation is right and wrong, colours "
-        "how sure the model is of it. A sure colour at a wrong place is what a temperature cannot repair.",
-    ),
-}
 
 
 def write_report(
@@ -100,8 +66,8 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
         "headline": [*headline(summary)],
         "notes": [*notes(summary)],
         "figures": [
-            inline_figure(draw, *_CAPTIONS[name])
-            for name, draw in tqdm(figures(results, image_of).items(), desc="drawing figures", unit="figure")
+            inline_figure(partial(spec.draw, results, image_of), spec.title, spec.caption)
+            for spec in tqdm(FIGURES, desc="drawing figures", unit="figure")
         ],
         "columns": columns,
         "rows": rows,
@@ -116,7 +82,7 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
 
 
 def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]], bool]:
-    """Slices of the cases, those with the largest ACE first, until they are too much for a page."""
+    """Draw slices of the cases, those with the largest ACE first, until they are too much for a page."""
     heads, budget = results.summary["heads"], PICTURES_MIB * 2**20
     pictures, with_image = [], False
     for case in tqdm(worst_cases(results.cases), desc="drawing slices", unit="case"):

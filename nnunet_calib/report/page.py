@@ -13,8 +13,6 @@ from nnunet_calib.figures.style import figure_bytes
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.io.wording import number
 
-FILE = "report.html"
-
 
 def write_page(template: str, output: Path, content: Mapping[str, Any]) -> None:
     """Fill in a template; the file appears when it is complete."""

@@ -19,16 +19,10 @@ from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, is_of, load_case, results
-from nnunet_calib.results.layout import case_file
+from nnunet_calib.results.layout import ENDINGS, FIGURES, PAGE, case_file
 from nnunet_calib.results.training_split import Split
 
 SUMMARY, TEMPERATURE = "summary.json", "temperature.json"
-PAGE = "report.html"
-FIGURES = (
-    "reliability", "dataset_reliability_histogram", "reliability_boxes", "reliability_of_cases", "confidence", "nll",
-    "worst_cases",
-)  # fmt: skip
-ENDINGS = ("png", "svg", "pdf")
 
 FORMAT_VERSION = 1
 

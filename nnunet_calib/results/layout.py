@@ -14,6 +14,12 @@ FINAL = "checkpoint_final.pth"
 
 IDENTITY = ("dataset", "trainer", "plans", "configuration")
 CALIBRATION_FOLDER = "calibration"
+PAGE = "report.html"
+FIGURES = (
+    "reliability", "dataset_reliability_histogram", "reliability_boxes", "reliability_of_cases", "confidence", "nll",
+    "worst_cases",
+)  # fmt: skip
+ENDINGS = ("png", "svg", "pdf")  # bitmap, vectors for the web, vectors for LaTeX
 _CROSSVAL = "crossval_results_folds_"
 _LONGEST_NAME = 200  # of a folder; file systems take 255 bytes
 

@@ -2,29 +2,32 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from nnunet_calib import CaseStatistics
+from nnunet_calib.figures import fold_figures
+from nnunet_calib.figures.case_figures import no_image
 from nnunet_calib.figures.drawn_results import DrawnCases, Results
 from nnunet_calib.figures.fold_figures import (
     boxes_figure,
     confidence_figure,
     dataset_reliability_figure,
     draw_fold,
-    figures,
     nll_figure,
     reliability_figure,
 )
+from nnunet_calib.figures.style import save_figure
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.layout import case_file
-from tests.report import FIGURES, PICTURES
+from nnunet_calib.results.layout import ENDINGS, FIGURES, case_file
 from tests.worlds.measured_cases import make_case
 
 NAMES = ["background", "bright", "dark", "top label"]
+PICTURES = tuple(f"{name}.{ending}" for name in FIGURES for ending in ENDINGS)
 DRAWN = (reliability_figure, dataset_reliability_figure, boxes_figure)
 
 
@@ -74,28 +77,48 @@ def write_cases(folder, made):
     write_fold(folder, [case.cases[0] for case in made], heads, made[0].model)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_draw_fold(tmp_path, number):
-    """All figures of a fold, complete and readable, and no temporary file; also of one case, without its own T."""
-    write_cases(tmp_path, cases(number))
-    draw_fold(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"cases", "summary.json", "temperature.json", *PICTURES}
+def figures_of_one_case(folder):
+    """Write the files and all figures of a fold of one case, which has no temperature of its own."""
+    write_cases(folder, cases(1))
+    draw_fold(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Return a folder with all figures, which take seconds each."""
+    return figures_of_one_case(tmp_path_factory.mktemp("drawn"))
+
+
+def test_draw_fold(drawn):
+    """All figures of a fold, complete and readable, and no temporary file."""
+    assert {p.name for p in drawn.iterdir()} == {"cases", "summary.json", "temperature.json", *PICTURES}
     for name in FIGURES:
-        pixels = imread(tmp_path / f"{name}.png")[..., :3]
-        assert min(pixels.shape[:2]) > 350
-        # something is drawn in each quarter, but of cases without a slice
-        for half in np.array_split(pixels, 2) if name != "worst_cases" else ():
-            assert all((quarter < 0.5).any() for quarter in np.array_split(half, 2, axis=1))
+        check_pixels(name, drawn / f"{name}.png")
 
 
-def test_same_bytes(tmp_path):
+def test_several_cases(tmp_path):
+    """Cases that have temperatures of their own are drawn as well."""
+    write_cases(tmp_path, cases(2))
+    results = Results.read(tmp_path)
+    for spec in fold_figures.FIGURES:
+        save_figure(partial(spec.draw, results, no_image), tmp_path, spec.name, ("png",))
+        check_pixels(spec.name, tmp_path / f"{spec.name}.png")
+
+
+def check_pixels(name, path):
+    """Fail unless something is drawn in each quarter, but of cases without a slice."""
+    pixels = imread(path)[..., :3]
+    assert min(pixels.shape[:2]) > 350
+    for half in np.array_split(pixels, 2) if name != "worst_cases" else ():
+        assert all((quarter < 0.5).any() for quarter in np.array_split(half, 2, axis=1))
+
+
+def test_same_bytes(drawn, tmp_path):
     """The same statistics give the same files, so that a report can be checked by its hash."""
-    for folder in (first := tmp_path / "a", second := tmp_path / "b"):
-        folder.mkdir()
-        write_cases(folder, cases(2))
-        draw_fold(folder)
-    for path in map(first.joinpath, PICTURES):
-        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    figures_of_one_case(tmp_path)
+    for path in map(drawn.joinpath, PICTURES):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
 def test_nll(tmp_path):
@@ -103,7 +126,6 @@ def test_nll(tmp_path):
     made = cases(3)
     write_cases(tmp_path, made)
     results = Results.read(tmp_path)
-    assert sorted(figures(results)) == sorted(FIGURES)
     (ax,) = nll_figure(results).axes
     curve = ax.lines[0]
     lowest = curve.get_xdata()[np.argmin(curve.get_ydata())]

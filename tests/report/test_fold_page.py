@@ -6,18 +6,19 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
 from nnunet_calib.figures.case_pictures import colour_bar
+from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.figures.style import new_figure
 from nnunet_calib.report import fold_page as report_page
 from nnunet_calib.report.fold_page import write_report
 from nnunet_calib.report.page import data_uri
 from tests.figures.test_fold_figures import NAMES, cases, write_cases
-from tests.report import FIGURES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 VOID = {"meta", "link", "img", "br"}
@@ -73,7 +74,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def one_figure(monkeypatch):
     """For tests of the rest of the page, since figures take seconds."""
-    monkeypatch.setattr(report_page, "figures", lambda *_: {"nll": lambda: new_figure(1)[0]})
+    spec = replace(FIGURES[0], draw=lambda *_: new_figure(1)[0])
+    monkeypatch.setattr(report_page, "FIGURES", (spec,))
 
 
 def report(folder, tmp_path, **options):
@@ -125,8 +127,8 @@ def test_figures(folder, tmp_path):
     asked = []
     page = report(folder, tmp_path, image_of=asked.append)
     svg = [source for source in page.sources if source.startswith("data:image/svg+xml;base64,")]
-    assert len(svg) == len(FIGURES) == len(report_page._CAPTIONS)
-    assert all(title in page.text for title, _ in report_page._CAPTIONS.values())
+    assert len(svg) == len(FIGURES)
+    assert all(spec.title in page.text and spec.caption in page.text for spec in FIGURES)
     for source in svg:
         assert re.search(rb'width="249\.\d*pt"', base64.b64decode(source.split(",")[1]))  # 88 mm
     assert asked.count("case0") == 2  # for its own slice and as one of the worst four

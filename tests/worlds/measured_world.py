@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nnunet_calib.figures import fold_figures as figures
-from nnunet_calib.figures.style import ENDINGS
+from nnunet_calib.results.layout import ENDINGS
 from tests.worlds.measured_folds import three_folds
 
 

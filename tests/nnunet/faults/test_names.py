@@ -8,7 +8,6 @@ import pytest
 
 from nnunet_calib import cli
 from nnunet_calib.io.names import shown
-from nnunet_calib.report import page as pages
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
 from tests.nnunet.faults.processes import one_figure
@@ -59,7 +58,7 @@ def test_folds(model, monkeypatch):
     with one_figure(monkeypatch):
         assert cli.main(["crossval", *options]) == 0
     assert cli.main(["report", *options, "--no-images"]) == 0
-    page = model.folder / "crossval_results_folds_0_1_2" / "calibration" / pages.FILE
+    page = model.folder / "crossval_results_folds_0_1_2" / "calibration" / "report.html"
     assert "half \\ud800\\nof \\it" in page.read_text(encoding="utf-8")
 
 
