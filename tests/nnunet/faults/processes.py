@@ -86,6 +86,7 @@ def one_figure(patch: pytest.MonkeyPatch) -> Iterator[None]:
     from nnunet_calib.figures import fold_figures as figures
 
     with patch.context() as context:
-        context.setattr(figures, "figures", lambda *_: {"nll": lambda: Figure(figsize=(1, 1))})
+        small = figures.FigureSpec("nll", "NLL", "A small figure.", lambda *_: Figure(figsize=(1, 1)))
+        context.setattr(figures, "FIGURES", (small,))
         yield
 

@@ -38,7 +38,7 @@ def world(tmp_path, model, monkeypatch):
     other = Model(tmp_path, trainer="nnUNetTrainerNACL", weights="others")
     other.write(0, {name: made(9 + i) for i, name in enumerate(model.cases[0])})
     model.write_splits()
-    monkeypatch.setattr(report_page, "figures", lambda *_: {})
+    monkeypatch.setattr(report_page, "FIGURES", ())
     with one_figure(monkeypatch):
         yield tmp_path
 

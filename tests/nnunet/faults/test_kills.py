@@ -18,7 +18,7 @@ pytestmark = [needs_fork, pytest.mark.filterwarnings("ignore::UserWarning")]  # 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """One small figure for all of them."""
-    monkeypatch.setattr(report_page, "figures", lambda *_: {})
+    monkeypatch.setattr(report_page, "FIGURES", ())
     with one_figure(monkeypatch):
         yield
 
