@@ -17,13 +17,56 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
 
 from nnunet_calib.figures.fold_figures import draw_fold
 from nnunet_calib.figures.progress import draw_progress
+from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.nnunet.raw_images import raw_images
-from nnunet_calib.nnunet.training.mixins import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.nnunet.training.loss_terms import NoTerm
+from nnunet_calib.nnunet.training.mixins import AddedTerm, CalibrationMixin, ReplacedCrossEntropy
 
 
 def _draw_figures(calibration_folder: Path) -> None:
     """All figures of a fold, in fold_X/validation/calibration; with the images of nnUNet_raw where that is there."""
     draw_fold(calibration_folder, raw_images(calibration_folder.parents[2]))
+
+
+class NACLMixin(AddedTerm, loss=NACLLoss, prefix="nacl"):
+    """Adds neighbour-aware calibration (`nnunet_calib.losses.nacl_loss`) to a trainer's loss."""
+
+    nacl_weight = 0.01
+    nacl_kernel_size = 3
+    nacl_prior = "mean"
+    nacl_penalty = "l1"
+    nacl_on = "logits"
+    nacl_sigma = 1.0
+    nacl_every_resolution = True
+    nacl_schedule = "constant"
+    nacl_schedule_rate = 1.0
+    nacl_schedule_every = 100
+    nacl_max_weight = 100.0
+    nacl_warmup_epochs = 10
+
+
+class SVLSMixin(ReplacedCrossEntropy, loss=SVLSLoss, prefix="svls"):
+    """Replaces the cross-entropy of a trainer's loss by spatially varying label smoothing (`svls_loss`)."""
+
+    svls_kernel_size = 3
+    svls_sigma = 1.0
+
+
+class ML1ACEMixin(AddedTerm, loss=ML1ACELoss, prefix="ml1_ace"):
+    """Adds the marginal L1 average calibration error (`nnunet_calib.losses.ml1_ace_loss`) to a trainer's loss."""
+
+    ml1_ace_weight = 1.0
+    ml1_ace_warmup_epochs = 10
+    ml1_ace_num_bins = 20
+    ml1_ace_reduction = "ace"
+    ml1_ace_binning = "hard"
+    ml1_ace_absent_classes = "skip"
+    ml1_ace_every_resolution = True
+    ml1_ace_pool_with_batch_dice = False
+
+
+class DiceOnlyMixin(ReplacedCrossEntropy, loss=NoTerm):
+    """Takes the cross-entropy out of a trainer's loss and leaves the Dice, ignore label included."""
 
 
 class nnUNetTrainerCalib(CalibrationMixin, nnUNetTrainer):

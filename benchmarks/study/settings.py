@@ -28,7 +28,7 @@ class Method:
 
     Attributes:
         bases: trainers of nnunet_calib or of nnU-Net, by class name.
-        attributes: class attributes, the hyperparameters of `nnunet_calib.nnunet.training.mixins`.
+        attributes: class attributes, the hyperparameters of the mixins in `nnunet_calib.trainers`.
         seed: of its run on fold 0; another one shows what chance does.
     """
 

@@ -1,35 +1,32 @@
 """Mixins that turn an nnU-Net trainer into a calibrated one.
 
-`CalibrationMixin` measures after the validation; a loss mixin also changes what `super()._build_loss()` returns. Put
-one before a trainer, `class MyTrainer(NACLMixin, nnUNetTrainerDA5)`, or combine finished trainers, which also draws
-the figures: `class MyTrainer(nnUNetTrainerNACL, nnUNetTrainerDA5)`.
+`CalibrationMixin` measures after the validation. `AddedTerm` and `ReplacedCrossEntropy` also change the loss that
+`super()._build_loss()` returns: a subclass names a loss and lists its options, as those in `nnunet_calib.trainers` do.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.losses.backends import choice as losses_choice
-from nnunet_calib.losses.bin_errors import AbsentClasses, Reduction
-from nnunet_calib.losses.ml1_ace import Binning
-from nnunet_calib.losses.nacl import On, Penalty, Prior
 from nnunet_calib.measuring.scopes import check_boundary_mm
 from nnunet_calib.nnunet.labels import check_dataset, plan_kernel_size
 from nnunet_calib.nnunet.training.loss_parts import missing_terms, parts
 from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, NoTerm, add_term, replace_cross_entropy
 from nnunet_calib.nnunet.training.pseudo_ace import PseudoACEMixin
 from nnunet_calib.nnunet.training.recorded_split import recorded_training
-from nnunet_calib.nnunet.training.weight_schedule import Schedule, scheduled_weight, warmed_up
+from nnunet_calib.nnunet.training.weight_schedule import scheduled_weight, warmed_up
 from nnunet_calib.nnunet.validation.hook import measured_validation
 from nnunet_calib.results.layout import FINAL
 
@@ -186,110 +183,105 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         else:
             validate()
 
-    def _loss_mode(self) -> dict[str, Any]:
-        """The options that follow from the dataset's labels."""
-        return {"regions": self.label_manager.has_regions, "ignore_label": self.label_manager.ignore_label}
+
+class LossMixin(CalibrationMixin):
+    """Base of the mixins that train with a loss of this package: `class FooMixin(AddedTerm, loss=Foo, prefix="foo")`.
+
+    The class attributes that such a class defines under the prefix are its hyperparameters. Those that the loss takes
+    as arguments are handed to it, and so are the options that follow from the dataset: `regions` and `ignore_label`.
+
+    Attributes:
+        weighting: further names that may follow the prefix, with what holds where a mixin does not define them.
+    """
+
+    weighting: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, *, loss: type[nn.Module] | None = None, prefix: str = "", **named: Any) -> None:
+        """Derive what a mixin promises and records, if the class names a loss; a trainer inherits it."""
+        super().__init_subclass__(**named)
+        if loss is None:
+            return
+        names = [name for name in vars(cls) if prefix and name.startswith(f"{prefix}_")]
+        suffixes = [*signature(loss).parameters, *cls.weighting]
+        if unknown := {*names} - {f"{prefix}_{suffix}" for suffix in suffixes}:
+            raise TypeError(
+                f"expected {prefix}_ in {cls.__name__} to be followed by one of {', '.join(suffixes)}, got "
+                f"{', '.join(sorted(unknown))}: correct the name, so that the loss gets it"
+            )
+        cls.hyperparameters = tuple(names)
+        cls._promise(loss, prefix)
+
+    @classmethod
+    def _promise(cls, loss: type[nn.Module], prefix: str) -> None:
+        """Set what the trainer's loss will hold, and the method that builds it."""
+        raise NotImplementedError
+
+    def _build_term(self, loss: type[nn.Module], prefix: str) -> nn.Module:
+        """Return a loss with the options that the trainer's attributes, its dataset and its plans give."""
+        named = {name: f"{prefix}_{name}" for name in signature(loss).parameters}
+        options = {name: getattr(self, attribute) for name, attribute in named.items() if hasattr(self, attribute)}
+        options |= {"regions": self.label_manager.has_regions, "ignore_label": self.label_manager.ignore_label}
+        if "kernel_size" in options:
+            options["kernel_size"] = plan_kernel_size(options["kernel_size"], self.configuration_manager)
+        if self._weighting(prefix, "pool_with_batch_dice") and self.configuration_manager.batch_dice:
+            options["pool"] = "batch"
+        return loss(**options)
+
+    def _weighting(self, prefix: str, name: str) -> Any:
+        return getattr(self, f"{prefix}_{name}", self.weighting.get(name))
 
 
-class NACLMixin(CalibrationMixin):
-    """Adds neighbour-aware calibration (`nnunet_calib.losses.nacl_loss`) to the trainer's loss."""
+class AddedTerm(LossMixin):
+    """Base of the mixins that add a loss to the trainer's, with a weight that may change over the epochs.
 
-    nacl_weight = 0.01
-    nacl_kernel_size = 3
-    nacl_prior: Prior = "mean"
-    nacl_penalty: Penalty = "l1"
-    nacl_on: On = "logits"
-    nacl_sigma = 1.0
-    nacl_every_resolution = True
-    nacl_schedule: Schedule = "constant"
-    nacl_schedule_rate = 1.0
-    nacl_schedule_every = 100
-    nacl_max_weight = 100.0
-    nacl_warmup_epochs = 10
-    hyperparameters: tuple[str, ...] = (
-        "nacl_weight", "nacl_kernel_size", "nacl_prior", "nacl_penalty", "nacl_on", "nacl_sigma",
-        "nacl_every_resolution", "nacl_schedule", "nacl_schedule_rate", "nacl_schedule_every", "nacl_max_weight",
-        "nacl_warmup_epochs",
-    )
-    promised_terms: tuple[type[nn.Module], ...] = (NACLLoss,)
+    Attributes (after the prefix): `weight`; `warmup_epochs` until it is whole; `every_resolution` of deep supervision,
+    or only the full one; `schedule`, `schedule_rate`, `schedule_every` and `max_weight` as in `scheduled_weight`;
+    `pool_with_batch_dice`, to pool the batch where nnU-Net's Dice does.
+    """
 
-    def _nacl_weight(self, epoch: int) -> float:
-        return scheduled_weight(
-            self.nacl_weight, epoch, schedule=self.nacl_schedule, rate=self.nacl_schedule_rate,
-            every=self.nacl_schedule_every, maximum=self.nacl_max_weight,
+    weighting: ClassVar[Mapping[str, Any]] = {
+        "weight": 1.0, "warmup_epochs": 0, "every_resolution": True, "schedule": "constant", "schedule_rate": 1.0,
+        "schedule_every": 1, "max_weight": math.inf, "pool_with_batch_dice": False,
+    }  # fmt: skip
+    added: ClassVar[tuple[tuple[type[nn.Module], str], ...]] = ()
+
+    @classmethod
+    def _promise(cls, loss: type[nn.Module], prefix: str) -> None:
+        def _build_loss(self: AddedTerm) -> nn.Module:
+            weight = self._scheduled_weight(prefix, self.current_epoch)  # the start of an epoch warms it up
+            every_resolution = self._weighting(prefix, "every_resolution")
+            base = super(cls, self)._build_loss()
+            return add_term(base, self._build_term(loss, prefix), weight, every_resolution=every_resolution)
+
+        cls.promised_terms = (loss,)
+        cls.added = ((loss, prefix),)
+        cls._build_loss = _build_loss
+
+    def _scheduled_weight(self, prefix: str, epoch: int) -> float:
+        weight, schedule, rate, every, maximum = (
+            self._weighting(prefix, name)
+            for name in ("weight", "schedule", "schedule_rate", "schedule_every", "max_weight")
         )
+        return scheduled_weight(weight, epoch, schedule=schedule, rate=rate, every=every, maximum=maximum)
 
     def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
-        """That of NACL follows its schedule and its warm-up."""
-        weight = warmed_up(
-            self._nacl_weight(epoch), epoch, warmup_epochs=self.nacl_warmup_epochs, num_epochs=self.num_epochs
-        )
-        return super().term_weights(epoch) | {NACLLoss: weight}
-
-    def _build_loss(self) -> nn.Module:
-        term = NACLLoss(
-            kernel_size=plan_kernel_size(self.nacl_kernel_size, self.configuration_manager), prior=self.nacl_prior,
-            penalty=self.nacl_penalty, on=self.nacl_on, sigma=self.nacl_sigma, **self._loss_mode(),
-        )
-        weight = self._nacl_weight(self.current_epoch)  # whole: it is an epoch's start that warms it up
-        return add_term(super()._build_loss(), term, weight, every_resolution=self.nacl_every_resolution)
+        """Return the weights of all added losses, by schedule and warm-up."""
+        weights = super().term_weights(epoch)
+        for loss, prefix in self._of_all_mixins("added"):
+            weight, warmup_epochs = self._scheduled_weight(prefix, epoch), self._weighting(prefix, "warmup_epochs")
+            weights[loss] = warmed_up(weight, epoch, warmup_epochs=warmup_epochs, num_epochs=self.num_epochs)
+        return weights
 
 
-class SVLSMixin(CalibrationMixin):
-    """Replaces the cross-entropy of the trainer's loss by spatially varying label smoothing (`svls_loss`)."""
+class ReplacedCrossEntropy(LossMixin):
+    """Base of the mixins that put a loss in the place of the cross-entropy; `NoTerm` takes it out."""
 
-    svls_kernel_size = 3
-    svls_sigma = 1.0
-    hyperparameters: tuple[str, ...] = ("svls_kernel_size", "svls_sigma")
-    promised_terms: tuple[type[nn.Module], ...] = (SVLSLoss, NoTerm)
+    @classmethod
+    def _promise(cls, loss: type[nn.Module], prefix: str) -> None:
+        def _build_loss(self: ReplacedCrossEntropy) -> nn.Module:
+            term = None if loss is NoTerm else self._build_term(loss, prefix)
+            heads = self.label_manager.num_segmentation_heads
+            return replace_cross_entropy(super(cls, self)._build_loss(), term, heads)
 
-    def _build_loss(self) -> nn.Module:
-        term = SVLSLoss(
-            kernel_size=plan_kernel_size(self.svls_kernel_size, self.configuration_manager), sigma=self.svls_sigma,
-            **self._loss_mode(),
-        )
-        return replace_cross_entropy(super()._build_loss(), term, self.label_manager.num_segmentation_heads)
-
-
-class DiceOnlyMixin(CalibrationMixin):
-    """Takes the cross-entropy out of the trainer's loss and leaves the Dice, ignore label included."""
-
-    promised_terms: tuple[type[nn.Module], ...] = (NoTerm,)
-
-    def _build_loss(self) -> nn.Module:
-        return replace_cross_entropy(super()._build_loss(), None)
-
-
-class ML1ACEMixin(CalibrationMixin):
-    """Adds the marginal L1 average calibration error (`nnunet_calib.losses.ml1_ace_loss`) to the trainer's loss."""
-
-    ml1_ace_weight = 1.0
-    ml1_ace_warmup_epochs = 10
-    ml1_ace_num_bins = 20
-    ml1_ace_reduction: Reduction = "ace"
-    ml1_ace_binning: Binning = "hard"
-    ml1_ace_absent_classes: AbsentClasses = "skip"
-    ml1_ace_every_resolution = True
-    ml1_ace_pool_with_batch_dice = False
-    hyperparameters: tuple[str, ...] = (
-        "ml1_ace_weight", "ml1_ace_warmup_epochs", "ml1_ace_num_bins", "ml1_ace_reduction", "ml1_ace_binning",
-        "ml1_ace_absent_classes", "ml1_ace_every_resolution", "ml1_ace_pool_with_batch_dice",
-    )
-    promised_terms: tuple[type[nn.Module], ...] = (ML1ACELoss,)
-
-    def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
-        """That of mL1-ACE follows its warm-up."""
-        weight = warmed_up(
-            self.ml1_ace_weight, epoch, warmup_epochs=self.ml1_ace_warmup_epochs, num_epochs=self.num_epochs
-        )
-        return super().term_weights(epoch) | {ML1ACELoss: weight}
-
-    def _build_loss(self) -> nn.Module:
-        pooled = self.ml1_ace_pool_with_batch_dice and self.configuration_manager.batch_dice
-        term = ML1ACELoss(
-            num_bins=self.ml1_ace_num_bins, reduction=self.ml1_ace_reduction, binning=self.ml1_ace_binning,
-            absent_classes=self.ml1_ace_absent_classes, pool="batch" if pooled else "image", **self._loss_mode(),
-        )
-        return add_term(
-            super()._build_loss(), term, self.ml1_ace_weight, every_resolution=self.ml1_ace_every_resolution
-        )
+        cls.promised_terms = tuple(dict.fromkeys((loss, NoTerm)))
+        cls._build_loss = _build_loss
