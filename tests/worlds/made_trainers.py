@@ -9,7 +9,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
-from nnunet_calib.nnunet.training.mixins import ML1ACEMixin
+from nnunet_calib.trainers import ML1ACEMixin
 from tests.worlds.nnunet_world import PLANS
 
 

@@ -43,7 +43,7 @@ def test_compile():
     pytest.importorskip("triton.backends.nvidia")
     ran = run("-m", "benchmarks.gpu.compile", "--architectures", "80", "--kernels", "fp16")
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
-    assert ran.stdout.count("/ 0 /") == ran.stdout.count("fp16 |") > 60
+    assert ran.stdout.count("/ 0 /") == len(ran.stdout.splitlines()) - 2 > 60  # all rows below the head
 
 
 def test_not_imported_on_a_cpu():

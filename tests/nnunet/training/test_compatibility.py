@@ -11,7 +11,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_calib.nnunet.training.mixins import ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.trainers import ML1ACEMixin, NACLMixin, SVLSMixin
 from tests.worlds.made_trainers import make
 
 PAGE = Path(__file__).parents[3] / "docs" / "compatibility.md"

@@ -15,8 +15,14 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 
 from nnunet_calib import trainers
-from nnunet_calib.nnunet.training.mixins import ML1ACEMixin, NACLMixin, SVLSMixin
-from nnunet_calib.trainers import nnUNetTrainerML1ACE, nnUNetTrainerNACL, nnUNetTrainerSVLS
+from nnunet_calib.trainers import (
+    ML1ACEMixin,
+    NACLMixin,
+    SVLSMixin,
+    nnUNetTrainerML1ACE,
+    nnUNetTrainerNACL,
+    nnUNetTrainerSVLS,
+)
 from tests.worlds.made_trainers import NoDeepSupervision, make
 
 pytestmark = [

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_calib.nnunet.training.mixins import CalibrationMixin, ML1ACEMixin, NACLMixin
+from nnunet_calib.nnunet.training.mixins import CalibrationMixin
 from nnunet_calib.nnunet.training.pseudo_ace import MEAN, PER_CLASS
 from nnunet_calib.nnunet.validation import remade_trainer as module
 from nnunet_calib.nnunet.validation.remade_trainer import remade_trainer
 from nnunet_calib.results.layout import ModelFolder
-from nnunet_calib.trainers import nnUNetTrainerCalib, nnUNetTrainerNACL
+from nnunet_calib.trainers import ML1ACEMixin, NACLMixin, nnUNetTrainerCalib, nnUNetTrainerNACL
 from tests.worlds import own_trainers as own
 from tests.worlds.made_trainers import make
 from tests.worlds.nnunet_world import PLANS

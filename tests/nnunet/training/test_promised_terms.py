@@ -8,7 +8,8 @@ from torch import nn
 
 from nnunet_calib.losses import NACLLoss
 from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term
-from nnunet_calib.nnunet.training.mixins import CalibrationMixin, DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.nnunet.training.mixins import CalibrationMixin
+from nnunet_calib.trainers import DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from tests.nnunet.training.test_loss_terms import MODES, batch, nnunet_loss
 
 ARGUMENTS = {"plans": {}, "configuration": "2d", "fold": 0, "dataset_json": {"labels": {"background": 0}}}
