@@ -17,9 +17,9 @@ from nnunet_calib.results import judged_cases as measured_cases
 from nnunet_calib.results.crossval import ENSEMBLE_NOTE, merge_folds
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import case_file
-from tests.report import PICTURES
 from tests.worlds.measured_cases import assert_same_histograms
 from tests.worlds.measured_folds import CROSSVAL, Model, fit_cases, made, three_folds
+from tests.worlds.pictures import PICTURES
 
 
 def merged(model, folds=(0, 1, 2), **options):

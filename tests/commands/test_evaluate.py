@@ -11,9 +11,9 @@ import pytest
 from nnunet_calib import CaseStatistics, cli
 from nnunet_calib.io import npz_arrays as archives
 from nnunet_calib.nnunet.prediction_folder import find_predictions
-from tests.report import PICTURES
 from tests.worlds.command_line import content
 from tests.worlds.nnunet_world import LABEL_MODES
+from tests.worlds.pictures import PICTURES
 from tests.worlds.predicted_folder import TEMPERATURE, arguments, assert_same, run, write_world
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports

@@ -23,11 +23,11 @@ from nnunet_calib.figures.fold_figures import (
 from nnunet_calib.figures.style import save_figure
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.layout import ENDINGS, FIGURES, case_file
+from nnunet_calib.results.layout import FIGURES, case_file
 from tests.worlds.measured_cases import make_case
+from tests.worlds.pictures import PICTURES
 
 NAMES = ["background", "bright", "dark", "top label"]
-PICTURES = tuple(f"{name}.{ending}" for name in FIGURES for ending in ENDINGS)
 DRAWN = (reliability_figure, dataset_reliability_figure, boxes_figure)
 
 

@@ -15,8 +15,8 @@ from nnunetv2.training.logging import nnunet_logger
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.results.heads import Heads
-from tests.report import PICTURES
 from tests.worlds.nnunet_world import LABEL_MODES, MORE_TRAINERS, TRAINERS
+from tests.worlds.pictures import PICTURES
 
 pytestmark = [
     pytest.mark.slow,

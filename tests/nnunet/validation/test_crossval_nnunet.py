@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nnunet_calib import cli
-from tests.report import PICTURES
 from tests.worlds.nnunet_world import PLANS
+from tests.worlds.pictures import PICTURES
 
 TRAINER = "nnUNetTrainerCalib_short"
 
