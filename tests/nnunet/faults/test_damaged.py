@@ -26,6 +26,7 @@ def commands(trained):
     model = ["-d", trained.dataset, "-c", CONFIGURATION, "-tr", trained.trainer, "-f", "all"]
     images, out = trained.root / "images", trained.root / "predicted"
     images.mkdir(exist_ok=True)
+    (images / "case_0000.nii.gz").touch()  # channels are counted before a model is read
     return {
         "validate": trained.command("-f", "all"),
         "bake": ["bake", *model, "--temperature", "1.5"],
@@ -86,17 +87,16 @@ def test_bake_on_a_bad_disk(trained, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         return cli.main(bake)
 
-    def told() -> None:
+    def told(verb: str) -> None:
         text = sentence(said.read_text().splitlines()[-1])
-        assert f"expected to write {trained.fold / 'checkpoint_calibrated.pth'}, could not (" in text
-        assert text.endswith("is there space, and permission?")
+        assert f"expected to {verb} {trained.fold / 'checkpoint_calibrated.pth'}, could not (" in text
         assert not [*trained.fold.glob("*calibrated*"), *trained.fold.glob(".*.tmp.*")]
 
     assert ended(forked(small_files, said)) == 2
-    told()
+    told("write")
     with read_only_disk(trained.fold):
         assert ended(forked(lambda: cli.main(bake), said)) == 2
-        told()
+        told("read or write")
 
 
 @needs_fork
@@ -113,7 +113,7 @@ def test_killed_validate(trained):
         assert len(list(cases.glob("case.*.npz"))) == number
     assert killed(lambda: trained.validate("-np", "1"), 2)
     assert not (trained.calibration / "summary.json").exists()
-    assert (trained.calibration / "temperature.json").is_file()
+    assert not (trained.calibration / "temperature.json").exists()  # both take their places together
     assert trained.validate("-np", "1") == 0
     assert {name: content for name, content in trained.results().items() if ".tmp." not in name} == expected
 

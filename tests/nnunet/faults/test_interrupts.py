@@ -67,6 +67,7 @@ def stop(command: list[str], number: int, when: Callable[[], object], workers: i
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "nnunet_calib.cli", *command], stdout=subprocess.DEVNULL,
             stderr=stderr, start_new_session=True, env=os.environ | {"PYTHONPATH": path},
+            preexec_fn=hear_interrupts,
         ) as process,
     ):
         try:
@@ -184,12 +185,18 @@ def test_demo(tmp_path, number):
     program.write_text(f"#!{sys.executable}\n{PROGRAM}")
     program.chmod(0o755)
     code = "import sys; from tests.nnunet.faults.test_interrupts import run_program; run_program(*sys.argv[1:])"
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, program, tmp_path / "log"]) as process:
+    command = [sys.executable, "-W", "ignore", "-c", code, program, tmp_path / "log"]
+    with subprocess.Popen(command, preexec_fn=hear_interrupts) as process:
         assert until(lambda: len(below(process.pid)) == 2 and (tmp_path / "log").is_file())
         ours = below(process.pid)
         os.kill(process.pid, number)
         assert process.wait(SECONDS) == 7
         assert until(lambda: not {*processes()} & ours, 30)
+
+
+def hear_interrupts() -> None:
+    """Let a process hear Ctrl-C, which one that a shell runs in the background inherits as ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 PROGRAM = "import subprocess, time; subprocess.Popen(['sleep', '600']); print('started', flush=True); time.sleep(600)"
