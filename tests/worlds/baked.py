@@ -9,7 +9,7 @@ import torch
 
 from nnunet_calib import cli
 from nnunet_calib.nnunet.checkpoints import weights_fingerprint
-from nnunet_calib.nnunet.validation.hook import describe_model
+from nnunet_calib.nnunet.trained_model import describe_model
 from tests.worlds.nnunet_world import PLANS, World
 
 TRAINER = "nnUNetTrainerCalib"

@@ -22,7 +22,7 @@ from nnunet_calib.nnunet.deployment.input_images import check_images
 from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
 from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
-from nnunet_calib.nnunet.validation.hook import EXPORT_NAME
+from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.deployed_temperature import find_temperatures
 from nnunet_calib.results.heads import Heads

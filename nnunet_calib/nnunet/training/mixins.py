@@ -28,6 +28,7 @@ from nnunet_calib.nnunet.training.pseudo_ace import PseudoACEMixin
 from nnunet_calib.nnunet.training.recorded_split import recorded_training
 from nnunet_calib.nnunet.training.weight_schedule import scheduled_weight, warmed_up
 from nnunet_calib.nnunet.validation.hook import measured_validation
+from nnunet_calib.nnunet.validation.replaced_names import only_measures
 from nnunet_calib.results.layout import FINAL
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
             with suppress(Exception):  # not even telling does
                 self.print_to_log_file(f"{failure}; nnU-Net goes on. The reason:\n{traceback.format_exc()}")
 
+    @only_measures
     def perform_actual_validation(self, *arguments: Any, **named: Any) -> None:
         """nnU-Net's, with each case measured in the worker that exports it."""
         validate = partial(super().perform_actual_validation, *arguments, **named)

@@ -12,9 +12,6 @@ while it measures, nnU-Net's validation is run once more, without measuring.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,96 +20,19 @@ from typing import Any
 
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.logging import nnunet_logger
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_calib.io.wording import shortened
 from nnunet_calib.nnunet.boundary_width import width_of_trainer
 from nnunet_calib.nnunet.checkpoints import weights_fingerprint
+from nnunet_calib.nnunet.trained_model import describe_model, folder_of
 from nnunet_calib.nnunet.training.recorded_split import collected_splits
 from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-from nnunet_calib.nnunet.validation.replaced_names import Watched
+from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME, replaced, watched_workers
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.layout import CALIBRATION_FOLDER, FINAL, ModelFolder, case_file, failure_file
+from nnunet_calib.results.layout import CALIBRATION_FOLDER, case_file, failure_file
 from nnunet_calib.results.schemas import STAGES
 from nnunet_calib.results.training_split import Split, read_split
-
-EXPORT_NAME = "export_prediction_from_logits"
-_NAMES = ("dataset_name", "plans_name", "data_identifier")  # in plans; no prediction depends on them
-
-
-def describe_model(trainer: Any, weights_sha256: str, checkpoint: str | None = FINAL) -> dict[str, Any]:
-    """What identifies the model of any nnU-Net trainer, as JSON values.
-
-    Args:
-        trainer: the trainer.
-        weights_sha256: of its network.
-        checkpoint: name of the file that the weights are of, or will be of; None if it is not known.
-    """
-    hyperparameters = getattr(trainer, "calibration_hyperparameters", dict)
-    return {
-        "dataset": trainer.plans_manager.dataset_name,
-        "trainer": type(trainer).__name__,
-        "plans": trainer.plans_manager.plans_name,
-        "configuration": trainer.configuration_name,
-        "fold": trainer.fold,
-        "hyperparameters": hyperparameters(),
-        "checkpoint": checkpoint,
-        "weights_sha256": weights_sha256,
-        "plans_sha256": _plans_fingerprint(trainer),
-        "plans_content_sha256": _plans_fingerprint(trainer, without=_NAMES),
-    }
-
-
-def _model_folder(trainer: Any) -> ModelFolder:
-    plans = trainer.plans_manager
-    return ModelFolder(
-        Path(trainer.output_folder_base), plans.dataset_name, type(trainer).__name__, plans.plans_name,
-        trainer.configuration_name,
-    )  # fmt: skip
-
-
-def _plans_fingerprint(trainer: Any, without: tuple[str, ...] = ()) -> str:
-    """Return the SHA-256 of what the predictions depend on besides the weights: plans of the configuration, labels."""
-    plans, configuration = (
-        {name: value for name, value in entries.items() if name not in ("configurations", *without)}
-        for entries in (trainer.plans_manager.plans, trainer.configuration_manager.configuration)
-    )
-    labels = {name: trainer.dataset_json.get(name) for name in ("labels", "regions_class_order")}
-    content = [plans, configuration, labels]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@contextmanager
-def replaced(trainer: Any, **names: Any) -> Iterator[None]:
-    """While this lasts, the validation of `trainer` finds other objects under names of nnU-Net's that it uses.
-
-    They are replaced in the module of every class that defines a validation, since that is where nnU-Net looks them up
-    at each call.
-    """
-    own = {name: nnUNetTrainer.perform_actual_validation.__globals__[name] for name in names}
-    functions = [inspect.unwrap(vars(cls)["perform_actual_validation"]) for cls in validating_classes(trainer)]
-    spaces = [getattr(function, "__globals__", {}) for function in functions]
-    found = [(space, name) for space in spaces for name in names if space.get(name) is own[name]]
-    for space, name in found:
-        space[name] = names[name]
-    try:
-        yield
-    finally:
-        for space, name in found:
-            space[name] = own[name]
-
-
-def watched_workers() -> dict[str, Watched]:
-    """For `replaced`: lets a validation raise, rather than wait for ever, when one of its workers has died."""
-    name = "multiprocessing"
-    own = nnUNetTrainer.perform_actual_validation.__globals__.get(name)
-    return {} if own is None else {name: Watched(own)}
-
-
-def validating_classes(trainer: Any) -> list[type]:
-    """The classes of a trainer that define a validation."""
-    return [cls for cls in type(trainer).__mro__ if "perform_actual_validation" in vars(cls)]
 
 
 def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
@@ -237,6 +157,6 @@ def _log_failure(trainer: Any, details: str) -> None:
         trainer.print_to_log_file(
             f"Calibration could not be measured, which takes nothing from nnU-Net's own results. The reason:\n"
             f"{details}\n"
-            f"To measure again: {_model_folder(trainer).validate_command(trainer.fold)}{device}",
+            f"To measure again: {folder_of(trainer).validate_command(trainer.fold)}{device}",
             also_print_to_console=True,
         )

@@ -19,16 +19,14 @@ from nnunetv2.inference.export_prediction import (
     export_prediction_from_logits,
 )
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
 from nnunet_calib.io.processes import workers_end_with_us
 from nnunet_calib.io.wording import shortened
 from nnunet_calib.nnunet.checkpoints import TrainedWeights, unwrapped
-from nnunet_calib.nnunet.training.mixins import CalibrationMixin
 from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-from nnunet_calib.nnunet.validation.hook import EXPORT_NAME, replaced, validating_classes, watched_workers
 from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command
+from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME, replaced, validates_as_nnunet, watched_workers
 
 
 def convert_only(
@@ -46,7 +44,7 @@ def convert_only(
 
 def export_for(trainer: Any) -> Callable[..., None]:
     """What a case of this trainer is exported with, before it is measured."""
-    return convert_only if _validates_as_nnunet(trainer) else export_prediction_from_logits
+    return convert_only if validates_as_nnunet(trainer) else export_prediction_from_logits
 
 
 def check_inputs(trainer: Any, cases: list[str]) -> None:
@@ -131,10 +129,6 @@ def _initialize(trainer: Any, weights: TrainedWeights) -> None:
             f"or regions of the model's folder, found another network in it ({lines[-1].rstrip('.')}): restore the "
             f"plans.json and the dataset.json that it was trained with"
         ) from error
-
-
-def _validates_as_nnunet(trainer: Any) -> bool:
-    return {*validating_classes(trainer)} <= {nnUNetTrainer, CalibrationMixin}
 
 
 def _with_progress(dataset_class: Any) -> Any:

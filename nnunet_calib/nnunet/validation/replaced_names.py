@@ -1,14 +1,68 @@
-"""multiprocessing, but no result is waited for that a dead worker should have brought.
+"""Other objects under names of nnU-Net's, while a validation of its trainers or a prediction runs.
 
 nnU-Net's validation looks after its export workers while it predicts, and in the end waits for the last results: for
-ever (2.8), if the system has killed a worker for its memory in the meantime.
+ever (2.8), if the system has killed a worker for its memory in the meantime. `Watched` stands in for `multiprocessing`
+and raises then.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-_SECONDS = 0.5
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+EXPORT_NAME = "export_prediction_from_logits"
+_METHOD = "perform_actual_validation"
+_SECONDS = 0.5  # between two looks at the workers
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def only_measures(method: _Method) -> _Method:
+    """Mark a `perform_actual_validation` that calls that of the next class and exports nothing itself."""
+    method.only_measures = True  # type: ignore[attr-defined]
+    return method
+
+
+def validates_as_nnunet(trainer: Any) -> bool:
+    """Return whether nothing but nnU-Net's own validation exports the cases of a trainer."""
+    return all(
+        cls is nnUNetTrainer or getattr(vars(cls)[_METHOD], "only_measures", False)
+        for cls in _validating_classes(trainer)
+    )
+
+
+@contextmanager
+def replaced(trainer: Any, **names: Any) -> Iterator[None]:
+    """Put other objects under names that the validation of a trainer uses, for a while.
+
+    They are replaced in the module of every class that defines a validation, where nnU-Net looks them up at each call.
+    """
+    own = {name: nnUNetTrainer.perform_actual_validation.__globals__[name] for name in names}
+    functions = [inspect.unwrap(vars(cls)[_METHOD]) for cls in _validating_classes(trainer)]
+    spaces = [getattr(function, "__globals__", {}) for function in functions]
+    found = [(space, name) for space in spaces for name in names if space.get(name) is own[name]]
+    for space, name in found:
+        space[name] = names[name]
+    try:
+        yield
+    finally:
+        for space, name in found:
+            space[name] = own[name]
+
+
+def watched_workers() -> dict[str, Watched]:
+    """Return what `replaced` takes to let a validation raise when one of its workers has died."""
+    name = "multiprocessing"
+    own = nnUNetTrainer.perform_actual_validation.__globals__.get(name)
+    return {} if own is None else {name: Watched(own)}
+
+
+def _validating_classes(trainer: Any) -> list[type]:
+    """Return the classes of a trainer that define a validation."""
+    return [cls for cls in type(trainer).__mro__ if _METHOD in vars(cls)]
 
 
 class Watched:

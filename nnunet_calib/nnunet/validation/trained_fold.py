@@ -23,8 +23,8 @@ from nnunet_calib.nnunet.boundary_width import width_of_trainer
 from nnunet_calib.nnunet.checkpoints import TrainedWeights, find_checkpoint, read_weights, state_fingerprint
 from nnunet_calib.nnunet.predictions import Predictions
 from nnunet_calib.nnunet.saved_probabilities import describe_npz
+from nnunet_calib.nnunet.trained_model import describe_model
 from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
-from nnunet_calib.nnunet.validation.hook import describe_model
 from nnunet_calib.nnunet.validation.predict_cases import check_inputs, export_for, predict
 from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command, remade_trainer
 from nnunet_calib.results.fold_summary import write_fold

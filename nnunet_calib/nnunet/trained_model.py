@@ -1,0 +1,55 @@
+"""The identity of the network that a trainer has trained: what a result names, and may be compared by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from nnunet_calib.results.layout import FINAL, ModelFolder
+
+_NAMES = ("dataset_name", "plans_name", "data_identifier")  # in plans; no prediction depends on them
+
+
+def describe_model(trainer: Any, weights_sha256: str, checkpoint: str | None = FINAL) -> dict[str, Any]:
+    """Return what identifies the model of any nnU-Net trainer, as JSON values.
+
+    Args:
+        trainer: the trainer.
+        weights_sha256: of its network.
+        checkpoint: name of the file that the weights are of, or will be of; None if it is not known.
+    """
+    hyperparameters = getattr(trainer, "calibration_hyperparameters", dict)
+    return {
+        "dataset": trainer.plans_manager.dataset_name,
+        "trainer": type(trainer).__name__,
+        "plans": trainer.plans_manager.plans_name,
+        "configuration": trainer.configuration_name,
+        "fold": trainer.fold,
+        "hyperparameters": hyperparameters(),
+        "checkpoint": checkpoint,
+        "weights_sha256": weights_sha256,
+        "plans_sha256": _plans_fingerprint(trainer),
+        "plans_content_sha256": _plans_fingerprint(trainer, without=_NAMES),
+    }
+
+
+def folder_of(trainer: Any) -> ModelFolder:
+    """Return the folder that a trainer writes its folds into."""
+    plans = trainer.plans_manager
+    return ModelFolder(
+        Path(trainer.output_folder_base), plans.dataset_name, type(trainer).__name__, plans.plans_name,
+        trainer.configuration_name,
+    )  # fmt: skip
+
+
+def _plans_fingerprint(trainer: Any, without: tuple[str, ...] = ()) -> str:
+    """Return the SHA-256 of what the predictions depend on besides the weights: plans of the configuration, labels."""
+    plans, configuration = (
+        {name: value for name, value in entries.items() if name not in ("configurations", *without)}
+        for entries in (trainer.plans_manager.plans, trainer.configuration_manager.configuration)
+    )
+    labels = {name: trainer.dataset_json.get(name) for name in ("labels", "regions_class_order")}
+    content = [plans, configuration, labels]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
