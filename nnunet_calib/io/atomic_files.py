@@ -111,7 +111,12 @@ def forget(path: Path) -> None:
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     """Write strict JSON, NaN and infinities as null."""
     with replaced_when_complete(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: Any) -> str:
+    """Return strict JSON, NaN and infinities as null."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

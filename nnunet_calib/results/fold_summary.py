@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunet_calib
-from nnunet_calib.io.atomic_files import forget, replaced_when_complete, write_json
+from nnunet_calib.io.atomic_files import forget, json_text, replaced_when_complete
 from nnunet_calib.io.names import check_cases
 from nnunet_calib.measuring.scopes import BOUNDARY_MM
 from nnunet_calib.posthoc import from_json
@@ -157,9 +157,10 @@ def write_results(
     """
     with ExitStack() as stack:  # the last that is entered takes its place first
         new = stack.enter_context(replaced_when_complete(calibration_folder / SUMMARY))
-        write_json(summary, new)
+        new.write_text(json_text(summary), encoding="utf-8")
         if temperature is not None:
-            write_json(temperature, stack.enter_context(replaced_when_complete(calibration_folder / TEMPERATURE)))
+            fitted = stack.enter_context(replaced_when_complete(calibration_folder / TEMPERATURE))
+            fitted.write_text(json_text(temperature), encoding="utf-8")
         others = [] if case_files is None else _other_cases(calibration_folder, case_files)
         changed = not _is_same(new, calibration_folder / SUMMARY)
         made = [*_made_from_numbers(calibration_folder)] if changed else []
@@ -186,10 +187,11 @@ def _made_from_numbers(calibration_folder: Path) -> Iterator[Path]:
 
 
 def _other_cases(calibration_folder: Path, cases: Mapping[str, Path]) -> list[Path]:
+    """Return the files of other cases; a folder in the place of one is not ours to remove."""
     folder = case_file(calibration_folder, "").parent
     known = {case_file(calibration_folder, case) for case in cases}
     # hidden ones are what another process is writing
-    return sorted(path for path in folder.glob("[!.]*.npz") if path not in known)
+    return sorted(path for path in folder.glob("[!.]*.npz") if path not in known and not path.is_dir())
 
 
 def _tell(calibration_folder: Path, made: list[Path], others: list[Path]) -> None:

@@ -106,7 +106,7 @@ def test_no_space(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sitk, "WriteImage", full)
     assert cli.main(["export", "-i", str(tmp_path / "pred"), "-np", "1"]) == 2
     text = capsys.readouterr().err.splitlines()[-1]
-    assert text.endswith("could not (No space left on device): is there space, and permission?")
+    assert text.endswith("could not (No space left on device): is there space and permission?")
     assert [p.name for p in (tmp_path / "pred" / "maps").rglob("*") if p.is_file()] == ["maps.json"]
 
 

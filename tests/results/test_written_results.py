@@ -41,6 +41,15 @@ def test_fold(tmp_path, capsys):
     )
 
 
+def test_folder_in_the_way(tmp_path):
+    """A folder with the name of a case file is not a case: it stays, and costs no results."""
+    model = Model(tmp_path)
+    (model.calibration(0) / "cases" / "case.1.npz").mkdir(parents=True)
+    model.write(0, {"case.0": made(0)})
+    assert (model.calibration(0) / "summary.json").is_file()
+    assert (model.calibration(0) / "cases" / "case.1.npz").is_dir()
+
+
 def test_merged_folds(tmp_path):
     """The page of a cross-validation goes with its numbers."""
     model = three_folds(tmp_path)
@@ -70,7 +79,7 @@ def test_killed(tmp_path, monkeypatch, step):
 
         return call
 
-    for name in ("forget", "write_json"):
+    for name in ("forget", "json_text"):
         monkeypatch.setattr(fold_summary, name, counted(getattr(fold_summary, name)))
     with pytest.raises(KeyboardInterrupt):
         model.write(0, {"case.0": made(2)}, weights_sha256="others")

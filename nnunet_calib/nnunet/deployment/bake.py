@@ -81,7 +81,7 @@ def bake(
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # PyTorch's, where a disk is full or cannot be written
                 raise OSError(
-                    f"expected to write {made.file}, could not ({last_line(error)}): is there space, and permission?"
+                    f"expected to write {made.file}, could not ({last_line(error)}): is there space and permission?"
                 ) from error
             baked.append(made)
     return baked

@@ -136,5 +136,5 @@ def write_map(array: NDArray, segmentation: Path, target: Path, reader: Any) -> 
             _WRITERS[type(reader).__name__](array, segmentation, temporary)
     except (OSError, RuntimeError) as error:  # ITK's, of several lines
         raise OSError(
-            f"expected to write {target}, could not ({last_line(error)}): is there space, and permission?"
+            f"expected to write {target}, could not ({last_line(error)}): is there space and permission?"
         ) from error

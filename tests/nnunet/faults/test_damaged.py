@@ -26,7 +26,7 @@ def commands(trained):
     model = ["-d", trained.dataset, "-c", CONFIGURATION, "-tr", trained.trainer, "-f", "all"]
     images, out = trained.root / "images", trained.root / "predicted"
     images.mkdir(exist_ok=True)
-    (images / "case_0000.nii.gz").touch()  # channels are counted before a model is read
+    (images / "case_0000.nii.gz").touch()  # the model is looked at before an image is read
     return {
         "validate": trained.command("-f", "all"),
         "bake": ["bake", *model, "--temperature", "1.5"],
@@ -89,7 +89,8 @@ def test_bake_on_a_bad_disk(trained, tmp_path):
 
     def told(verb: str) -> None:
         text = sentence(said.read_text().splitlines()[-1])
-        assert f"expected to {verb} {trained.fold / 'checkpoint_calibrated.pth'}, could not (" in text
+        assert f"write {trained.fold / 'checkpoint_calibrated.pth'}, could not (" in text
+        assert text.endswith("is there space and permission?")
         assert not [*trained.fold.glob("*calibrated*"), *trained.fold.glob(".*.tmp.*")]
 
     assert ended(forked(small_files, said)) == 2

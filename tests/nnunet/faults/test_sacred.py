@@ -133,7 +133,7 @@ def test_same_training(world, tmp_path, in_threads, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     stock = train(world.dataset, "nnUNetTrainer_short", tmp_path)
     with one_figure(monkeypatch):
-        assert killed(lambda: train(world.dataset, "nnUNetTrainerCalib_short", tmp_path), 1)
+        assert killed(lambda: train(world.dataset, "nnUNetTrainerCalib_short", tmp_path), 2)  # after the split
         ours = tmp_path / world.dataset / "nnUNetTrainerCalib_short__nnUNetPlans__2d" / "fold_0"
         assert half_written(ours)[0].endswith("progress_calibration.png")
         assert not (ours / "progress_calibration.png").exists()
