@@ -315,5 +315,6 @@ def test_with_crossval(model):
     with pytest.raises(ValueError, match="found one of other weights"):
         deployed.check(model.model_folder, "2", "weights of 1")
     other = replace(model.model_folder, configuration="2d")
+    deployed.check(other, "2", "weights of 2")  # equal weights decide, whatever the model is called
     with pytest.raises(ValueError, match="expected a temperature of configuration 2d, found one of 3d_fullres"):
-        deployed.check(other, "2", "weights of 2")
+        deployed.check(other, "2", "weights of 1")
