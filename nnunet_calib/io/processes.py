@@ -99,7 +99,8 @@ def end_session(process: subprocess.Popen) -> None:
 def _deferred_interrupts() -> Iterator[None]:
     """Keep Ctrl-C from a process that is being started, for good, and from this one until it is.
 
-    A process that is started has the signals blocked that its parent blocks.
+    A process that is started has the signals blocked that its parent blocks. SIGTERM waits until the process watches
+    for it: a pool may end before its workers have begun, and would wait for a worker that has missed it.
     """
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
@@ -114,7 +115,7 @@ def _deferred_interrupts() -> Iterator[None]:
 
             stack.callback(deliver)
         if hasattr(signal, "pthread_sigmask"):
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
             stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         yield
 
@@ -139,6 +140,8 @@ def _watch_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)  # it wakes the thread, which need not wait for the main one
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def wait() -> None:
         connection.wait([parent.sentinel, woken])

@@ -209,3 +209,17 @@ def run_program(program: str, log: str) -> None:
             deque(demo._run([program], Path(log), dict(os.environ)), 0)
     except KeyboardInterrupt:
         os._exit(7)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_pools_that_end_at_once():
+    """A worker that is ended before it has begun ends all the same; it would be waited for without end."""
+    code = (
+        "from multiprocessing import get_context\n"
+        "from nnunet_calib.io.processes import workers_end_with_us\n"
+        "with workers_end_with_us():\n"
+        "    for _ in range(100):\n"
+        "        with get_context('fork').Pool(2):\n"
+        "            pass\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=SECONDS, check=False).returncode == 0
