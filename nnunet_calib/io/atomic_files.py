@@ -101,6 +101,11 @@ def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
 def forget(path: Path) -> None:
     """Remove a file, and what a killed writer of it has left."""
     path.unlink(missing_ok=True)
+    forget_leftovers(path)
+
+
+def forget_leftovers(path: Path) -> None:
+    """Remove what killed writers of a file have left under hidden names."""
     for leftover in path.parent.glob(f".*.tmp.{glob.escape(path.name)}"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -136,11 +136,13 @@ def test_older_pytorch(written, monkeypatch):
     assert load_checkpoint(file, trust=True)["trainer_name"] == "nnUNetTrainer"
 
 
-def test_find(tmp_path):
+def test_find(tmp_path, monkeypatch):
     """The file; else what makes it, or which others there are."""
     model = ModelFolder.below(tmp_path, "Dataset004_Hippocampus", "nnUNetTrainerNACL", "nnUNetPlans", "2d")
     command = "nnUNetv2_train Dataset004_Hippocampus 2d 1 -tr nnUNetTrainerNACL -p nnUNetPlans"
     fold = model.fold(1)
+    (tmp_path / "preprocessed" / model.dataset).mkdir(parents=True)  # so that it can be trained here
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     with pytest.raises(ValueError, match="expected nnU-Net's checkpoint") as error:
         find_checkpoint(model, 1)
     assert f"{fold / 'checkpoint_final.pth'}, found none: train the fold with {command}, or" in str(error.value)

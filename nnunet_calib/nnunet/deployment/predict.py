@@ -14,6 +14,7 @@ from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_calib.io.atomic_files import forget_leftovers
 from nnunet_calib.io.processes import workers_end_with_us
 from nnunet_calib.io.wording import reason
 from nnunet_calib.nnunet.checkpoints import find_checkpoint, load_checkpoint, unwrapped, weights_fingerprint
@@ -210,6 +211,7 @@ class MapPredictor(nnUNetPredictor):
             name = Path(case[1]).name
             if overwrite or not (maps.complete(name) and all(Path(case[1] + e).is_file() for e in endings)):
                 maps.forget(name)  # what is there afterwards is of this prediction
+                forget_leftovers(Path(case[1]))
                 pending.append(case)
         if not overwrite:
             print(f"{len(pending)} of {len(every[0])} cases are not finished")
