@@ -46,9 +46,9 @@ def check_every_kill(command, folder, writes, hidden=0):
 
 
 def test_evaluate(tmp_path):
-    """Cases, temperature and summary, which are written apart and moved, and the figure."""
+    """Cases, which are written apart and moved, temperature, summary and the figures."""
     write_world(tmp_path, seeds=range(2))
-    check_every_kill(arguments(tmp_path), tmp_path / "pred" / "calibration", 2 + 2 + 3, hidden=4)
+    check_every_kill(arguments(tmp_path), tmp_path / "pred" / "calibration", 2 + 2 + 3, hidden=2)
 
 
 def test_fit(tmp_path):
@@ -67,7 +67,7 @@ def test_export(tmp_path):
 def test_crossval(model):
     """Temperature, summary, figure; the folds are only read."""
     folds = visible(*(model.folder / f"fold_{fold}" for fold in range(3)))
-    check_every_kill([*CROSSVAL, "-f", "0", "1", "2"], model.folder / "crossval_results_folds_0_1_2", 2 + 3, 2)
+    check_every_kill([*CROSSVAL, "-f", "0", "1", "2"], model.folder / "crossval_results_folds_0_1_2", 2 + 3)
     assert visible(*(model.folder / f"fold_{fold}" for fold in range(3))) == folds
 
 
