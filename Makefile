@@ -16,6 +16,7 @@ test: $(VENV)/installed-test lint
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 $(VENV)/bin/python:

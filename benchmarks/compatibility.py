@@ -38,9 +38,12 @@ def outcome(python: Path, options: list[str]) -> str:
     """The last line of pytest, without the time."""
     path = os.pathsep.join([str(python.parent), os.environ["PATH"]])  # of the commands that tests run
     found = subprocess.run(
-        [python, "-m", "pytest", "-q", *options], cwd=ROOT, env=os.environ | {"PATH": path}, stdout=subprocess.PIPE,
+        [python, "-m", "pytest", "-q", *options],
+        cwd=ROOT,
+        env=os.environ | {"PATH": path},
+        stdout=subprocess.PIPE,
         text=True,
-    ).stdout  # fmt: skip
+    ).stdout
     print(found, file=sys.stderr)
     return re.sub(r" in [\d.]+s.*", "", found.strip().splitlines()[-1])
 

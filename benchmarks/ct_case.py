@@ -12,11 +12,13 @@ def organs(size_mm: np.ndarray, number: int) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(number)
     return [
         {
-            "centre": size_mm * rng.uniform(0.2, 0.8, 3), "radii": size_mm.min() * rng.uniform(0.04, 0.15, 3),
-            "waves": rng.normal(0, 1 / 5, (6, 3)), "phases": rng.uniform(0, 2 * np.pi, 6),
+            "centre": size_mm * rng.uniform(0.2, 0.8, 3),
+            "radii": size_mm.min() * rng.uniform(0.04, 0.15, 3),
+            "waves": rng.normal(0, 1 / 5, (6, 3)),
+            "phases": rng.uniform(0, 2 * np.pi, 6),
         }
         for _ in range(number)
-    ]  # fmt: skip
+    ]
 
 
 def depth_mm(organ: dict[str, np.ndarray], axes: list[np.ndarray], waves: slice) -> np.ndarray:

@@ -101,8 +101,10 @@ def merge(root: Path, cases: int) -> None:
     before, start = _peak_mib(), time.perf_counter()
     merged = CaseStatistics.merge(arriving())
     seconds = time.perf_counter() - start
-    print(f"merging {cases} cases: {seconds:.1f} s, {1e6 * seconds / cases:.0f} us per case, peak memory "
-          f"{_peak_mib():.0f} MiB, {_peak_mib() - before:.0f} MiB more than before")  # fmt: skip
+    print(
+        f"merging {cases} cases: {seconds:.1f} s, {1e6 * seconds / cases:.0f} us per case, peak memory "
+        f"{_peak_mib():.0f} MiB, {_peak_mib() - before:.0f} MiB more than before"
+    )
     rounds, rest = divmod(cases, len(loaded))
     voxels = sum(int(s.histograms.voxels.sum()) * (rounds + (i < rest)) for i, s in enumerate(loaded))
     if int(merged.histograms.voxels.sum()) != voxels or len(merged.cases) != cases:

@@ -47,20 +47,29 @@ def make_export(folder: Path, size: tuple[int, ...], classes: int) -> None:
     sitk.WriteImage(image, folder / "labels" / f"{CASE}.nii.gz")
     probabilities = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     plans = {
-        "dataset_name": "Dataset001_Benchmark", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
-        "configurations": {"3d_fullres": {
-            "spacing": NETWORK_SPACING, "architecture": {}, "resampling_fn_probabilities_kwargs": probabilities,
-            "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        }},
-    }  # fmt: skip
+        "dataset_name": "Dataset001_Benchmark",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {
+            "3d_fullres": {
+                "spacing": NETWORK_SPACING,
+                "architecture": {},
+                "resampling_fn_probabilities_kwargs": probabilities,
+                "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+            }
+        },
+    }
     labels = {"background": 0} | {f"organ {c}": c for c in range(1, classes)}
     dataset = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
     properties = {
-        "spacing": list(SPACING), "shape_before_cropping": size, "bbox_used_for_cropping": box,
+        "spacing": list(SPACING),
+        "shape_before_cropping": size,
+        "bbox_used_for_cropping": box,
         "shape_after_cropping_and_before_resampling": cropped,
         "sitk_stuff": {f: getattr(image, f"Get{f.title()}")() for f in ("spacing", "origin", "direction")},
-    }  # fmt: skip
+    }
     (folder / "case.pkl").write_bytes(pickle.dumps((plans, dataset, properties)))
 
 
@@ -84,9 +93,14 @@ def run_export(folder: Path, what: str) -> dict[str, Any]:
     logits = np.load(folder / "logits.npy")
     start = time.perf_counter()
     export(
-        logits, properties, manager.get_configuration("3d_fullres"), manager, dataset, str(output / CASE),
+        logits,
+        properties,
+        manager.get_configuration("3d_fullres"),
+        manager,
+        dataset,
+        str(output / CASE),
         save_probabilities=what == "npz",
-    )  # fmt: skip
+    )
     seconds = time.perf_counter() - start
     if failure_file(case_file(output, CASE)).exists():
         raise RuntimeError(failure_file(case_file(output, CASE)).read_text())
@@ -157,10 +171,13 @@ def main() -> None:
         print("{}")
     elif options.step:
         metrics = options.what == "metrics"
-        print(json.dumps(
-            run_metric(options.folder, options.step, options.rounds) if metrics
-            else run_export(options.folder, options.step)
-        ))  # fmt: skip
+        print(
+            json.dumps(
+                run_metric(options.folder, options.step, options.rounds)
+                if metrics
+                else run_export(options.folder, options.step)
+            )
+        )
     else:
         for classes in options.classes:
             with tempfile.TemporaryDirectory(dir=options.folder) as folder:

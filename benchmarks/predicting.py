@@ -117,8 +117,10 @@ def main() -> None:
                 command = [*COMMANDS[name], "-i", str(images), "-o", str(output), "-device", "cpu", *model]
                 told = subprocess.run(
                     [*shlex.split(args.prefix), sys.executable, __file__, "one", *command],
-                    check=True, stdout=subprocess.PIPE, text=True,
-                ).stdout  # fmt: skip
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                ).stdout
                 files = [path for path in output.rglob("*") if path.is_file()]
                 found[name].append(json.loads(told) | {"written": sum(p.stat().st_size for p in files) / 2**20})
                 print(turn, name, found[name][-1], file=sys.stderr, flush=True)

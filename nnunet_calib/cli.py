@@ -26,24 +26,13 @@ from nnunet_calib.io.processes import Terminated, sigterm_interrupts
 
 # In the order in which they are used. Each imports what it needs when it runs: --help and errors come at once, and an
 # import that fails is told in one sentence.
-COMMANDS = (
-    demo,
-    trainers,
-    validate,
-    crossval,
-    compare,
-    report,
-    bake,
-    predict,
-    evaluate,
-    fit,
-    export,
-)
+COMMANDS = (demo, trainers, validate, crossval, compare, report, bake, predict, evaluate, fit, export)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="nnunet_calib", description="Calibrated probabilities for nnU-Net v2.",
+        prog="nnunet_calib",
+        description="Calibrated probabilities for nnU-Net v2.",
         epilog="nnunet_calib COMMAND --help explains a command.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -76,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"nnunet_calib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"nnunet_calib: {args.command} was interrupted, and no file is half written: {_again(args.command)}",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"nnunet_calib: {args.command} was interrupted, and no file is half written: {_again(args.command)}",
+            file=sys.stderr,
+        )
         return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
     return 0
 

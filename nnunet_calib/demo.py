@@ -58,11 +58,11 @@ class Short:
         self.num_iterations_per_epoch = 20
         self.num_val_iterations_per_epoch = 3
 '''
-_TRAINER = '''
+_TRAINER = """
 
 class {0}{1}(Short, nnunet_calib.trainers.{0}):
     pass
-'''
+"""
 
 
 def _prepare_folder(folder: Path) -> None:
@@ -109,8 +109,12 @@ def _write_plans(folder: Path) -> None:
     configuration = plans["configurations"]["3d_fullres"]
     configuration.update(batch_size=2, patch_size=[32, 32, 32])
     configuration["architecture"]["arch_kwargs"].update(
-        n_stages=3, features_per_stage=[8, 16, 32], kernel_sizes=[[3, 3, 3]] * 3, n_conv_per_stage=[2, 2, 2],
-        strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]], n_conv_per_stage_decoder=[1, 1],
+        n_stages=3,
+        features_per_stage=[8, 16, 32],
+        kernel_sizes=[[3, 3, 3]] * 3,
+        n_conv_per_stage=[2, 2, 2],
+        strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+        n_conv_per_stage_decoder=[1, 1],
     )
     write_json(plans, preprocessed / f"{PLANS}.json")
 
@@ -134,7 +138,11 @@ def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iter
     with (
         open(log, "w", encoding="utf-8") as file,
         subprocess.Popen(
-            [str(program), *command[1:]], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [str(program), *command[1:]],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
         ) as process,
     ):

@@ -48,7 +48,8 @@ def against_truth(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict
     summary = json.loads(merged.read_text(encoding="utf-8"))
     dice = dice_of_cases(model, [str(fold) for fold in folds])
     result: dict[str, Any] = {
-        "dice": float(np.nanmean([*dice.values()])), "temperature": summary["temperature"]["temperature"],
+        "dice": float(np.nanmean([*dice.values()])),
+        "temperature": summary["temperature"]["temperature"],
     }
     cases = []
     for case in summary["metric_per_case"]:

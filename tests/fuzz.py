@@ -27,9 +27,18 @@ LONGEST_SENTENCE = 1500
 SLOWEST_S = 20.0
 # Inputs of a thousand that each reader gets: statistics are the slowest to read, JSON the fastest.
 SHARES = {
-    "statistics": 100, "probabilities": 150, "predictions": 20, "fold": 150, "splits": 80, "report": 120,
-    "temperature": 210, "dice": 70, "dataset": 20, "plans": 10, "spacing": 70,
-}  # fmt: skip
+    "statistics": 100,
+    "probabilities": 150,
+    "predictions": 20,
+    "fold": 150,
+    "splits": 80,
+    "report": 120,
+    "temperature": 210,
+    "dice": 70,
+    "dataset": 20,
+    "plans": 10,
+    "spacing": 70,
+}
 
 
 def changed(rng: random.Random, reader: Reader, others: list[bytes]) -> bytes:

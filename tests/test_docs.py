@@ -57,9 +57,13 @@ def world(tmp_path, monkeypatch):
         statistics.save(f"{folder}/hippocampus_023.npz")
     write_predictions(case)
     return {
-        "probabilities": case.probabilities, "labels": case.labels, "image": image, "case": statistics,
-        "logits": torch.randn(2, 3, 8, 8, 8, requires_grad=True), "target": torch.randint(3, (2, 1, 8, 8, 8)),
-    }  # fmt: skip
+        "probabilities": case.probabilities,
+        "labels": case.labels,
+        "image": image,
+        "case": statistics,
+        "logits": torch.randn(2, 3, 8, 8, 8, requires_grad=True),
+        "target": torch.randint(3, (2, 1, 8, 8, 8)),
+    }
 
 
 @pytest.mark.filterwarnings("ignore")  # nnU-Net's imports

@@ -24,11 +24,14 @@ def test_changed_files(tmp_path):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (KeyError("model"), "crash"), (ValueError("cannot reshape array"), "no sentence"),
-        (ValueError("expected two\nlines"), "no sentence"), (MemoryError(), "crash"),
-        (ValueError("expected a file, found none: write one"), "refused"), (None, "read"),
+        (KeyError("model"), "crash"),
+        (ValueError("cannot reshape array"), "no sentence"),
+        (ValueError("expected two\nlines"), "no sentence"),
+        (MemoryError(), "crash"),
+        (ValueError("expected a file, found none: write one"), "refused"),
+        (None, "read"),
     ],
-)  # fmt: skip
+)
 def test_outcomes(tmp_path, error, kind):
     """What counts as refused is one sentence of ours, and nothing else."""
 

@@ -16,9 +16,24 @@ MODULES_AT_THE_TOP = 8
 
 # A folder ends with "/". Each entry imports itself and what stands below it.
 LAYERS = (
-    "cli", "commands/", "demo", "demo_truth", "trainers", "nnunet/", "report/", "figures/", "results/", "metrics/",
-    "measuring/", "synthetic", "posthoc/", "losses/", "io/", "threads", "binning",
-)  # fmt: skip
+    "cli",
+    "commands/",
+    "demo",
+    "demo_truth",
+    "trainers",
+    "nnunet/",
+    "report/",
+    "figures/",
+    "results/",
+    "metrics/",
+    "measuring/",
+    "synthetic",
+    "posthoc/",
+    "losses/",
+    "io/",
+    "threads",
+    "binning",
+)
 BESIDE = {"nnunet/": {"report/", "figures/"}}  # above them, and knows nothing of them: trainers hand figures in
 
 # Libraries besides Python's own, and where they are imported: nnU-Net, matplotlib, Jinja2 and Triton in one place each.

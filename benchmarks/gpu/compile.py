@@ -35,8 +35,18 @@ FLOATS = ("fp16", "bf16", "fp32")
 
 # Of every argument that is not a constant; the logits, the target and what has their type are given with each variant.
 TYPES = {
-    "rest_ptr": "*fp32", "N": "i32", "C": "i32", "D": "i32", "H": "i32", "W": "i32", "chunks": "i32", "steps": "i32",
-    "ignore": "i32", "falloff": "fp32", "centre": "fp32", "slope_ptr": "*fp64",
+    "rest_ptr": "*fp32",
+    "N": "i32",
+    "C": "i32",
+    "D": "i32",
+    "H": "i32",
+    "W": "i32",
+    "chunks": "i32",
+    "steps": "i32",
+    "ignore": "i32",
+    "falloff": "fp32",
+    "centre": "fp32",
+    "slope_ptr": "*fp64",
     **dict.fromkeys(("nll_ptr", "total_ptr", "true_ptr", "n_ptr", "p_ptr", "s_ptr"), "*fp64"),
 }
 TABLES = {
@@ -87,19 +97,26 @@ def variants() -> Iterator[Variant]:
                 constants = common | {"M": bins, "SOFT": soft}
                 columns = {"COLUMNS": 32 if bins else 8}
                 yield Variant(
-                    f"sums, {name}, {described}", voxel_kernels.sums_kernel, types | {"out_ptr": "*fp32"},
+                    f"sums, {name}, {described}",
+                    voxel_kernels.sums_kernel,
+                    types | {"out_ptr": "*fp32"},
                     constants | columns,
                 )
                 yield Variant(
-                    f"gradient, {name}, {described}", voxel_kernels.gradient_kernel, types | {"g_ptr": f"*{logits}"},
+                    f"gradient, {name}, {described}",
+                    voxel_kernels.gradient_kernel,
+                    types | {"g_ptr": f"*{logits}"},
                     constants,
                 )
             yield from _neighbours(described, logits, types, regions, ignore)
     for reduction, name in enumerate(("ACE", "ECE", "MCE")):
         for rows in (4, 64):  # classes; the second is the largest table
             yield Variant(
-                f"error, {name}, {rows} classes, fp16 or other", table_kernels.error_kernel, TABLES,
-                {"M": 20, "COLUMNS": 32, "ROWS": rows, "REDUCTION": reduction, "ABSENT": 0}, WARPS,
+                f"error, {name}, {rows} classes, fp16 or other",
+                table_kernels.error_kernel,
+                TABLES,
+                {"M": 20, "COLUMNS": 32, "ROWS": rows, "REDUCTION": reduction, "ABSENT": 0},
+                WARPS,
             )
 
 
@@ -113,9 +130,19 @@ def _neighbours(described: str, logits: str, types: dict[str, str], regions: boo
         for backward in (False, True):
             pointers = {"out_ptr": f"*{logits}"} if backward else {"out_ptr": "*fp32", "slope_ptr": "*fp32"}
             yield Variant(
-                f"{name} {'gradient' if backward else 'value'}, {described}", kernel, types | pointers,
-                {"KD": 3, "KH": 3, "KW": 3, "KIND": kind, "PRIOR": prior, "HAS_IGNORE": ignore, "BACKWARD": backward,
-                 "BLOCK": NEIGHBOUR_BLOCK},
+                f"{name} {'gradient' if backward else 'value'}, {described}",
+                kernel,
+                types | pointers,
+                {
+                    "KD": 3,
+                    "KH": 3,
+                    "KW": 3,
+                    "KIND": kind,
+                    "PRIOR": prior,
+                    "HAS_IGNORE": ignore,
+                    "BACKWARD": backward,
+                    "BLOCK": NEIGHBOUR_BLOCK,
+                },
             )
 
 

@@ -21,8 +21,20 @@ LARGEST = 64 * 2**20  # bytes
 # Some of these are published as source only, and `pip wheel` builds them. Left out: PyTorch, NumPy, SciPy and what
 # usually comes with them; imagecodecs, which is large and reads no format of ours; SimpleITK, see below.
 PACKAGES = (
-    "nnunetv2", "acvl-utils", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "nibabel",
-    "blosc2", "ndindex", "numexpr", "connected-components-3d", "fft-conv-pytorch", "future", "graphviz", "yacs",
+    "nnunetv2",
+    "acvl-utils",
+    "dynamic-network-architectures",
+    "batchgenerators",
+    "batchgeneratorsv2",
+    "nibabel",
+    "blosc2",
+    "ndindex",
+    "numexpr",
+    "connected-components-3d",
+    "fft-conv-pytorch",
+    "future",
+    "graphviz",
+    "yacs",
 )
 STUB = '"""Empty: nnU-Net imports SimpleITK wherever it reads images, and here none is read."""\n'
 RUN = """#!/usr/bin/env bash

@@ -15,7 +15,11 @@ from benchmarks.gpu.setting import Setting
 from nnunet_calib.losses import use
 
 TRAINERS = (
-    "nnUNetTrainerCalib", "nnUNetTrainerML1ACE", "nnUNetTrainerSoftML1ACE", "nnUNetTrainerNACL", "nnUNetTrainerSVLS",
+    "nnUNetTrainerCalib",
+    "nnUNetTrainerML1ACE",
+    "nnUNetTrainerSoftML1ACE",
+    "nnUNetTrainerNACL",
+    "nnUNetTrainerSVLS",
     "nnUNetTrainerNACLML1ACE",
 )
 LABELS = 4
@@ -25,32 +29,56 @@ def plans(patch: int) -> dict[str, Any]:
     """Return nnU-Net's default 3D plan for a patch of 128^3, or a tiny one for smaller patches."""
     stages = 6 if patch >= 128 else 3
     arch = {
-        "n_stages": stages, "features_per_stage": [32, 64, 128, 256, 320, 320][:stages],
-        "conv_op": "torch.nn.modules.conv.Conv3d", "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)], "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU",
+        "n_stages": stages,
+        "features_per_stage": [32, 64, 128, 256, 320, 320][:stages],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
     configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-        "patch_size": [patch] * 3, "median_image_size_in_voxels": [float(patch)] * 3, "spacing": [1.0] * 3,
-        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False], "batch_dice": False,
-        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": {}, "resampling_fn_seg_kwargs": {},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape", "resampling_fn_probabilities_kwargs": {},
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [patch] * 3,
+        "median_image_size_in_voxels": [float(patch)] * 3,
+        "spacing": [1.0] * 3,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": {},
+        "resampling_fn_seg_kwargs": {},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {},
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": arch, "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            "arch_kwargs": arch,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
     }
     return {
-        "dataset_name": "Dataset999_Random", "plans_name": "nnUNetPlans", "image_reader_writer": "NibabelIO",
-        "original_median_spacing_after_transp": [1.0] * 3, "original_median_shape_after_transp": [patch] * 3,
-        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
-        "configurations": {"3d_fullres": configuration}, "experiment_planner_used": "ExperimentPlanner",
-        "continue_training": False, "label_manager": "LabelManager", "foreground_intensity_properties_per_channel": {},
+        "dataset_name": "Dataset999_Random",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "NibabelIO",
+        "original_median_spacing_after_transp": [1.0] * 3,
+        "original_median_shape_after_transp": [patch] * 3,
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "continue_training": False,
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {},
     }
 
 
@@ -145,8 +173,10 @@ def steps(setting: Setting) -> bool:
         finally:
             _delete(trainer)
         own = own or training or 1.0
-        print(f"| {name} | {choice} | {training:.1f} | {training / own:.3f} | {peak / 1e6:.0f} | {validation:.1f} |",
-              flush=True)
+        print(
+            f"| {name} | {choice} | {training:.1f} | {training / own:.3f} | {peak / 1e6:.0f} | {validation:.1f} |",
+            flush=True,
+        )
     return True
 
 

@@ -40,14 +40,13 @@ _DIGITS = 6
 def finished(runs: Path) -> dict[str, set[int]]:
     """Return the folds of which each method has the facts of a finished run."""
     study = settings.chosen()
-    found = {
-        name: {k for k in study.folds if (runs / f"{run_name(name, k)}.json").is_file()} for name in study.runs
-    }
+    found = {name: {k for k in study.folds if (runs / f"{run_name(name, k)}.json").is_file()} for name in study.runs}
     return {name: folds for name, folds in found.items() if folds}
 
 
 def learned(runs: Path, done: dict[str, set[int]]) -> dict[str, set[int]]:
     """Those of the finished runs whose network finds foreground; the others have no calibration to speak of."""
+
     def dice(name: str, fold: int) -> float:
         facts = json.loads((runs / f"{run_name(name, fold)}.json").read_text(encoding="utf-8"))
         return facts["dice"]["foreground_mean"]
@@ -135,6 +134,7 @@ def pictures(study: Study, folds: Sequence[int], images: Path, prefix: str) -> N
 
 def write_compact(content: Any, path: Path) -> None:
     """JSON with a line for each entry of its lists of objects, and six significant digits."""
+
     def shortened(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: shortened(v) for key, v in value.items()}

@@ -26,6 +26,7 @@ def common_settings() -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Versions, the last commit that changed the package (which later ones of the study leave alone), the machine."""
+
     def git(*arguments: str) -> str | None:
         result = run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
         return result.stdout.strip() if result.returncode == 0 else None
@@ -38,8 +39,13 @@ def provenance() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     commit = git("log", "-1", "--format=%H", "--", "nnunet_calib")
-    return {"package_commit": commit, "uncommitted_changes": bool(changes), "versions": versions,
-            "machine": platform.machine(), "system": platform.system()}
+    return {
+        "package_commit": commit,
+        "uncommitted_changes": bool(changes),
+        "versions": versions,
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
 
 
 def plan_facts() -> dict[str, Any]:
@@ -47,8 +53,12 @@ def plan_facts() -> dict[str, Any]:
     plans = json.loads((preprocessed_dataset() / f"{settings.SMALL_PLANS}.json").read_text(encoding="utf-8"))
     configuration = plans["configurations"][settings.chosen().configuration]
     facts = {name: configuration[name] for name in ("patch_size", "batch_size", "spacing", "batch_dice")}
-    facts.update({name: configuration["architecture"]["arch_kwargs"][name]
-                  for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")})
+    facts.update(
+        {
+            name: configuration["architecture"]["arch_kwargs"][name]
+            for name in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")
+        }
+    )
     return {"plans": settings.SMALL_PLANS, "network": configuration["architecture"]["network_class_name"], **facts}
 
 
@@ -59,15 +69,19 @@ def validation_facts(fold_folder: Path) -> dict[str, Any]:
     summary = json.loads((validation / "calibration" / "summary.json").read_text(encoding="utf-8"))
     fitted = ("temperature", "standard_error", "nll_before", "nll_after", "at_bound")
     return {
-        "dice": {"foreground_mean": dice["foreground_mean"]["Dice"],
-                 **{label: values["Dice"] for label, values in dice["mean"].items()}},
+        "dice": {
+            "foreground_mean": dice["foreground_mean"]["Dice"],
+            **{label: values["Dice"] for label, values in dice["mean"].items()},
+        },
         "hyperparameters": summary["model"]["hyperparameters"],
         "weights_sha256": summary["model"]["weights_sha256"],
         "temperature": {name: summary["temperature"][name] for name in fitted},
         "calibration": {
-            state: {scope: {name: values[name] for name in ("foreground_mean", "top_label", "nll", "brier")}
-                    for scope, values in scopes.items()}
+            state: {
+                scope: {name: values[name] for name in ("foreground_mean", "top_label", "nll", "brier")}
+                for scope, values in scopes.items()
+            }
             for state, scopes in summary["metrics"].items()
         },
         "cases": len(summary["metric_per_case"]),
-    }  # fmt: skip
+    }

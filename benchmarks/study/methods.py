@@ -32,12 +32,14 @@ class StudyMixin:
     # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added. They are passed on by
     # name, as nnU-Net does.
     def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
-        super().__init__(
-            plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device
-        )
+        super().__init__(plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device)
         study = settings.chosen()
         self.num_epochs = study.epochs
         self.num_iterations_per_epoch = study.iterations
@@ -59,8 +61,13 @@ class StudyMixin:
         seed = 2 * (self.first_seed + self.fold)
         augmenters = tuple(
             NonDetMultiThreadedAugmenter(
-                data_loader=loader, transform=None, num_processes=1, num_cached=6, seeds=[seed + number],
-                pin_memory=self.device.type == "cuda", wait_time=0.002,
+                data_loader=loader,
+                transform=None,
+                num_processes=1,
+                num_cached=6,
+                seeds=[seed + number],
+                pin_memory=self.device.type == "cuda",
+                wait_time=0.002,
             )
             for number, loader in enumerate(loaders)
         )

@@ -42,8 +42,10 @@ def prepare(environment: dict[str, str]) -> None:
     study = settings.chosen()
     done = root / f"dataset{study.dataset:03d}_is_preprocessed"
     if not done.is_file():
-        command = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import " \
-                  "plan_and_preprocess_entry as main; main()"
+        command = (
+            "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
+            "plan_and_preprocess_entry as main; main()"
+        )
         arguments = ["-d", str(study.dataset), "-c", study.configuration, "-np", "1"]
         run([sys.executable, "-c", command, *arguments], check=True, env=environment)
         done.touch()

@@ -47,16 +47,20 @@ def tables(results: Path) -> dict[str, str]:
     found["not learned"] = not_learned(runs)
     if methods is not None:
         names = settings.chosen().methods
-        shown = sorted((run for run in runs if run["run"]["method"] in names),
-                       key=lambda run: names.index(run["run"]["method"]))
+        shown = sorted(
+            (run for run in runs if run["run"]["method"] in names), key=lambda run: names.index(run["run"]["method"])
+        )
         found["folds"] = folds_table(shown, methods["first_model"])
     return found
 
 
 def not_learned(runs: list[dict[str, Any]]) -> str:
     """Names the runs whose network finds no foreground."""
-    lost = [f"{run['run']['method']} in fold {run['run']['fold']} (Dice {run['dice']['foreground_mean']:.3f})"
-            for run in runs if run["dice"]["foreground_mean"] < settings.LEARNED]
+    lost = [
+        f"{run['run']['method']} in fold {run['run']['fold']} (Dice {run['dice']['foreground_mean']:.3f})"
+        for run in runs
+        if run["dice"]["foreground_mean"] < settings.LEARNED
+    ]
     return f"Learned no foreground, and is in no comparison of methods: {', '.join(lost) or 'none'}."
 
 
@@ -83,8 +87,9 @@ def with_foreground(comparison: dict[str, Any]) -> dict[str, Any]:
     """A comparison without the models that learned no foreground, whose Dice would be all that a figure shows."""
     (dice,) = (group for group in comparison["results"] if group["metric"] == "dice")
     kept = {row["model"] for row in dice["models"] if row["mean"] >= settings.LEARNED}
-    results = [group | {"models": [row for row in group["models"] if row["model"] in kept]}
-               for group in comparison["results"]]
+    results = [
+        group | {"models": [row for row in group["models"] if row["model"] in kept]} for group in comparison["results"]
+    ]
     models = [model for model in comparison["models"] if model["name"] in kept]
     return comparison | {"models": models, "results": results}
 

@@ -43,7 +43,7 @@ class Study:
         for path in (self.runs, self.folder / "logs", self.folder / "preprocessed", self.folder / "results"):
             path.mkdir(parents=True, exist_ok=True)
         os.environ.update(
-            nnUNet_preprocessed=str(self.folder / "preprocessed"), nnUNet_results=str(self.folder / "results"),
+            nnUNet_preprocessed=str(self.folder / "preprocessed"), nnUNet_results=str(self.folder / "results")
         )
 
         def first(path: Path, name: str) -> str:
@@ -53,7 +53,9 @@ class Study:
             **os.environ,
             "PYTHONPATH": first(REPOSITORY, "PYTHONPATH"),
             "nnUNet_extTrainer": first(Path(__file__).parent / "trainers", "nnUNet_extTrainer"),
-            "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f",
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_compile": "f",
             "OMP_NUM_THREADS": str(settings.THREADS),
         }
         self.failed: list[str] = []
@@ -71,9 +73,12 @@ class Study:
     def model_folder(self, method: str) -> ModelFolder:
         """Where nnU-Net keeps the folds of a method."""
         return ModelFolder.below(
-            self.folder / "results", preprocessed_dataset().name, settings.PREFIX + method, settings.SMALL_PLANS,
+            self.folder / "results",
+            preprocessed_dataset().name,
+            settings.PREFIX + method,
+            settings.SMALL_PLANS,
             settings.chosen().configuration,
-        )  # fmt: skip
+        )
 
     def fold_folder(self, method: str, fold: int) -> Path:
         """Where nnU-Net keeps a run."""
@@ -87,9 +92,20 @@ class Study:
             shutil.rmtree(folder)
         study = settings.chosen()
         command = [
-            sys.executable, "-c", TRAIN, str(study.dataset), study.configuration, str(fold),
-            "-tr", settings.PREFIX + method, "-p", settings.SMALL_PLANS, "-device", settings.DEVICE,
-            *(["--val"] if trained else []), *(["--npz"] if study.probabilities else []),
+            sys.executable,
+            "-c",
+            TRAIN,
+            str(study.dataset),
+            study.configuration,
+            str(fold),
+            "-tr",
+            settings.PREFIX + method,
+            "-p",
+            settings.SMALL_PLANS,
+            "-device",
+            settings.DEVICE,
+            *(["--val"] if trained else []),
+            *(["--npz"] if study.probabilities else []),
         ]
         begin, started = time.monotonic(), datetime.now()
         with (self.folder / "logs" / f"{run_name(method, fold)}.log").open("a", encoding="utf-8") as log:
@@ -97,13 +113,21 @@ class Study:
         if code or not (folder / "validation" / "calibration" / "summary.json").is_file():
             return False
         study_run = {
-            "method": method, "fold": fold, "trainer": settings.PREFIX + method,
+            "method": method,
+            "fold": fold,
+            "trainer": settings.PREFIX + method,
             "seed": settings.ALL[method].seed + fold,
-            "started": started.isoformat(timespec="seconds"), "wall_seconds": round(time.monotonic() - begin),
+            "started": started.isoformat(timespec="seconds"),
+            "wall_seconds": round(time.monotonic() - begin),
             "validation_only": trained,
         }
-        facts = {"run": study_run, "settings": common_settings(), "plan": plan_facts(), **validation_facts(folder),
-                 "provenance": provenance()}
+        facts = {
+            "run": study_run,
+            "settings": common_settings(),
+            "plan": plan_facts(),
+            **validation_facts(folder),
+            "provenance": provenance(),
+        }
         write_json(facts, self.runs / f"{run_name(method, fold)}.json")
         return True
 

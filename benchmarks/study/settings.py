@@ -70,9 +70,7 @@ SWEEP = {
     "DiceML1ACE_w03_constant": Method(
         ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.3, "ml1_ace_warmup_epochs": 0}
     ),
-    "DiceML1ACE_w1_constant": Method(
-        ("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 0}
-    ),
+    "DiceML1ACE_w1_constant": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 0}),
     "DiceML1ACE_w07": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 0.7}),
     "DiceML1ACE_w1": Method(("nnUNetTrainerDiceML1ACE",), {"ml1_ace_weight": 1.0}),
     "DiceML1ACE_w1_full": Method(
@@ -139,41 +137,80 @@ class Study:
 
 SMALL_3D = {"features_per_stage": [8, 16, 32, 64], "n_conv_per_stage_decoder": [1, 1, 1]}
 SMALL_2D = {
-    "n_stages": 4, "features_per_stage": [16, 32, 64, 128], "kernel_sizes": [[3, 3]] * 4,
-    "strides": [[1, 1], [2, 2], [2, 2], [2, 2]], "n_conv_per_stage": [2, 2, 2, 2],
+    "n_stages": 4,
+    "features_per_stage": [16, 32, 64, 128],
+    "kernel_sizes": [[3, 3]] * 4,
+    "strides": [[1, 1], [2, 2], [2, 2], [2, 2]],
+    "n_conv_per_stage": [2, 2, 2, 2],
     "n_conv_per_stage_decoder": [1, 1, 1],
-}  # fmt: skip
+}
 
 STUDIES = {
     # Task04 of the Medical Segmentation Decathlon, as nnUNetv2_convert_MSD_dataset names it
     "hippocampus": Study(
-        dataset=4, title="Hippocampus (MRI, 3D)", configuration="3d_fullres",
-        plan_changes={"batch_size": 2}, architecture_changes=SMALL_3D, epochs=20, iterations=100,
+        dataset=4,
+        title="Hippocampus (MRI, 3D)",
+        configuration="3d_fullres",
+        plan_changes={"batch_size": 2},
+        architecture_changes=SMALL_3D,
+        epochs=20,
+        iterations=100,
         folds=(0, 1, 2, 3, 4),
         methods=("Calib", "NACL", "SVLS", "ML1ACE", "SoftML1ACE", "Dice", "DiceML1ACE", "NACLML1ACE"),
-        sweep=tuple(SWEEP), sweep_after=1,
+        sweep=tuple(SWEEP),
+        sweep_after=1,
     ),
     "hippocampus_long": Study(
-        dataset=4, title="Hippocampus, five times as long", configuration="3d_fullres",
-        plan_changes={"batch_size": 2}, architecture_changes=SMALL_3D, epochs=100, iterations=100, folds=(0,),
+        dataset=4,
+        title="Hippocampus, five times as long",
+        configuration="3d_fullres",
+        plan_changes={"batch_size": 2},
+        architecture_changes=SMALL_3D,
+        epochs=100,
+        iterations=100,
+        folds=(0,),
         methods=("Calib", "ML1ACE", "NACL", "NACL_published", "SVLS"),
     ),
     "lidc": Study(
-        dataset=516, title="LIDC nodules (CT, 2D, four raters)", configuration="2d",
-        plan_changes={"batch_size": 24}, architecture_changes=SMALL_2D, epochs=20, iterations=30,
+        dataset=516,
+        title="LIDC nodules (CT, 2D, four raters)",
+        configuration="2d",
+        plan_changes={"batch_size": 24},
+        architecture_changes=SMALL_2D,
+        epochs=20,
+        iterations=30,
         folds=(0, 1, 2, 3, 4),
         methods=(
-            "Calib", "ML1ACE", "ML1ACE_pooled", "NACL", "Dice", "DiceML1ACE", "SVLS", "SoftML1ACE", "NACL_published",
+            "Calib",
+            "ML1ACE",
+            "ML1ACE_pooled",
+            "NACL",
+            "Dice",
+            "DiceML1ACE",
+            "SVLS",
+            "SoftML1ACE",
+            "NACL_published",
         ),
-        sweep=("Calib_seed", "ML1ACE_w03", "NACL_w01"), sweep_after=2, probabilities=True, own_splits=True,
+        sweep=("Calib_seed", "ML1ACE_w03", "NACL_w01"),
+        sweep_after=2,
+        probabilities=True,
+        own_splits=True,
     ),
     "acdc": Study(
-        dataset=512, title="ACDC heart (MRI, 3D, nested regions)", configuration="3d_fullres",
-        plan_changes={"batch_size": 2}, architecture_changes=SMALL_3D, epochs=20, iterations=100, folds=(0, 1, 2),
+        dataset=512,
+        title="ACDC heart (MRI, 3D, nested regions)",
+        configuration="3d_fullres",
+        plan_changes={"batch_size": 2},
+        architecture_changes=SMALL_3D,
+        epochs=20,
+        iterations=100,
+        folds=(0, 1, 2),
         methods=("Calib", "ML1ACE", "NACL", "SVLS", "Dice", "DiceML1ACE"),
-        sweep=("NACL_w01", "ML1ACE_w03"), sweep_after=1, own_splits=True,
+        sweep=("NACL_w01", "ML1ACE_w03"),
+        sweep_after=1,
+        own_splits=True,
     ),
-}  # fmt: skip
+}
 
 
 def chosen() -> Study:

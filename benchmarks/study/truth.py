@@ -45,8 +45,11 @@ def truth_table(told: dict[str, Any]) -> str:
 
 def case_values(told: dict[str, Any], column: str, stages: tuple[str, ...]) -> NDArray[np.float64]:
     """(cases, variants): a trainer at one stage is a variant; all trainers measured the same cases."""
-    variants = [{case["case"]: case[stage][column] for case in model["cases"]}
-                for model in told["models"].values() for stage in stages]
+    variants = [
+        {case["case"]: case[stage][column] for case in model["cases"]}
+        for model in told["models"].values()
+        for stage in stages
+    ]
     return np.array([[values[case] for values in variants] for case in sorted(variants[0])])
 
 

@@ -39,7 +39,7 @@ def add_folds(command: argparse.ArgumentParser, what: str, default: Sequence[int
     """Add -f, which takes one fold or more; without a default None stands for it, and `what` says what that means."""
     told = "" if default is None else f" (default: {' '.join(map(str, default))})"
     command.add_argument(
-        "-f", dest="folds", type=fold, nargs="+", default=default and [*default], metavar="FOLD", help=what + told,
+        "-f", dest="folds", type=fold, nargs="+", default=default and [*default], metavar="FOLD", help=what + told
     )
 
 
@@ -54,7 +54,10 @@ def add_model(command: argparse.ArgumentParser, *, several: bool = False, traine
 def add_model_or_folder(command: argparse.ArgumentParser, *, trainer: str | None = None) -> None:
     """Add the same for one model, or its folder instead; `trained_model` reads it."""
     command.add_argument(
-        "-m", dest="model_folder", type=Path, metavar="MODEL_FOLDER",
+        "-m",
+        dest="model_folder",
+        type=Path,
+        metavar="MODEL_FOLDER",
         help="folder of the model, wherever it is, with plans.json, dataset.json and fold_X; instead of -d, -c, -tr "
         "and -p",
     )
@@ -70,12 +73,21 @@ def _add_names(command: argparse.ArgumentParser, *, required: bool, several: boo
         "-c", dest="configuration", required=required, metavar="CONFIG", help="3d_fullres, 2d, ...", nargs=nargs
     )
     command.add_argument(
-        "-tr", dest="trainer", required=required and trainer is None, default=trainer, metavar="TRAINER", nargs=nargs,
+        "-tr",
+        dest="trainer",
+        required=required and trainer is None,
+        default=trainer,
+        metavar="TRAINER",
+        nargs=nargs,
         help="as for nnUNetv2_train" + (f" (default: {trainer})" if trainer else ""),
     )
     command.add_argument(
-        "-p", dest="plans", default=[_PLANS] if several else _PLANS, metavar="PLANS",
-        help=f"name of the plans (default: {_PLANS})", nargs=nargs,
+        "-p",
+        dest="plans",
+        default=[_PLANS] if several else _PLANS,
+        metavar="PLANS",
+        help=f"name of the plans (default: {_PLANS})",
+        nargs=nargs,
     )
 
 
@@ -111,11 +123,16 @@ def trained_model(args: argparse.Namespace) -> ModelFolder:
 def add_checkpoint(command: argparse.ArgumentParser, note: str = "") -> None:
     """Which checkpoint of each fold, and whether its content is trusted."""
     command.add_argument(
-        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="NAME",
+        "-chk",
+        dest="checkpoint",
+        default="checkpoint_final.pth",
+        metavar="NAME",
         help=f"of the checkpoint (default: %(default)s){note}",
     )
     command.add_argument(
-        "--trust-checkpoint", dest="trust", action="store_true",
+        "--trust-checkpoint",
+        dest="trust",
+        action="store_true",
         help="read a checkpoint that holds more than tensors and plain values, which can run code",
     )
 
@@ -123,47 +140,65 @@ def add_checkpoint(command: argparse.ArgumentParser, note: str = "") -> None:
 def add_inference(command: argparse.ArgumentParser) -> None:
     """On which device to predict, and which part of the cases."""
     command.add_argument(
-        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
+        "-device",
+        choices=("cuda", "cpu", "mps"),
+        default="cuda",
         help="predicts; choose the GPU with CUDA_VISIBLE_DEVICES (default: %(default)s)",
     )
     command.add_argument(
-        "-num_parts", type=at_least_one, default=1, metavar="N",
+        "-num_parts",
+        type=at_least_one,
+        default=1,
+        metavar="N",
         help="run the command N times, with -part_id 0 to N - 1, to share the cases (default: 1)",
     )
     command.add_argument("-part_id", type=int, default=0, metavar="K", help="which of these runs this is, from 0")
 
 
-def add_predictions(
-    command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration"
-) -> None:
+def add_predictions(command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration") -> None:
     """A folder of predictions with `.npz` and, with `labels`, one of label maps; the default of -o."""
     command.add_argument(
-        "-i", dest="predictions", type=Path, required=True, metavar="PRED",
+        "-i",
+        dest="predictions",
+        type=Path,
+        required=True,
+        metavar="PRED",
         help="folder of predictions with .npz: of nnUNetv2_predict --save_probabilities, nnUNetv2_ensemble --save_npz, "
         "or a fold's validation with --npz",
     )
     if labels:
         command.add_argument(
-            "-gt", dest="labels", type=Path, required=True, metavar="LABELS", help="folder with their true label maps",
+            "-gt", dest="labels", type=Path, required=True, metavar="LABELS", help="folder with their true label maps"
         )
     command.add_argument(
-        "-djfile", dest="dataset_json", type=Path, metavar="FILE",
+        "-djfile",
+        dest="dataset_json",
+        type=Path,
+        metavar="FILE",
         help="dataset.json (default: that in PRED, or in one of the two folders above)",
     )
     command.add_argument(
-        "-pfile", dest="plans_json", type=Path, metavar="FILE",
+        "-pfile",
+        dest="plans_json",
+        type=Path,
+        metavar="FILE",
         help="plans.json (default: that beside dataset.json; without one, the file ending says how to read labels)",
     )
     command.add_argument(
-        "-o", dest="output", type=Path, metavar="DIR", help=f"folder for the results (default: {output})",
+        "-o", dest="output", type=Path, metavar="DIR", help=f"folder for the results (default: {output})"
     )
     command.add_argument(
-        "-np", dest="processes", type=at_least_one, metavar="N",
+        "-np",
+        dest="processes",
+        type=at_least_one,
+        metavar="N",
         help="cases taken at once; each needs memory for its unpacked probabilities and as much again at most, 4 GB "
         "for 14 classes of 512 x 512 x 200 voxels (default: nnU-Net's, nnUNet_def_n_proc or 8)",
     )
     command.add_argument(
-        "--chill", dest="allow_missing", action="store_true",
+        "--chill",
+        dest="allow_missing",
+        action="store_true",
         help=f"take the cases that have a {'label map' if labels else 'segmentation'} and an .npz and name the others, "
         "instead of refusing",
     )
@@ -172,7 +207,10 @@ def add_predictions(
 def add_boundary(command: argparse.ArgumentParser, note: str = "") -> None:
     """How wide the boundary scope is."""
     command.add_argument(
-        "--boundary-mm", dest="boundary_mm", type=width_in_mm, metavar="MM",
+        "--boundary-mm",
+        dest="boundary_mm",
+        type=width_in_mm,
+        metavar="MM",
         help="half width of the band around label borders that is the boundary scope (default: 2, or three voxels "
         f"where 2 mm are more than 20){note}",
     )
@@ -189,16 +227,24 @@ def add_maps(command: argparse.ArgumentParser) -> None:
     """Which maps are written, and how."""
     # as nnunet_calib.nnunet.deployment.map_values knows them, which would import PyTorch
     command.add_argument(
-        "--maps", nargs="+", choices=["probabilities", "entropy", "confidence"], default=["probabilities"],
-        metavar="MAP", help="probabilities, entropy, confidence: one or several (default: probabilities)",
+        "--maps",
+        nargs="+",
+        choices=["probabilities", "entropy", "confidence"],
+        default=["probabilities"],
+        metavar="MAP",
+        help="probabilities, entropy, confidence: one or several (default: probabilities)",
     )
     command.add_argument(
-        "--dtype", choices=["float32", "uint8", "uint16"], default="float32",
+        "--dtype",
+        choices=["float32", "uint8", "uint16"],
+        default="float32",
         help="float32, or integers: p = value / 255 or value / 65535, entropy in the same parts of its largest value "
         "(default: %(default)s; PNG takes integers only)",
     )
     command.add_argument(
-        "--layout", choices=["files", "4d"], default="files",
+        "--layout",
+        choices=["files", "4d"],
+        default="files",
         help="an image for each class or region, or one with a fourth axis for them (default: %(default)s)",
     )
 
@@ -215,9 +261,13 @@ def predictions(args: argparse.Namespace) -> Predictions:
     from nnunet_calib.nnunet.prediction_folder import find_predictions
 
     found = find_predictions(
-        args.predictions, args.labels, dataset_json=args.dataset_json, plans_json=args.plans_json,
-        allow_missing=args.allow_missing, boundary_mm=getattr(args, "boundary_mm", None),
-    )  # fmt: skip
+        args.predictions,
+        args.labels,
+        dataset_json=args.dataset_json,
+        plans_json=args.plans_json,
+        allow_missing=args.allow_missing,
+        boundary_mm=getattr(args, "boundary_mm", None),
+    )
     if found.missing:
         what = "label map" if args.labels else "segmentation"
         print(f"left out, for want of a {what} or an .npz: {', '.join(found.missing)}", file=sys.stderr)

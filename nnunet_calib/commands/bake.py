@@ -4,13 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import (
-    Commands,
-    add_checkpoint,
-    add_folds,
-    add_model_or_folder,
-    trained_model,
-)
+from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_folds, add_model_or_folder, trained_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -36,7 +30,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "bake", help="write the temperature into a copy of the checkpoint, for nnUNetv2_predict -chk",
+        "bake",
+        help="write the temperature into a copy of the checkpoint, for nnUNetv2_predict -chk",
         description="Divides weights and biases of the segmentation heads by T, so that the logits are divided by T, "
         "proves it by running the network, and writes fold_X/checkpoint_calibrated.pth. The original is not changed.",
         epilog="Example: nnunet_calib bake -d 4 -c 3d_fullres -tr nnUNetTrainerNACL --portable",
@@ -45,12 +40,14 @@ def add(commands: Commands) -> None:
     add_folds(command, "folds to bake, with one temperature")
     add_checkpoint(command)
     command.add_argument(
-        "--temperature", metavar="T",
+        "--temperature",
+        metavar="T",
         help="a number, or a temperature.json (default: that of the cross-validation that has these folds, else that "
         "of the fold)",
     )
     command.add_argument(
-        "--portable", action="store_true",
+        "--portable",
+        action="store_true",
         help="name nnU-Net's own trainer in the checkpoint, so that it can be used without this package",
     )
     command.set_defaults(run=_run)

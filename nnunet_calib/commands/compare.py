@@ -36,7 +36,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "compare", help="compare models of a dataset case by case: Dice and calibration, intervals, corrected p-values",
+        "compare",
+        help="compare models of a dataset case by case: Dice and calibration, intervals, corrected p-values",
         description="Compares trainers, configurations or plans (every combination of those named) with the first one, "
         "paired over their validation cases, before and after a temperature of the other folds. Prints a table and "
         "writes comparison.json, .csv, .md and report.html, and a figure of Dice against ACE.",
@@ -45,12 +46,17 @@ def add(commands: Commands) -> None:
     add_model(command, several=True)
     add_folds(command, "one fold or more")
     command.add_argument(
-        "-o", dest="output", type=Path, metavar="DIR",
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="DIR",
         help="folder for the results (default: one named after the models in nnUNet_results/DATASET/"
         "calibration_comparisons)",
     )
     command.add_argument(
-        "--chill", dest="allow_missing", action="store_true",
+        "--chill",
+        dest="allow_missing",
+        action="store_true",
         help="compare the cases that all models have and name the others, instead of refusing",
     )
     command.set_defaults(run=_run)

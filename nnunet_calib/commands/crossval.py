@@ -26,7 +26,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "crossval", help="merge the folds of a cross-validation: pooled temperature, intervals, errors per case",
+        "crossval",
+        help="merge the folds of a cross-validation: pooled temperature, intervals, errors per case",
         description="Fits one temperature to all cases for deployment, and judges each case by a temperature of the "
         "other folds. Prints a table and writes crossval_results_folds_.../calibration/ into the model's folder.",
         epilog="Example: nnunet_calib crossval -d 4 -c 3d_fullres -tr nnUNetTrainerNACL",
@@ -34,7 +35,9 @@ def add(commands: Commands) -> None:
     add_model(command)
     add_folds(command, "at least two folds")
     command.add_argument(
-        "--chill", dest="allow_missing", action="store_true",
+        "--chill",
+        dest="allow_missing",
+        action="store_true",
         help="merge the cases that were measured and name the others, instead of refusing",
     )
     command.set_defaults(run=_run)

@@ -30,15 +30,23 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "demo", help="train, measure and compare on synthetic data whose true probabilities are known (CPU, minutes)",
+        "demo",
+        help="train, measure and compare on synthetic data whose true probabilities are known (CPU, minutes)",
         epilog="Example: nnunet_calib demo -o calibration_demo",
     )
     command.add_argument(
-        "-o", dest="output", type=Path, default=Path("nnunet_calib_demo"), metavar="DIR",
+        "-o",
+        dest="output",
+        type=Path,
+        default=Path("nnunet_calib_demo"),
+        metavar="DIR",
         help="new folder for everything the demo makes (default: %(default)s)",
     )
     command.add_argument(
-        "-tr", dest="trainer", nargs="+", metavar="TRAINER",
+        "-tr",
+        dest="trainer",
+        nargs="+",
+        metavar="TRAINER",
         help="two or more trainers of this package (default: nnUNetTrainerCalib nnUNetTrainerML1ACE)",
     )
     add_folds(command, "two folds or more", (0, 1))

@@ -26,7 +26,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "evaluate", help="measure the calibration of predictions with .npz against label maps",
+        "evaluate",
+        help="measure the calibration of predictions with .npz against label maps",
         description="Measures calibration before and after temperature scaling. Prints a table for the whole image and "
         "writes PRED/calibration/ with the files of a fold: summary.json, cases/*.npz, figures and, unless one is "
         "given, temperature.json. Nothing is written before the last case is measured.",
@@ -35,7 +36,8 @@ def add(commands: Commands) -> None:
     add_predictions(command)
     add_boundary(command)
     command.add_argument(
-        "--temperature", metavar="T",
+        "--temperature",
+        metavar="T",
         help="a number, or a temperature.json fitted on other cases, to judge these cases by (default: fit one here, "
         "and judge each case by one that was fitted without it)",
     )

@@ -25,7 +25,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "export", help="write the .npz of predictions as images: probabilities, entropy, confidence",
+        "export",
+        help="write the .npz of predictions as images: probabilities, entropy, confidence",
         description="Writes maps with the size, spacing, origin and direction of the segmentation beside each .npz, "
         "and maps.json, which says how to read them. The .pkl files are not read.",
         epilog="Example: nnunet_calib export -i predictions --maps probabilities entropy --dtype uint8",
@@ -33,7 +34,8 @@ def add(commands: Commands) -> None:
     add_predictions(command, labels=False, output="PRED/maps")
     add_maps(command)
     command.add_argument(
-        "--temperature", metavar="T",
+        "--temperature",
+        metavar="T",
         help="a number, or a temperature.json, to divide the logits by (default: none, the probabilities as they are)",
     )
     command.set_defaults(run=_run, labels=None)

@@ -26,7 +26,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "fit", help="fit a temperature to predictions with .npz of a labelled hold-out set",
+        "fit",
+        help="fit a temperature to predictions with .npz of a labelled hold-out set",
         description="Finds the temperature T for which softmax(logits / T), for regions sigmoid(logits / T), has the "
         "smallest mean NLL over the voxels of all cases. Prints it and writes PRED/calibration/temperature.json.",
         epilog="Example: nnunet_calib fit -i predictions -gt nnUNet_raw/Dataset004_Hippocampus/labelsTs",

@@ -20,31 +20,50 @@ from nnunet_calib.commands.arguments import (
 
 def _run(args: argparse.Namespace) -> None:
     if not 0 <= args.part_id < args.num_parts:
-        raise ValueError(f"expected -part_id from 0 to {args.num_parts - 1} with -num_parts {args.num_parts}, got "
-                         f"{args.part_id}: count from 0")  # fmt: skip
+        raise ValueError(
+            f"expected -part_id from 0 to {args.num_parts - 1} with -num_parts {args.num_parts}, got "
+            f"{args.part_id}: count from 0"
+        )
     if not 0 < args.step_size <= 1:
         raise ValueError(f"expected -step_size above 0 and at most 1, got {args.step_size}: nnU-Net's own is 0.5")
     sequential = args.npp == args.nps == 0
     if not sequential and min(args.npp, args.nps) < 1:
         raise ValueError(f"expected -npp and -nps of at least 1, or 0 for both, got {args.npp} and {args.nps}")
     if sequential and args.num_parts > 1:
-        raise ValueError("expected processes for a part of the cases, got -npp 0 -nps 0, with which nnU-Net predicts "
-                         "all of them: give more, or leave out -num_parts")  # fmt: skip
+        raise ValueError(
+            "expected processes for a part of the cases, got -npp 0 -nps 0, with which nnU-Net predicts "
+            "all of them: give more, or leave out -num_parts"
+        )
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.nnunet.deployment.predict import predict, set_threads
 
         model_folder = trained_model(args)
         folder = predict(
-            model_folder, args.folds, args.images, args.output, map_options(args),
-            temperature=args.temperature, average=args.average, checkpoint=args.checkpoint, trust=args.trust,
-            previous_stage=args.previous_stage, save_probabilities=args.save_probabilities, continued=args.continued,
-            processes=(args.npp, args.nps), part=(args.part_id, args.num_parts),
+            model_folder,
+            args.folds,
+            args.images,
+            args.output,
+            map_options(args),
+            temperature=args.temperature,
+            average=args.average,
+            checkpoint=args.checkpoint,
+            trust=args.trust,
+            previous_stage=args.previous_stage,
+            save_probabilities=args.save_probabilities,
+            continued=args.continued,
+            processes=(args.npp, args.nps),
+            part=(args.part_id, args.num_parts),
             predictor={
-                "tile_step_size": args.step_size, "use_gaussian": True, "use_mirroring": args.mirroring,
-                "perform_everything_on_device": args.on_device, "device": set_threads(args.device),
-                "verbose": args.verbose, "verbose_preprocessing": args.verbose, "allow_tqdm": args.progress,
+                "tile_step_size": args.step_size,
+                "use_gaussian": True,
+                "use_mirroring": args.mirroring,
+                "perform_everything_on_device": args.on_device,
+                "device": set_threads(args.device),
+                "verbose": args.verbose,
+                "verbose_preprocessing": args.verbose,
+                "allow_tqdm": args.progress,
             },
-        )  # fmt: skip
+        )
     print(folder / "maps.json")
 
 
@@ -57,7 +76,8 @@ def _default(variable: str) -> int:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "predict", help="predict images: nnU-Net's segmentations, and maps of calibrated probabilities",
+        "predict",
+        help="predict images: nnU-Net's segmentations, and maps of calibrated probabilities",
         description="Writes what nnUNetv2_predict writes, and into OUT/maps calibrated probabilities, entropy or "
         "confidence with the size, spacing, origin and direction of the images, with maps.json, which says how to read "
         "them. Takes nnUNetv2_predict's options.",
@@ -71,12 +91,15 @@ def add(commands: Commands) -> None:
     add_checkpoint(command)
     add_maps(command)
     command.add_argument(
-        "--temperature", metavar="T",
+        "--temperature",
+        metavar="T",
         help="a number (1 for none), a temperature.json, or folds for that of each fold (default: that of nnunet_calib "
         "crossval, else that of each fold)",
     )
     command.add_argument(
-        "--average", choices=["logits", "probabilities"], default="logits",
+        "--average",
+        choices=["logits", "probabilities"],
+        default="logits",
         help="what is averaged over the folds for the maps, each fold with its temperature; segmentations are "
         "nnU-Net's either way (default: %(default)s)",
     )
@@ -85,16 +108,24 @@ def add(commands: Commands) -> None:
     command.add_argument("--verbose", action="store_true", help="let nnU-Net tell more")
     command.add_argument("--save_probabilities", action="store_true", help="nnU-Net's .npz too, without temperature")
     command.add_argument(
-        "--continue_prediction", dest="continued", action="store_true",
+        "--continue_prediction",
+        dest="continued",
+        action="store_true",
         help="predict the cases that lack their segmentation or one of their maps",
     )
     for flag, variable, what in (("-npp", "nnUNet_npp", "preprocessing"), ("-nps", "nnUNet_nps", "export and maps")):
         command.add_argument(
-            flag, type=int, default=_default(variable), metavar="N",
+            flag,
+            type=int,
+            default=_default(variable),
+            metavar="N",
             help=f"processes for {what} (default: %(default)s); 0 for both uses none",
         )
     command.add_argument(
-        "-prev_stage_predictions", dest="previous_stage", type=Path, metavar="DIR",
+        "-prev_stage_predictions",
+        dest="previous_stage",
+        type=Path,
+        metavar="DIR",
         help="segmentations of the previous stage, for a cascade",
     )
     add_inference(command)

@@ -24,8 +24,11 @@ def _run(args: argparse.Namespace) -> None:
         first = "crossval" if len(args.folds) > 1 else "validate"
         commands = [f"nnunet_calib {command} {model} -f {folds}" for command in (first, "report")]
         write_report(
-            folder, output, image_of=raw_images(model_folder.path) if args.images else lambda case: None,
-            dice=dice_of_cases(model_folder, args.folds), commands=commands,
+            folder,
+            output,
+            image_of=raw_images(model_folder.path) if args.images else lambda case: None,
+            dice=dice_of_cases(model_folder, args.folds),
+            commands=commands,
         )
     print(output)
 
@@ -33,7 +36,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "report", help="one HTML file with numbers, figures, slices and definitions of a fold or a cross-validation",
+        "report",
+        help="one HTML file with numbers, figures, slices and definitions of a fold or a cross-validation",
         description="Writes report.html into the calibration folder of a fold (one number after -f) or of merged folds "
         "(as given to crossval). The file needs no other file and no network. Slices show the images of nnUNet_raw "
         "where that is there.",

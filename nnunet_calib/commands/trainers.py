@@ -22,7 +22,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "trainers", help="list the trainers for nnUNetv2_train -tr",
+        "trainers",
+        help="list the trainers for nnUNetv2_train -tr",
         epilog='Example: export nnUNet_extTrainer="$(nnunet_calib trainers --path)"',
     )
     command.add_argument("--path", action="store_true", help="print only the folder for nnUNet_extTrainer")

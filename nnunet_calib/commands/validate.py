@@ -24,9 +24,15 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.report.tables import summary_table
 
         options = Options(
-            checkpoint=args.checkpoint, device=args.device, processes=args.processes, part=args.part_id,
-            parts=args.num_parts, use_npz=args.npz, trust=args.trust, boundary_mm=args.boundary_mm,
-        )  # fmt: skip
+            checkpoint=args.checkpoint,
+            device=args.device,
+            processes=args.processes,
+            part=args.part_id,
+            parts=args.num_parts,
+            use_npz=args.npz,
+            trust=args.trust,
+            boundary_mm=args.boundary_mm,
+        )
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folds = fold_numbers(model_folder, args.folds, args.checkpoint)
     for fold in folds:
@@ -38,8 +44,9 @@ def _run(args: argparse.Namespace) -> None:
         if summary is None:
             print(
                 f"fold {fold}: this part is measured, others are not; the one that ends last writes the results, or "
-                f"this command without -num_parts and -part_id", file=sys.stderr,
-            )  # fmt: skip
+                f"this command without -num_parts and -part_id",
+                file=sys.stderr,
+            )
         else:
             print(f"fold {fold}\n{summary_table(summary)}\n{folder / 'summary.json'}", flush=True)
 
@@ -47,7 +54,8 @@ def _run(args: argparse.Namespace) -> None:
 def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
-        "validate", help="measure folds that were trained earlier, with any trainer, without training again",
+        "validate",
+        help="measure folds that were trained earlier, with any trainer, without training again",
         description="Measures the validation cases of trained folds: from the .npz of nnUNetv2_train --npz, else by "
         "running nnU-Net's validation inference from the checkpoint. Prints a table and writes fold_X/validation/"
         "calibration/ as the trainers of this package do after training; nothing else in the model's folder changes. "
@@ -60,11 +68,16 @@ def add(commands: Commands) -> None:
     add_inference(command)
     add_boundary(command)
     command.add_argument(
-        "-np", dest="processes", type=at_least_one, metavar="N",
+        "-np",
+        dest="processes",
+        type=at_least_one,
+        metavar="N",
         help="processes that measure; each holds a case (default: nnU-Net's, nnUNet_def_n_proc or 8)",
     )
     command.add_argument(
-        "--no-npz", dest="npz", action="store_false",
+        "--no-npz",
+        dest="npz",
+        action="store_false",
         help="predict all cases: for .npz that are not of the checkpoint, as after nnUNetv2_train --val_best --npz",
     )
     command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")

@@ -52,8 +52,13 @@ def draw_case(axes: Sequence[Axes], picture: CasePicture) -> AxesImage:
 
 @in_style
 def worst_cases_figure(
-    cases: Sequence[ReportedCase], names: Sequence[str], *, regions: Regions, ignore_label: int | None,
-    image_of: ImageOf, number: int = 4,
+    cases: Sequence[ReportedCase],
+    names: Sequence[str],
+    *,
+    regions: Regions,
+    ignore_label: int | None,
+    image_of: ImageOf,
+    number: int = 4,
 ) -> Figure:
     """A row for each of the cases with the largest ACE: image with outlines, probability before and after.
 
@@ -102,9 +107,7 @@ def worst_cases_figure(
 
 
 @in_style
-def reliability_of_cases_figure(
-    cases: Sequence[ReportedCase], keys: Sequence[str], names: Sequence[str]
-) -> Figure:
+def reliability_of_cases_figure(cases: Sequence[ReportedCase], keys: Sequence[str], names: Sequence[str]) -> Figure:
     """Reliability of the cases with the largest, the median and the smallest ACE, before and after temperature.
 
     Of each case the foreground class with the largest ACE at T = 1 is drawn; of a case without any, the top label.
@@ -134,7 +137,5 @@ def reliability_of_cases_figure(
     make_room(figure, axes, 3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     words = ", ".join(word for _, word in sorted(chosen.items()))
-    figure.suptitle(
-        f"Cases of {words} ACE, {NUM_BINS} bins;\nof each the class in which it is largest"
-    )
+    figure.suptitle(f"Cases of {words} ACE, {NUM_BINS} bins;\nof each the class in which it is largest")
     return figure

@@ -17,9 +17,10 @@ Regions = Sequence[Sequence[int]] | None
 
 # Right, wrongly found, missed: apart for colour-blind readers by hue, in grey print by brightness and line style.
 OUTLINES: tuple[tuple[str, str, Literal["solid", "dashed", "dotted"]], ...] = (
-    ("true positive", "#56B4E9", "solid"), ("false positive", "#D55E00", "dashed"),
+    ("true positive", "#56B4E9", "solid"),
+    ("false positive", "#D55E00", "dashed"),
     ("false negative", "#F0E442", "dotted"),
-)  # fmt: skip
+)
 COLOUR_MAP = "cividis"  # made for colour-blind readers, even in grey; unlike magma no outline is lost in it
 _SMALL = 20_000  # bytes of a PNG that need not become less exact
 _LINE = 2  # pixels of an outline in a web page, where pictures are shown smaller than they are
@@ -48,7 +49,12 @@ class CasePicture:
 
     @classmethod
     def of(
-        cls, shown: RepresentativeSlice, temperature: float, *, regions: Regions, ignore_label: int | None,
+        cls,
+        shown: RepresentativeSlice,
+        temperature: float,
+        *,
+        regions: Regions,
+        ignore_label: int | None,
         image: NDArray | None = None,
     ) -> CasePicture:
         """The picture of the head that has the most foreground, true or predicted, in the slice.
@@ -77,10 +83,13 @@ class CasePicture:
         head = int(area.argmax())
         t, s = true[head] & valid, predicted[head] & valid
         return cls(
-            _background(shown, image), p[head],
+            _background(shown, image),
+            p[head],
             apply_temperature(p, temperature, regions=regions is not None)[head].astype(np.float32),
-            np.stack([t & s, s & ~true[head], t & ~s]), head, float(shown.spacing[0] / shown.spacing[1]),
-        )  # fmt: skip
+            np.stack([t & s, s & ~true[head], t & ~s]),
+            head,
+            float(shown.spacing[0] / shown.spacing[1]),
+        )
 
 
 def _background(shown: RepresentativeSlice, image: NDArray | None) -> NDArray[np.float32]:

@@ -23,11 +23,7 @@ def _square(ax: Axes, ylabel: str) -> None:
 
 
 def draw_reliability(
-    ax: Axes,
-    curve: ReliabilityCurve,
-    row: int,
-    title: str,
-    interval: tuple[NDArray, NDArray] | None = None,
+    ax: Axes, curve: ReliabilityCurve, row: int, title: str, interval: tuple[NDArray, NDArray] | None = None
 ) -> None:
     """Reliability diagram of one head, with the number of voxels in each bin in a strip above it.
 
@@ -49,8 +45,16 @@ def draw_reliability(
     left, observed, expected = edges[:-1][filled], frequency[filled], confidence[filled]
     ax.bar(left, observed, width, align="edge", color=BARS, edgecolor="white", linewidth=0.3, label="observed")
     ax.bar(
-        left, expected - observed, width, bottom=observed, align="edge", color="none", edgecolor=GAP, linewidth=0.6,
-        hatch="//////", label="gap to the mean probability",
+        left,
+        expected - observed,
+        width,
+        bottom=observed,
+        align="edge",
+        color="none",
+        edgecolor=GAP,
+        linewidth=0.6,
+        hatch="//////",
+        label="gap to the mean probability",
     )
     if interval is not None:
         low, high = (limit[row][filled] for limit in interval)
@@ -119,9 +123,15 @@ def draw_reliability_boxes(ax: Axes, curves: Sequence[ReliabilityCurve], row: in
             middles.append((m + 0.5) / bins)
     if spread:
         ax.boxplot(
-            spread, positions=middles, widths=0.7 / bins, manage_ticks=False, patch_artist=True,
-            boxprops={"facecolor": BARS, "linewidth": 0.6}, whiskerprops={"linewidth": 0.6},
-            capprops={"linewidth": 0.6}, medianprops={"color": "black", "linewidth": 1.4},
+            spread,
+            positions=middles,
+            widths=0.7 / bins,
+            manage_ticks=False,
+            patch_artist=True,
+            boxprops={"facecolor": BARS, "linewidth": 0.6},
+            whiskerprops={"linewidth": 0.6},
+            capprops={"linewidth": 0.6},
+            medianprops={"color": "black", "linewidth": 1.4},
             flierprops={"marker": ".", "markersize": 2.5, "markeredgecolor": GAP, "markerfacecolor": GAP},
         )
     _square(ax, "observed frequency")
@@ -147,9 +157,7 @@ def draw_confidence(ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve,
     ax.set_title(title, fontsize="medium")
 
 
-def draw_nll(
-    ax: Axes, temperatures: ArrayLike, nll: ArrayLike, optimum: float, standard_error: float
-) -> None:
+def draw_nll(ax: Axes, temperatures: ArrayLike, nll: ArrayLike, optimum: float, standard_error: float) -> None:
     """NLL against temperature, with the optimum and the interval of two standard errors around it.
 
     Args:

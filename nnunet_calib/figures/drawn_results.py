@@ -158,9 +158,8 @@ class Results:
             if len(case.sample):
                 weight = float(case.sample.weights.sum(dtype=np.float64))
                 nll += weight * nll_at(
-                    case.sample.logits, case.sample.labels, tried, weights=case.sample.weights,
-                    regions=case.regions,
-                )  # fmt: skip
+                    case.sample.logits, case.sample.labels, tried, weights=case.sample.weights, regions=case.regions
+                )
                 voxels += weight
             after.add(_judged(case, temperature))
             cases.append(ReportedCase(row, temperature, partial(_load, file, row, summary)))

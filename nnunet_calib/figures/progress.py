@@ -53,9 +53,7 @@ def _line(ax: Axes, values: Sequence[float], width: float, **look: Any) -> None:
 
 
 @in_style
-def progress_figure(
-    mean: Sequence[float], per_class: Sequence[Sequence[float]], names: Sequence[str]
-) -> Figure:
+def progress_figure(mean: Sequence[float], per_class: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
     """The pseudo ACE of a training; arguments as `draw_pseudo_ace`."""
     columns = 3 if max(map(len, names), default=0) <= 10 else 2
     figure, axes = new_figure(2.4 + 0.13 * min(len(names), 18) / columns)

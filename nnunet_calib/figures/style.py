@@ -32,13 +32,25 @@ FILLED = "0.6"
 
 _SIZE, _TICKS, _THIN = 8, 7, 0.6  # points
 _STYLE: Any = {
-    "font.size": _SIZE, "axes.titlesize": _SIZE, "axes.labelsize": _SIZE, "figure.titlesize": _SIZE,
-    "legend.fontsize": _TICKS, "xtick.labelsize": _TICKS, "ytick.labelsize": _TICKS, "axes.linewidth": _THIN,
-    "xtick.major.width": _THIN, "ytick.major.width": _THIN, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-    "axes.labelpad": 2, "axes.titlepad": 4, "hatch.linewidth": 0.5,
+    "font.size": _SIZE,
+    "axes.titlesize": _SIZE,
+    "axes.labelsize": _SIZE,
+    "figure.titlesize": _SIZE,
+    "legend.fontsize": _TICKS,
+    "xtick.labelsize": _TICKS,
+    "ytick.labelsize": _TICKS,
+    "axes.linewidth": _THIN,
+    "xtick.major.width": _THIN,
+    "ytick.major.width": _THIN,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.labelpad": 2,
+    "axes.titlepad": 4,
+    "hatch.linewidth": 0.5,
     # the same numbers give the same bytes; publishers refuse fonts of Type 3
-    "svg.hashsalt": "nnunet_calib", "pdf.fonttype": 42,
-}  # fmt: skip
+    "svg.hashsalt": "nnunet_calib",
+    "pdf.fonttype": 42,
+}
 _DPI, _LARGEST = 300, 60_000  # pixels: matplotlib draws none with a side of 65536
 
 

@@ -28,8 +28,13 @@ from nnunet_calib.io.wording import reason
 NAME = is_plain_name
 _WHOLE = "the content"
 _WORDS: dict[Any, str] = {
-    str: "text", bool: "true or false", int: "a whole number", float: "a number", dict: "an object", None: "null",
-}  # fmt: skip
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "an object",
+    None: "null",
+}
 _LARGEST = 2**63
 _DEEPEST = 32
 _SHORT = reprlib.Repr()
@@ -76,9 +81,11 @@ def _is_deep(content: Any) -> bool:
     level = [content]
     for _ in range(_DEEPEST):
         level = [
-            entry for value in level if isinstance(value, dict | list)
+            entry
+            for value in level
+            if isinstance(value, dict | list)
             for entry in (value.values() if isinstance(value, dict) else value)
-        ]  # fmt: skip
+        ]
     return bool(level)
 
 

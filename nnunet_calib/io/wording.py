@@ -18,7 +18,7 @@ def one_line(text: str) -> str:
 def reason(error: BaseException) -> str:
     """Return what an error says, on one line; of a long one the beginning and the end, where causes stand."""
     line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) < _LONGEST else f"{line[:_LONGEST // 2]} ... {line[-_LONGEST // 2:]}"
+    return line if len(line) < _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 def last_line(error: Exception) -> str:

@@ -67,19 +67,40 @@ class Backend(Protocol):
         """Return why the backend cannot take these logits (B, C, *spatial), or None if it can; called every step."""
 
     def voxel_sums(
-        self, logits: Tensor, target: Tensor, *, num_bins: int, binning: Binning, regions: bool,
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        num_bins: int,
+        binning: Binning,
+        regions: bool,
         ignore_label: int | None,
     ) -> VoxelSums | None:
         """Return the sums over voxels, or None for options beyond this backend. M = 0 leaves out the bins."""
 
     def nacl(
-        self, logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: str, penalty: str, on: str,
-        sigma: float, regions: bool, ignore_label: int | None,
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        kernel_size: KernelSize,
+        prior: str,
+        penalty: str,
+        on: str,
+        sigma: float,
+        regions: bool,
+        ignore_label: int | None,
     ) -> tuple[Tensor, Tensor] | None:
         """Return the logits to compute other losses from, and `nacl_loss`; or None for options beyond this backend."""
 
     def label_smoothing(
-        self, logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, regions: bool,
+        self,
+        logits: Tensor,
+        target: Tensor,
+        *,
+        kernel_size: KernelSize,
+        sigma: float,
+        regions: bool,
         ignore_label: int | None,
     ) -> tuple[Tensor, Tensor] | None:
         r"""Return the logits to compute the cross-entropy from, and what SVLS adds to it; or None.
@@ -159,7 +180,11 @@ def choice() -> str:
 
 
 def compute(
-    operation: Literal["voxel_sums", "nacl", "label_smoothing"], logits: Tensor, target: Tensor, *, regions: bool,
+    operation: Literal["voxel_sums", "nacl", "label_smoothing"],
+    logits: Tensor,
+    target: Tensor,
+    *,
+    regions: bool,
     **options: Any,
 ) -> Any:
     """Return what the chosen backend, or the first that suits the logits, computes; None leaves it to the formulas.

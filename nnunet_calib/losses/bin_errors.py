@@ -50,7 +50,12 @@ class ErrorOfBins(Protocol):
     """A way to compute what `error_of_sums` says."""
 
     def __call__(
-        self, weight: Tensor, probability: Tensor, positive: Tensor, least: float, reduction: Reduction,
+        self,
+        weight: Tensor,
+        probability: Tensor,
+        positive: Tensor,
+        least: float,
+        reduction: Reduction,
         absent_classes: AbsentClasses,
     ) -> Tensor:
         """Return the error."""

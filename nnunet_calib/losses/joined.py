@@ -70,7 +70,12 @@ class JoinedLoss:
         """Return the loss, or None if only the formulas can take these sums."""
         num_bins, binning = self.bins
         sums = compute(
-            "voxel_sums", self.logits, self.target, num_bins=num_bins, binning=binning, regions=self.base.regions,
+            "voxel_sums",
+            self.logits,
+            self.target,
+            num_bins=num_bins,
+            binning=binning,
+            regions=self.base.regions,
             ignore_label=self.base.ignore_label,
         )
         if sums is None:

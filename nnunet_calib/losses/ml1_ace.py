@@ -9,13 +9,7 @@ from torch import Tensor, distributed
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.backends import Binning, compute
-from nnunet_calib.losses.bin_errors import (
-    MIN_SOFT_BIN_WEIGHT,
-    AbsentClasses,
-    ErrorOfBins,
-    Reduction,
-    error_of_sums,
-)
+from nnunet_calib.losses.bin_errors import MIN_SOFT_BIN_WEIGHT, AbsentClasses, ErrorOfBins, Reduction, error_of_sums
 from nnunet_calib.losses.joined import JoinedLoss
 from nnunet_calib.losses.module import FunctionalLoss, check_options
 from nnunet_calib.losses.targets import activate, check_shapes, loss_type, prepare, widest
@@ -23,9 +17,7 @@ from nnunet_calib.losses.targets import activate, check_shapes, loss_type, prepa
 Pool = Literal["image", "batch"]
 
 
-def _check(
-    num_bins: int, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses, pool: Pool
-) -> None:
+def _check(num_bins: int, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses, pool: Pool) -> None:
     if num_bins < 1:
         raise ValueError(f"expected num_bins to be at least 1, got {num_bins}")
     check_options(
@@ -50,9 +42,7 @@ def _bin_shares(p: Tensor, num_bins: int, binning: Binning) -> list[tuple[Tensor
     return [(lower, 1 - upper_weight), ((lower + 1).clamp_(max=num_bins - 1), upper_weight)]
 
 
-def _bin_sums(
-    p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning
-) -> tuple[Tensor, ...]:
+def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning) -> tuple[Tensor, ...]:
     """Weight, probability and positives (B, C, M) of each bin, per image and head, in float64 where there is one.
 
     float64 because a float32 sum stalls: added to 2^20, a probability of .9999 is already rounded to a multiple of
@@ -146,14 +136,29 @@ def ml1_ace_loss(
     """
     _check(num_bins, reduction, binning, absent_classes, pool)
     return _compute(
-        logits, target, num_bins=num_bins, reduction=reduction, binning=binning, absent_classes=absent_classes,
-        pool=pool, regions=regions, ignore_label=ignore_label,
+        logits,
+        target,
+        num_bins=num_bins,
+        reduction=reduction,
+        binning=binning,
+        absent_classes=absent_classes,
+        pool=pool,
+        regions=regions,
+        ignore_label=ignore_label,
     )
 
 
 def _compute(
-    logits: Tensor, target: Tensor, *, num_bins: int, reduction: Reduction, binning: Binning,
-    absent_classes: AbsentClasses, pool: Pool, regions: bool, ignore_label: int | None,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    num_bins: int,
+    reduction: Reduction,
+    binning: Binning,
+    absent_classes: AbsentClasses,
+    pool: Pool,
+    regions: bool,
+    ignore_label: int | None,
 ) -> Tensor:
     """Return `ml1_ace_loss` of options that have been checked."""
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
@@ -170,8 +175,12 @@ def _compute(
 
 
 def _error(
-    sums: tuple[Tensor, ...], error_of_bins: ErrorOfBins, reduction: Reduction, binning: Binning,
-    absent_classes: AbsentClasses, pool: Pool,
+    sums: tuple[Tensor, ...],
+    error_of_bins: ErrorOfBins,
+    reduction: Reduction,
+    binning: Binning,
+    absent_classes: AbsentClasses,
+    pool: Pool,
 ) -> Tensor:
     """Return the error of weights, sums of p and positives (B, C, M) each."""
     weight, probability, positive = sums if pool == "image" else _pool(torch.stack(sums))
@@ -194,8 +203,14 @@ class ML1ACELoss(FunctionalLoss):
     ) -> None:
         _check(num_bins, reduction, binning, absent_classes, pool)
         super().__init__(
-            _compute, num_bins=num_bins, reduction=reduction, binning=binning, absent_classes=absent_classes,
-            pool=pool, regions=regions, ignore_label=ignore_label,
+            _compute,
+            num_bins=num_bins,
+            reduction=reduction,
+            binning=binning,
+            absent_classes=absent_classes,
+            pool=pool,
+            regions=regions,
+            ignore_label=ignore_label,
         )
 
     def join(self, joined: JoinedLoss, weight: float) -> bool:
@@ -206,7 +221,6 @@ class ML1ACELoss(FunctionalLoss):
         joined.bins = bins
         options = {name: self.options[name] for name in ("reduction", "binning", "absent_classes", "pool")}
         joined.of_sums.append(
-            lambda sums: weight
-            * _error((sums.weight, sums.probability, sums.positive), sums.error_of_bins, **options)
+            lambda sums: weight * _error((sums.weight, sums.probability, sums.positive), sums.error_of_bins, **options)
         )
         return True

@@ -63,10 +63,7 @@ def neighbour_prior(
     if not regions:
         return _order_statistic(counts, total, prior)
     # each region is a two-label map of its own: 0 outside, 1 inside
-    heads = [
-        _order_statistic(torch.cat([total - c, c], dim=1), total, prior)[:, 1:]
-        for c in counts.split(1, dim=1)
-    ]
+    heads = [_order_statistic(torch.cat([total - c, c], dim=1), total, prior)[:, 1:] for c in counts.split(1, dim=1)]
     return torch.cat(heads, dim=1)
 
 
@@ -118,20 +115,43 @@ def nacl_loss(
     """
     _check(kernel_size, prior, penalty, on, sigma)
     return _compute(
-        logits, target, kernel_size=kernel_size, prior=prior, penalty=penalty, on=on, sigma=sigma, regions=regions,
+        logits,
+        target,
+        kernel_size=kernel_size,
+        prior=prior,
+        penalty=penalty,
+        on=on,
+        sigma=sigma,
+        regions=regions,
         ignore_label=ignore_label,
     )
 
 
 def _compute(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: Prior, penalty: Penalty, on: On, sigma: float,
-    regions: bool, ignore_label: int | None,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize,
+    prior: Prior,
+    penalty: Penalty,
+    on: On,
+    sigma: float,
+    regions: bool,
+    ignore_label: int | None,
 ) -> Tensor:
     """Return `nacl_loss` of options that have been checked."""
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
     computed = compute(
-        "nacl", logits, target, kernel_size=kernel_size, prior=prior, penalty=penalty, on=on, sigma=sigma,
-        regions=regions, ignore_label=ignore_label,
+        "nacl",
+        logits,
+        target,
+        kernel_size=kernel_size,
+        prior=prior,
+        penalty=penalty,
+        on=on,
+        sigma=sigma,
+        regions=regions,
+        ignore_label=ignore_label,
     )
     if computed is not None:
         return computed[1]
@@ -160,7 +180,13 @@ class NACLLoss(FunctionalLoss):
     ) -> None:
         _check(kernel_size, prior, penalty, on, sigma)
         super().__init__(
-            _compute, kernel_size=kernel_size, prior=prior, penalty=penalty, on=on, sigma=sigma, regions=regions,
+            _compute,
+            kernel_size=kernel_size,
+            prior=prior,
+            penalty=penalty,
+            on=on,
+            sigma=sigma,
+            regions=regions,
             ignore_label=ignore_label,
         )
 

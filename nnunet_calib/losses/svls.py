@@ -51,9 +51,7 @@ def svls_loss(
         Islam and Glocker, Spatially varying label smoothing, IPMI 2021, arXiv 2104.05788.
     """
     _check(kernel_size, sigma)
-    return _compute(
-        logits, target, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label
-    )
+    return _compute(logits, target, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label)
 
 
 def _check(kernel_size: KernelSize, sigma: float) -> None:
@@ -84,11 +82,7 @@ class SVLSLoss(FunctionalLoss):
     """Module form of `svls_loss`, which describes the options."""
 
     def __init__(
-        self,
-        kernel_size: KernelSize = 3,
-        sigma: float = 1.0,
-        regions: bool = False,
-        ignore_label: int | None = None,
+        self, kernel_size: KernelSize = 3, sigma: float = 1.0, regions: bool = False, ignore_label: int | None = None
     ) -> None:
         _check(kernel_size, sigma)
         super().__init__(_compute, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label)

@@ -116,9 +116,7 @@ def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, liste
     _expect(isinstance(width, int | float) and 0 <= width < math.inf, "boundary_mm", width)
     _expect(isinstance(cases, list) and all(isinstance(case, str) for case in cases), "cases", cases)
     _expect(isinstance(model, dict), "model", model)
-    content = Content(
-        read["histograms"], read["sample"], regions, float(width), tuple(cases), model, read.get("shown")
-    )
+    content = Content(read["histograms"], read["sample"], regions, float(width), tuple(cases), model, read.get("shown"))
     check(content)
     return content
 

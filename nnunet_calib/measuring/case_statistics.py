@@ -125,9 +125,14 @@ class CaseStatistics:
         histograms = volume.histograms(strata)
         sample = volume.sample(strata, max_voxels, room_for_sample(histograms.counts))
         shown = representative_slice(
-            labels, volume.slab, foreground=foreground, valid=valid, spacing=spacing, image=image,
+            labels,
+            volume.slab,
+            foreground=foreground,
+            valid=valid,
+            spacing=spacing,
+            image=image,
             regions=regions is not None,
-        )  # fmt: skip
+        )
         return cls(histograms, sample, regions is not None, boundary_mm, (case,), model or {}, shown)
 
     @classmethod
@@ -157,9 +162,13 @@ class CaseStatistics:
         if first is None:
             raise ValueError("expected at least one case's statistics to merge, got none")
         return replace(
-            first, histograms=histograms, sample=VoxelSample.merge(samples), cases=tuple(cases), model=model,
+            first,
+            histograms=histograms,
+            sample=VoxelSample.merge(samples),
+            cases=tuple(cases),
+            model=model,
             shown=first.shown if len(samples) == 1 else None,
-        )  # fmt: skip
+        )
 
     def __add__(self, other: CaseStatistics) -> CaseStatistics:
         """See `merge`."""

@@ -114,9 +114,10 @@ class FineBins:
             return
         (cells, values, weights), (of_truths, _, their_weights) = map(_joined, (self._waiting, self._true))
         for table, where, number in (
-            (self._counts, cells, weights), (self._probability, cells, values if weights is None else values * weights),
+            (self._counts, cells, weights),
+            (self._probability, cells, values if weights is None else values * weights),
             (self._positives, of_truths, their_weights),
-        ):  # fmt: skip
+        ):
             new = np.bincount(where, number, table.size).reshape(self._shape)
             if self._derived:
                 new[:, -1, _HALF + 1 :] += new[:, :-1, _HALF + 1 :].sum(1)

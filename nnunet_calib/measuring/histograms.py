@@ -41,9 +41,7 @@ class Histograms:
     voxels: NDArray
 
     @classmethod
-    def of(
-        cls, p: NDArray, y: NDArray, scope_bits: NDArray[np.uint8], weights: NDArray | None = None
-    ) -> Histograms:
+    def of(cls, p: NDArray, y: NDArray, scope_bits: NDArray[np.uint8], weights: NDArray | None = None) -> Histograms:
         """Histograms of some voxels.
 
         Args:

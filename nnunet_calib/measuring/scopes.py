@@ -44,14 +44,16 @@ def check_boundary_mm(width_mm: float) -> float:
 
 def scope_notes(voxels: Mapping[str, int], boundary_mm: float) -> list[str]:
     """What must be known of scopes that hold nearly all voxels, from the number of voxels in each."""
-    called = {"foreground": ("foreground", ""), "boundary": (
-        f"boundary scope of {boundary_mm:g} mm", "; measure again with a smaller --boundary-mm",
-    )}  # fmt: skip
+    called = {
+        "foreground": ("foreground", ""),
+        "boundary": (f"boundary scope of {boundary_mm:g} mm", "; measure again with a smaller --boundary-mm"),
+    }
     return [
         f"The {name} holds {voxels[scope] / voxels['image']:.1%} of the voxels: its values are those of the whole "
         f"image{advice}."
-        for scope, (name, advice) in called.items() if voxels[scope] >= max(_ALL * voxels["image"], 1)
-    ]  # fmt: skip
+        for scope, (name, advice) in called.items()
+        if voxels[scope] >= max(_ALL * voxels["image"], 1)
+    ]
 
 
 def boundary_voxels(labels: NDArray, valid: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:

@@ -123,10 +123,14 @@ def calibration_errors(
     h = statistics.histograms.scope(scope)
     total = curve.counts.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        errors = gap_errors(curve, min_count) | {
-            "adaptive_ece": _equal_mass_gaps(h, num_bins) / total,
-            "ks": np.abs(np.cumsum(h.positives - h.probability, axis=1)).max(1) / total,
-        } | _brier_terms(h, curve)
+        errors = (
+            gap_errors(curve, min_count)
+            | {
+                "adaptive_ece": _equal_mass_gaps(h, num_bins) / total,
+                "ks": np.abs(np.cumsum(h.positives - h.probability, axis=1)).max(1) / total,
+            }
+            | _brier_terms(h, curve)
+        )
         scores = {"nll": h.nll / h.voxels, "brier": h.brier / h.voxels}
     over_heads = np.mean if statistics.regions else np.sum
     terms = {name: over_heads(errors[name][:-1]) for name in BRIER_TERMS[:-1]}

@@ -26,9 +26,11 @@ _NEEDED = ("network_weights", "trainer_name", "init_args")
 _SCALAR = np.float32(0).__reduce__()[0]
 # what rebuilds a NumPy number, under its names in NumPy 1 and 2
 _ALLOWED: list[Any] = [
-    (_SCALAR, "numpy._core.multiarray.scalar"), (_SCALAR, "numpy.core.multiarray.scalar"), np.dtype,
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
     *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
-]  # fmt: skip
+]
 
 
 def find_checkpoint(model_folder: ModelFolder, fold: int | str, name: str = FINAL) -> Path:

@@ -45,9 +45,7 @@ class LazyProbabilities:
         return self._nonlinearity(self._logits[key]).numpy()
 
 
-def on_image_axes(
-    array: Any, arguments: dict[str, Any]
-) -> tuple[torch.Tensor, tuple[int, ...], tuple[slice, ...]]:
+def on_image_axes(array: Any, arguments: dict[str, Any]) -> tuple[torch.Tensor, tuple[int, ...], tuple[slice, ...]]:
     """Revert nnU-Net's transposition.
 
     Args:

@@ -58,8 +58,10 @@ def find_model(dataset: str | int, configuration: str, trainer: str, plans: str)
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     if not os.environ.get("nnUNet_results"):
-        raise ValueError("expected nnUNet_results to name the folder of nnU-Net's trained models, found it unset: "
-                         "export it as for nnUNetv2_train")  # fmt: skip
+        raise ValueError(
+            "expected nnUNet_results to name the folder of nnU-Net's trained models, found it unset: "
+            "export it as for nnUNetv2_train"
+        )
     try:
         folder = Path(get_output_folder(dataset, trainer, plans, configuration))
     except (RuntimeError, ValueError) as error:

@@ -82,13 +82,22 @@ def find_predictions(
         boundary_mm = default_boundary_mm(spacing or _label_spacing(reader, first_labels))
     _check_archives([folder / f"{case}.npz" for case in cases], heads, dataset_json)
     return Predictions(
-        folder, labels_folder, ending, reader, heads,
+        folder,
+        labels_folder,
+        ending,
+        reader,
+        heads,
         {
-            "dataset": plans.get("dataset_name", _text(dataset.get("name"))), "plans": plans.get("plans_name"),
-            "fold": None, "weights_sha256": None, "predictions": str(folder.resolve()),
+            "dataset": plans.get("dataset_name", _text(dataset.get("name"))),
+            "plans": plans.get("plans_name"),
+            "fold": None,
+            "weights_sha256": None,
+            "predictions": str(folder.resolve()),
         },
-        cases, missing, boundary_mm,
-    )  # fmt: skip
+        cases,
+        missing,
+        boundary_mm,
+    )
 
 
 def _file_ending(dataset: dict[str, Any], dataset_json: Path) -> str:

@@ -67,9 +67,15 @@ class Predictions:
         # ITK tells in many lines why it cannot read a file, NumPy in one what is wrong with an array
         try:
             return measure_case(
-                probabilities, labels_file, self.reader, self.heads, case=case, model=self.model, spacing=spacing,
+                probabilities,
+                labels_file,
+                self.reader,
+                self.heads,
+                case=case,
+                model=self.model,
+                spacing=spacing,
                 boundary_mm=self.boundary_mm,
-            )  # fmt: skip
+            )
         except MemoryError:
             raise
         except ValueError as error:

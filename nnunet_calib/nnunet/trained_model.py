@@ -39,9 +39,12 @@ def folder_of(trainer: Any) -> ModelFolder:
     """Return the folder that a trainer writes its folds into."""
     plans = trainer.plans_manager
     return ModelFolder(
-        Path(trainer.output_folder_base), plans.dataset_name, type(trainer).__name__, plans.plans_name,
+        Path(trainer.output_folder_base),
+        plans.dataset_name,
+        type(trainer).__name__,
+        plans.plans_name,
         trainer.configuration_name,
-    )  # fmt: skip
+    )
 
 
 def _plans_fingerprint(trainer: Any, without: tuple[str, ...] = ()) -> str:

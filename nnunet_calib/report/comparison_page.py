@@ -36,30 +36,38 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
     """
     figures = []
     if not all(missing(point.dice.mean) for point in points_of(comparison)):
-        figures.append(inline_figure(
-            lambda: dice_against_ace_figure(comparison), "Dice against ACE and MCE",
-            "Right is a better segmentation, below are better probabilities. A temperature changes only the latter.",
-        ))  # fmt: skip
+        figures.append(
+            inline_figure(
+                lambda: dice_against_ace_figure(comparison),
+                "Dice against ACE and MCE",
+                "Right is a better segmentation, below are better probabilities. "
+                "A temperature changes only the latter.",
+            )
+        )
     columns = [column("case", "name", is_number=False), column("fold", "whose network predicted the case")]
     for model in comparison["models"]:
         columns.append(column(f"Dice, {model['name']}", "mean over the foreground classes"))
         columns += [column(f"ACE, {model['name']}, {at}", f"ACE at {at}") for _, at in _STAGES]
-    write_page("comparison.html.j2", output, {
-        "title": f"Calibration on {comparison['dataset']}",
-        "subtitle": comparison_about(comparison),
-        "first_model": comparison["first_model"],
-        "sentences": [*comparison_sentences(comparison)],
-        "sections": [*comparison_sections(comparison)],
-        "notes": comparison_notes(comparison),
-        "figures": figures,
-        "cases_note": "Dice and ACE are means over the foreground classes of the whole image. A click on a column "
-        "sorts.",
-        "columns": columns,
-        "rows": [*_rows(comparison)],
-        "definitions": [*definitions(comparison["definitions"])],
-        "commands": commands,
-        "facts": [*facts(comparison["nnunet_calib"], comparison["models"])],
-    })  # fmt: skip
+    write_page(
+        "comparison.html.j2",
+        output,
+        {
+            "title": f"Calibration on {comparison['dataset']}",
+            "subtitle": comparison_about(comparison),
+            "first_model": comparison["first_model"],
+            "sentences": [*comparison_sentences(comparison)],
+            "sections": [*comparison_sections(comparison)],
+            "notes": comparison_notes(comparison),
+            "figures": figures,
+            "cases_note": "Dice and ACE are means over the foreground classes of the whole image. A click on a column "
+            "sorts.",
+            "columns": columns,
+            "rows": [*_rows(comparison)],
+            "definitions": [*definitions(comparison["definitions"])],
+            "commands": commands,
+            "facts": [*facts(comparison["nnunet_calib"], comparison["models"])],
+        },
+    )
 
 
 def _rows(comparison: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
@@ -84,14 +92,18 @@ def comparison_sentences(comparison: dict[str, Any]) -> Iterator[tuple[str, list
     """
     for model in comparison["models"]:
         if model["name"] != comparison["first_model"]:
-            yield model["name"], [
-                _sentence(group, row)
-                for metric in _ASPECTS
-                for group in comparison["results"]
-                if (group["metric"], group["scope"]) == (metric, "image") and group["of"] in ("foreground_mean", None)
-                for row in group["models"]
-                if row["model"] == model["name"]
-            ]
+            yield (
+                model["name"],
+                [
+                    _sentence(group, row)
+                    for metric in _ASPECTS
+                    for group in comparison["results"]
+                    if (group["metric"], group["scope"]) == (metric, "image")
+                    and group["of"] in ("foreground_mean", None)
+                    for row in group["models"]
+                    if row["model"] == model["name"]
+                ],
+            )
 
 
 def _sentence(group: dict[str, Any], row: dict[str, Any]) -> str:

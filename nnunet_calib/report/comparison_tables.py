@@ -16,9 +16,22 @@ from nnunet_calib.report.tables import aligned, checkpoint_line
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
 COLUMNS = (
-    "model", "metric", "of", "scope", "stage", "cases", "mean", "mean_low", "mean_high", "pairs", "difference",
-    "difference_low", "difference_high", "p", "p_holm",
-)  # fmt: skip
+    "model",
+    "metric",
+    "of",
+    "scope",
+    "stage",
+    "cases",
+    "mean",
+    "mean_low",
+    "mean_high",
+    "pairs",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",
+)
 
 _NAMES = LABELS | {"dice": "Dice"}
 
@@ -34,24 +47,27 @@ class _Section(NamedTuple):
 
 _SECTIONS = (
     _Section(
-        "Whole image", f"Dice, {HEAD_LABELS}: mean over foreground classes.",
+        "Whole image",
+        f"Dice, {HEAD_LABELS}: mean over foreground classes.",
         (
             *((metric, "foreground_mean", "image") for metric in ("dice", *HEAD_ERRORS)),
             *((metric, None, "image") for metric in SCORES),
         ),
     ),
     _Section(
-        "Whole image, top label", "The largest probability against whether its class is the true one.",
+        "Whole image, top label",
+        "The largest probability against whether its class is the true one.",
         tuple((metric, "top_label", "image") for metric in HEAD_ERRORS),
     ),
     _Section(
-        "Foreground", f"Voxels whose true label is not background; {HEAD_LABELS} of the top label.",
+        "Foreground",
+        f"Voxels whose true label is not background; {HEAD_LABELS} of the top label.",
         (
             *((metric, "top_label", "foreground") for metric in HEAD_ERRORS),
             *((metric, None, "foreground") for metric in SCORES),
         ),
     ),
-)  # fmt: skip
+)
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
@@ -101,8 +117,14 @@ def comparison_csv(comparison: dict[str, Any]) -> str:
     for group in comparison["results"]:
         for row in group["models"]:
             low, high = row["difference_interval"] or (None, None)
-            flat = {**group, **row, "mean_low": row["interval"][0], "mean_high": row["interval"][1],
-                    "difference_low": low, "difference_high": high}  # fmt: skip
+            flat = {
+                **group,
+                **row,
+                "mean_low": row["interval"][0],
+                "mean_high": row["interval"][1],
+                "difference_low": low,
+                "difference_high": high,
+            }
             cells = {name: flat[name] for name in COLUMNS}
             writer.writerow({k: None if isinstance(v, float) and missing(v) else v for k, v in cells.items()})
     return text.getvalue()
@@ -182,9 +204,10 @@ def _rows_of(comparison: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]
 def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -> dict[str, Any]:
     """The numbers of one model; those of a metric that no temperature changes belong to both stages."""
     (group,) = (
-        group for group in comparison["results"]
+        group
+        for group in comparison["results"]
         if (group["metric"], group["of"], group["scope"]) == column and group["stage"] in (stage, "both")
-    )  # fmt: skip
+    )
     (row,) = (row for row in group["models"] if row["model"] == model)
     return row
 

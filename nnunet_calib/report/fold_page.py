@@ -46,9 +46,11 @@ def write_report(
     """
     results = Results.read(calibration_folder)
     content = _content(results, image_of, dice or {})
-    write_page("report.html.j2", output, content | {
-        "outlines": OUTLINES, "commands": commands, "colours": data_uri(colour_bar(), "image/png"),
-    })  # fmt: skip
+    write_page(
+        "report.html.j2",
+        output,
+        content | {"outlines": OUTLINES, "commands": commands, "colours": data_uri(colour_bar(), "image/png")},
+    )
 
 
 def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> dict[str, Any]:
@@ -100,8 +102,14 @@ def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]]
             break
         before, after = (number(case_error(case.row[stage]["image"], "ace"), 3) for stage in STAGES)
         caption = f"{heads['names'][picture.head]}. ACE of the case: {before}; with T = {case.temperature:.3g}: {after}"
-        pictures.append({
-            "name": case.name, "link": f"case-{case.name}", "caption": caption, "uri": data_uri(content, kind),
-            "width": width, "height": height,
-        })  # fmt: skip
+        pictures.append(
+            {
+                "name": case.name,
+                "link": f"case-{case.name}",
+                "caption": caption,
+                "uri": data_uri(content, kind),
+                "width": width,
+                "height": height,
+            }
+        )
     return pictures, with_image

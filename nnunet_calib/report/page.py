@@ -19,7 +19,9 @@ def write_page(template: str, output: Path, content: Mapping[str, Any]) -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("nnunet_calib.report"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("nnunet_calib.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
     page = environment.get_template(template).render(content)
@@ -34,9 +36,12 @@ def inline_figure(draw: Callable[[], Any], title: str, caption: str) -> dict[str
     assert size is not None
     width, height = (round(float(points) * 4 / 3) for points in size.groups())  # a pixel is 3/4 of a point
     return {
-        "title": title, "caption": caption, "uri": data_uri(content, "image/svg+xml"), "width": width,
+        "title": title,
+        "caption": caption,
+        "uri": data_uri(content, "image/svg+xml"),
+        "width": width,
         "height": height,
-    }  # fmt: skip
+    }
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -52,7 +57,10 @@ def column(name: str, title: str, *, is_number: bool = True) -> dict[str, Any]:
 def cell(value: float, decimals: int = 4) -> dict[str, Any]:
     """A number in the table of cases."""
     return {
-        "number": True, "link": "", "text": number(value, decimals), "sort": "" if isnan(value) else repr(float(value))
+        "number": True,
+        "link": "",
+        "text": number(value, decimals),
+        "sort": "" if isnan(value) else repr(float(value)),
     }
 
 

@@ -117,11 +117,14 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
             without_dice.append(result.fold)
     judged = {
         case.name: JudgedCase(
-            case.fold, case.voxels, calibrator, dice.get(case.name, float("nan")),
+            case.fold,
+            case.voxels,
+            calibrator,
+            dice.get(case.name, float("nan")),
             dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
         )
         for case, calibrator, calibrated in zip(cases, calibrators, after, strict=True)
-    }  # fmt: skip
+    }
     expected = frozenset(name for result in found for name in result.cases)
     return ComparedModel(
         folder.path.name, merged_model(found), heads, judged, expected, tuple(without_dice), cases[0].boundary_mm

@@ -101,15 +101,17 @@ def compare_models(
             f"with the same cases"
         )
     left_out = [
-        {"case": case, "missing_in": lacking} for case in sorted(frozenset().union(*(m.expected for m in models)))
+        {"case": case, "missing_in": lacking}
+        for case in sorted(frozenset().union(*(m.expected for m in models)))
         if (lacking := [model.name for model in models if case not in model.cases])
-    ]  # fmt: skip
+    ]
     numbers = sorted(map(int, folds))
     counts = resampling_counts(len(cases))
     results = [
         _compared(quantity, stage, models, cases, counts)
-        for quantity in QUANTITIES for stage in ((_EVERY_STAGE,) if quantity.metric == "dice" else STAGES)
-    ]  # fmt: skip
+        for quantity in QUANTITIES
+        for stage in ((_EVERY_STAGE,) if quantity.metric == "dice" else STAGES)
+    ]
     others = "the other folds" if len(numbers) > 1 else "other cases of the same fold (cross-fitting in five groups)"
     return {
         "format_version": FORMAT_VERSION,
@@ -120,19 +122,24 @@ def compare_models(
         "models": [{"name": model.name, **model.model, **_calibrators(model, cases)} for model in models],
         "cases": cases,
         "left_out": left_out,
-        "definitions": _DEFINITIONS | {
-            "scopes": scope_definitions(models[0].boundary_mm), CALIBRATED: _CALIBRATED.format(others),
-        },
+        "definitions": _DEFINITIONS
+        | {"scopes": scope_definitions(models[0].boundary_mm), CALIBRATED: _CALIBRATED.format(others)},
         "notes": _notes(models, cases, numbers, results),
         "results": results,
         "metric_per_case": [
             {
-                "case": case, "model": model.name, "fold": (of := model.cases[case]).fold, "voxels": of.voxels,
-                **as_json(of.calibrator), "dice": of.dice, **of.errors,
+                "case": case,
+                "model": model.name,
+                "fold": (of := model.cases[case]).fold,
+                "voxels": of.voxels,
+                **as_json(of.calibrator),
+                "dice": of.dice,
+                **of.errors,
             }
-            for case in cases for model in models
+            for case in cases
+            for model in models
         ],
-    }  # fmt: skip
+    }
 
 
 def _compared(
@@ -145,14 +152,25 @@ def _compared(
     rows = []
     for model, v, d, p_holm in zip(models, values, [None, *differences], corrected, strict=True):
         known = v[~np.isnan(v)]
-        rows.append({
-            "model": model.name, "cases": known.size, "mean": float(known.mean()) if known.size else float("nan"),
-            "interval": [*percentile_interval(resampled_means(v, counts), known.size)],
-            "pairs": d and d.pairs, "difference": d and d.mean,
-            "difference_interval": d and [d.low, d.high], "p": d and d.p, "p_holm": p_holm,
-        })  # fmt: skip
-    return {**quantity._asdict(), "stage": stage, "better": "higher" if quantity.metric == "dice" else "lower",
-            "models": rows}  # fmt: skip
+        rows.append(
+            {
+                "model": model.name,
+                "cases": known.size,
+                "mean": float(known.mean()) if known.size else float("nan"),
+                "interval": [*percentile_interval(resampled_means(v, counts), known.size)],
+                "pairs": d and d.pairs,
+                "difference": d and d.mean,
+                "difference_interval": d and [d.low, d.high],
+                "p": d and d.p,
+                "p_holm": p_holm,
+            }
+        )
+    return {
+        **quantity._asdict(),
+        "stage": stage,
+        "better": "higher" if quantity.metric == "dice" else "lower",
+        "models": rows,
+    }
 
 
 def _calibrators(model: ComparedModel, cases: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -182,8 +200,9 @@ def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
             )
     versions = {
         f"fold {fold} of {model.name}": version
-        for model in models for fold, version in model.model["measured_with"].items()
-    }  # fmt: skip
+        for model in models
+        for fold, version in model.model["measured_with"].items()
+    }
     if note := versions_note(versions):
         yield note
 

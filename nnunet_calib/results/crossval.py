@@ -59,12 +59,16 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     model = merged_model(found)
     about = {"format_version": FORMAT_VERSION, "nnunet_calib": nnunet_calib.__version__, "model": model}
     temperature = fits[pool].to_json() | {
-        "in_sample": False, "seen_in_training": [] if all(result.split for result in found) else None,
-        "folds": numbers, "note": " ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
-    }  # fmt: skip
+        "in_sample": False,
+        "seen_in_training": [] if all(result.split for result in found) else None,
+        "folds": numbers,
+        "note": " ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
+    }
     per_fold = [
         {
-            "fold": fold, "cases": sum(case.fold == fold for case in cases), **fits[own[fold]].to_json(),
+            "fold": fold,
+            "cases": sum(case.fold == fold for case in cases),
+            **fits[own[fold]].to_json(),
             "without_fold": fits[others[fold]].to_json(),
         }
         for fold in numbers
@@ -105,8 +109,7 @@ def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator
 
 def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:
     return definitions(boundary_mm, folds) | {
-        CALIBRATED: "each case with the temperature of the other folds (without_fold), on the kept voxels of the "
-        "case",
+        CALIBRATED: "each case with the temperature of the other folds (without_fold), on the kept voxels of the case",
         "temperature": "fitted on all cases of all folds by minimising the mean NLL over voxels; no error in this file "
         "is computed with it",
     }

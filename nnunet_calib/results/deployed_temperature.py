@@ -56,11 +56,15 @@ class Deployed:
         """Return how it was fitted, without what could tell of patients or machines: names of cases and of folders."""
         cases = self.content.get("cases")
         return {
-            "file": None if self.source is None else Path(self.source).name if Path(self.source).is_absolute()
+            "file": None
+            if self.source is None
+            else Path(self.source).name
+            if Path(self.source).is_absolute()
             else self.source,
-            "folds": self.content.get("folds"), "cases": len(cases) if cases else None,
+            "folds": self.content.get("folds"),
+            "cases": len(cases) if cases else None,
             "in_sample": self.content.get("in_sample"),
-        }  # fmt: skip
+        }
 
     def check(self, model_folder: ModelFolder, fold: Fold, weights_sha256: str) -> None:
         """Raise ValueError, in one sentence, if it was fitted on another model, as far as it records its model."""

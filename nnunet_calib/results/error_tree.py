@@ -101,10 +101,12 @@ def _nanmean_of_arrays(values: list[NDArray]) -> NDArray:
 def combine(function: Callable[[list[Any]], Any], *trees: Tree) -> Tree:
     """A tree of the function of the numbers at the same place of each tree; counts, which are whole, are left out."""
     return {
-        key: combine(function, *(tree[key] for tree in trees)) if isinstance(value, dict) else
-        function([tree[key] for tree in trees])
-        for key, value in trees[0].items() if not isinstance(value, int)
-    }  # fmt: skip
+        key: combine(function, *(tree[key] for tree in trees))
+        if isinstance(value, dict)
+        else function([tree[key] for tree in trees])
+        for key, value in trees[0].items()
+        if not isinstance(value, int)
+    }
 
 
 def mean_of_known(values: Iterable[float | None]) -> float:
@@ -156,15 +158,19 @@ def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
         CALIBRATED: "each case with the given temperature, on the kept voxels of the case",
         "temperature": "given, not fitted on these cases unless in_sample says so",
     }
-    return DEFINITIONS | {
-        "bins": NUM_BINS,
-        "ace_min_count": f"ace with min_count = {MIN_COUNT} voxels",
-        **{f"top_label_{bins}_bins": f"top_label with {bins} bins" for bins in OTHER_BINS},
-        "averaging": "per case, then the mean over the cases (for a class: those that contain it)",
-        "scopes": scope_definitions(boundary_mm),
-        "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for few "
-        "cases; null for fewer than two) at the given networks and temperatures; change: calibrated - uncalibrated of "
-        "the same cases",
-        "sampling_error": "how far the calibrated values may be off because not every voxel was kept, at the given "
-        "temperatures: root mean square change over random half-samples of the kept voxels; 0 where all were kept",
-    } | (given if cross_fits is None else fitted)
+    return (
+        DEFINITIONS
+        | {
+            "bins": NUM_BINS,
+            "ace_min_count": f"ace with min_count = {MIN_COUNT} voxels",
+            **{f"top_label_{bins}_bins": f"top_label with {bins} bins" for bins in OTHER_BINS},
+            "averaging": "per case, then the mean over the cases (for a class: those that contain it)",
+            "scopes": scope_definitions(boundary_mm),
+            "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for "
+            "few cases; null for fewer than two) at the given networks and temperatures; change: calibrated - "
+            "uncalibrated of the same cases",
+            "sampling_error": "how far the calibrated values may be off because not every voxel was kept, at the given "
+            "temperatures: root mean square change over random half-samples of the kept voxels; 0 where all were kept",
+        }
+        | (given if cross_fits is None else fitted)
+    )

@@ -73,8 +73,12 @@ def fitted_temperature(
 
 
 def write_fold(
-    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any],
-    boundary_mm: float = BOUNDARY_MM, split: Split | None = None,
+    calibration_folder: Path,
+    cases: Sequence[str],
+    heads: Heads,
+    model: dict[str, Any],
+    boundary_mm: float = BOUNDARY_MM,
+    split: Split | None = None,
 ) -> dict[str, Any]:
     """Merge the case files of a fold into temperature.json and summary.json; files of other cases are removed.
 

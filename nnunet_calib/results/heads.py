@@ -45,9 +45,7 @@ class Heads:
                 str(label if isinstance(i, tuple | list) else label[0])
                 for i, label in zip(regions or label_manager.all_labels, labels, strict=True)
             ),
-            names=_each_once(
-                shown(names[label].pop(0) if regions else ", ".join(names[label])) for label in labels
-            ),
+            names=_each_once(shown(names[label].pop(0) if regions else ", ".join(names[label])) for label in labels),
             regions=tuple(labels) if regions else None,
             ignore_label=label_manager.ignore_label,
         )
@@ -68,7 +66,8 @@ class Heads:
                 f"validate"
             )
         return cls(
-            tuple(content["keys"]), tuple(map(shown, content["names"])),
+            tuple(content["keys"]),
+            tuple(map(shown, content["names"])),
             None if regions is None else tuple(map(tuple, regions)),
             content["ignore_label"],
         )

@@ -87,12 +87,17 @@ class Keeper:
         parts = (statistics.histograms, statistics.sample)
         self._room -= sum(getattr(part, entry.name).nbytes for part in parts for entry in fields(part))
         return MeasuredCase(
-            statistics.cases[0], fold, folder, statistics.model.get("weights_sha256"), statistics.boundary_mm,
+            statistics.cases[0],
+            fold,
+            folder,
+            statistics.model.get("weights_sha256"),
+            statistics.boundary_mm,
             int((voxels := statistics.histograms.voxels).sum()),
             {scope: int(voxels[scope_members(scope)].sum()) for scope in SCOPES},
-            len(statistics.sample), measure(statistics, self._heads),
+            len(statistics.sample),
+            measure(statistics, self._heads),
             replace(statistics, shown=None) if self._room >= 0 else None,
-        )  # fmt: skip
+        )
 
 
 def fit_sets(
@@ -132,9 +137,7 @@ def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
 
 def _samples(cases: Sequence[MeasuredCase]) -> Callable[[], Iterator[VoxelSample]]:
     """What reads the voxel samples of all cases, with a progress bar, each time that it is called."""
-    return lambda: (
-        case.read().sample for case in tqdm(cases, desc="fitting temperatures", delay=_SECONDS_WITHOUT_BAR)
-    )
+    return lambda: (case.read().sample for case in tqdm(cases, desc="fitting temperatures", delay=_SECONDS_WITHOUT_BAR))
 
 
 def errors_after(
@@ -185,8 +188,12 @@ def results(
         "notes": scope_notes(in_scopes, width),
         "metric_per_case": [
             {
-                "case": case.name, "voxels": case.voxels, "kept_voxels": case.kept, **as_json(calibrator),
-                UNCALIBRATED: brief(b), CALIBRATED: brief(a),
+                "case": case.name,
+                "voxels": case.voxels,
+                "kept_voxels": case.kept,
+                **as_json(calibrator),
+                UNCALIBRATED: brief(b),
+                CALIBRATED: brief(a),
             }
             for case, calibrator, b, a in zip(cases, calibrators, before, after, strict=True)
         ],

@@ -16,9 +16,14 @@ IDENTITY = ("dataset", "trainer", "plans", "configuration")
 CALIBRATION_FOLDER = "calibration"
 PAGE = "report.html"
 FIGURES = (
-    "reliability", "dataset_reliability_histogram", "reliability_boxes", "reliability_of_cases", "confidence", "nll",
+    "reliability",
+    "dataset_reliability_histogram",
+    "reliability_boxes",
+    "reliability_of_cases",
+    "confidence",
+    "nll",
     "worst_cases",
-)  # fmt: skip
+)
 ENDINGS = ("png", "svg", "pdf")  # bitmap, vectors for the web, vectors for LaTeX
 _CROSSVAL = "crossval_results_folds_"
 _LONGEST_NAME = 200  # of a folder; file systems take 255 bytes
@@ -141,7 +146,7 @@ def comparison_folder(models: Sequence[ModelFolder], folds: Sequence[int]) -> Pa
     parts = zip(*((model.trainer, model.plans, model.configuration) for model in models), strict=True)
     name = "__".join("_vs_".join(dict.fromkeys(part)) for part in parts) + f"__folds_{'_'.join(map(str, folds))}"
     if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name = f"{name[: _LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return models[0].path.parent / "calibration_comparisons" / name
 
 

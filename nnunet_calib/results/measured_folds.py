@@ -138,12 +138,14 @@ def _read_fold(model_folder: ModelFolder, fold: int) -> FoldResult:
             f"must keep its name, since it says which cases were held out"
         )
     return FoldResult(
-        fold, folder, model,
+        fold,
+        folder,
+        model,
         Heads.of_summary(summary["heads"]),
         tuple(sorted([*(row["case"] for row in summary["metric_per_case"]), *summary["missing_cases"]])),
         None if (split := summary.get("split")) is None else Split.of(split["training"], split["validation"]),
         summary.get("nnunet_calib"),
-    )  # fmt: skip
+    )
 
 
 def merged_model(found: Sequence[FoldResult]) -> dict[str, Any]:

@@ -16,9 +16,7 @@ _ERRORS = dict.fromkeys(HEAD_ERRORS, _NUMBER)
 _LIMITS = [_NUMBER, _NUMBER]
 _IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, **dict.fromkeys(SCORES, _NUMBER)}
 _MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
-_INTERVALS = {
-    "image": {"foreground_mean": dict.fromkeys(HEAD_ERRORS, _LIMITS), **dict.fromkeys(SCORES, _LIMITS)},
-}  # fmt: skip
+_INTERVALS = {"image": {"foreground_mean": dict.fromkeys(HEAD_ERRORS, _LIMITS), **dict.fromkeys(SCORES, _LIMITS)}}
 
 HEADS: dict[str, Any] = {"keys": [str], "names": [str], "regions": (None, [[int]]), "ignore_label": (int, None)}
 
@@ -28,15 +26,22 @@ SPLIT: dict[str, Any] = {"training": [NAME], "validation": [NAME]}
 # What folds are merged by.
 FOLD: dict[str, Any] = {
     "model": {
-        "dataset": NAME, "trainer": NAME, "plans": NAME, "configuration": NAME, "fold": (int, str),
-        "weights_sha256": str, "hyperparameters?": dict, "checkpoint?": (str, None), "plans_sha256?": str,
+        "dataset": NAME,
+        "trainer": NAME,
+        "plans": NAME,
+        "configuration": NAME,
+        "fold": (int, str),
+        "weights_sha256": str,
+        "hyperparameters?": dict,
+        "checkpoint?": (str, None),
+        "plans_sha256?": str,
     },
     "nnunet_calib?": str,
     "heads": HEADS,
     "split?": (None, SPLIT),
     "metric_per_case": [{"case": NAME}],
     "missing_cases": [NAME],
-}  # fmt: skip
+}
 
 # A deployed temperature.
 TEMPERATURE: dict[str, Any] = {
@@ -49,12 +54,15 @@ TEMPERATURE: dict[str, Any] = {
     "cases?": ([str], None),
     "model?": (
         {
-            "dataset?": _WORD, "trainer?": _WORD, "plans?": _WORD, "configuration?": _WORD,
+            "dataset?": _WORD,
+            "trainer?": _WORD,
+            "plans?": _WORD,
+            "configuration?": _WORD,
             "weights_sha256?": (str, None, {str: str}),
         },
         None,
     ),
-}  # fmt: skip
+}
 
 # What a report says and draws.
 SUMMARY: dict[str, Any] = {
@@ -63,8 +71,12 @@ SUMMARY: dict[str, Any] = {
     "heads": HEADS,
     "definitions": {str: (str, int, {str: str})},
     "temperature": {
-        "temperature": float, "standard_error?": _NUMBER, "at_bound?": (bool, None), "in_sample?": (bool, None),
-        "seen_in_training?": (None, [str]), "note?": str,
+        "temperature": float,
+        "standard_error?": _NUMBER,
+        "at_bound?": (bool, None),
+        "in_sample?": (bool, None),
+        "seen_in_training?": (None, [str]),
+        "note?": str,
     },
     "missing_cases": [str],
     "notes?": [str],
@@ -72,11 +84,14 @@ SUMMARY: dict[str, Any] = {
     "intervals?": dict.fromkeys(STAGES, _INTERVALS),
     "metric_per_case": [
         {
-            "case": NAME, "fold?": int, "voxels": int, "temperature": _NUMBER,
+            "case": NAME,
+            "fold?": int,
+            "voxels": int,
+            "temperature": _NUMBER,
             **{stage: {"image": _IMAGE} for stage in STAGES},
         }
     ],
-}  # fmt: skip
+}
 
 
 def in_sample_note(fit: dict[str, Any]) -> str | None:

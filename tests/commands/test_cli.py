@@ -51,7 +51,7 @@ def test_trainers(capsys):
     lines = [line for line in lines if not line.startswith("nnUNet_")]  # nnU-Net on its unset paths
     for trainer, line in zip(TRAINERS, lines, strict=False):
         assert line.split(maxsplit=1) == [trainer.__name__, trainer.__doc__.splitlines()[0]]
-    assert lines[len(TRAINERS):] == ["", f'export nnUNet_extTrainer="{trainers_folder()}"']
+    assert lines[len(TRAINERS) :] == ["", f'export nnUNet_extTrainer="{trainers_folder()}"']
 
 
 @pytest.mark.parametrize("command", [["trainers", "--path"], ["trainers"], ["demo", "-o", "nowhere"]])

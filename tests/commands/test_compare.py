@@ -36,8 +36,7 @@ def compared(models, folds=(0, 1), **options):
 def find(comparison, metric, of=None, scope="image", stage="uncalibrated"):
     """The models of one group of results."""
     (group,) = (
-        g for g in comparison["results"]
-        if (g["metric"], g["of"], g["scope"], g["stage"]) == (metric, of, scope, stage)
+        g for g in comparison["results"] if (g["metric"], g["of"], g["scope"], g["stage"]) == (metric, of, scope, stage)
     )
     return group["models"]
 
@@ -122,7 +121,9 @@ def test_three_models(models, tmp_path):
         write_dice(third, fold, DICE)
     comparison = compared([*models, third])
     assert [m["name"] for m in comparison["models"]] == [
-        f"{TRAINER}, 3d_fullres", f"{OTHER}, 3d_fullres", f"{TRAINER}, 2d"
+        f"{TRAINER}, 3d_fullres",
+        f"{OTHER}, 3d_fullres",
+        f"{TRAINER}, 2d",
     ]
     corrected = 0
     for group in comparison["results"]:
@@ -186,7 +187,8 @@ def test_shared_cases(models):
     comparison = compared(models, allow_missing=True)
     assert comparison["cases"] == [f"case.{i}" for i in (0, 1, 2, 3, 4, 5, 7)]
     assert comparison["left_out"] == [
-        {"case": "case.6", "missing_in": [OTHER]}, {"case": "case.9", "missing_in": [TRAINER, OTHER]}
+        {"case": "case.6", "missing_in": [OTHER]},
+        {"case": "case.9", "missing_in": [TRAINER, OTHER]},
     ]
     assert {row["cases"] for group in comparison["results"] for row in group["models"]} == {7}
 
@@ -196,14 +198,22 @@ def test_files(models, capsys):
     arguments = [*COMPARE, "-f", "1", "0"]
     assert cli.main(arguments) == 0
     captured = capsys.readouterr()
-    folder = models[0].results / DATASET / "calibration_comparisons" / (
-        f"{TRAINER}_vs_{OTHER}__nnUNetPlans__3d_fullres__folds_0_1"
+    folder = (
+        models[0].results
+        / DATASET
+        / "calibration_comparisons"
+        / (f"{TRAINER}_vs_{OTHER}__nnUNetPlans__3d_fullres__folds_0_1")
     )
     assert captured.out.splitlines()[-1] == str(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == [
-        "comparison.csv", "comparison.json", "comparison.md", "dice_against_ace.pdf", "dice_against_ace.png",
-        "dice_against_ace.svg", "report.html",
+        "comparison.csv",
+        "comparison.json",
+        "comparison.md",
+        "dice_against_ace.pdf",
+        "dice_against_ace.png",
+        "dice_against_ace.svg",
+        "report.html",
     ]
     assert cli.main([*arguments, "-o", str(folder.parent / "again" / "here")]) == 0
     capsys.readouterr()

@@ -180,9 +180,7 @@ def test_what_is_kept(model, capsys):
     for fold in range(3):
         other = {"other"} if fold == 2 else set()
         split = Split.of({f"case.{i}" for i in range(6)} - {*model.cases[fold]} | other, model.cases[fold])
-        model.write(
-            fold, model.cases[fold], split=split, checkpoint="checkpoint_best.pth", plans_sha256="ours",
-        )  # fmt: skip
+        model.write(fold, model.cases[fold], split=split, checkpoint="checkpoint_best.pth", plans_sha256="ours")
     file = model.calibration(1) / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"nnunet_calib": "0.0.1"}))
     assert cli.main([*CROSSVAL, "-f", "0", "1", "2"]) == 0
@@ -244,8 +242,7 @@ def test_hyperparameters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "text"),
-    [("{", "expected JSON, found"), ('{"format_version": 99}', "expected format 1, found 99 in")],
+    ("content", "text"), [("{", "expected JSON, found"), ('{"format_version": 99}', "expected format 1, found 99 in")]
 )
 def test_damaged_summary(model, content, text):
     """A damaged file and one of another version are named."""

@@ -38,10 +38,17 @@ def test_every_label_mode(tmp_path, mode, ending):
     temperature = json.loads((calibration / "temperature.json").read_text())
     assert [row["case"] for row in summary["metric_per_case"]] == temperature["cases"] == [*cases]
     assert summary["heads"]["keys"] == (["(1, 2)", "2"] if mode.startswith("regions") else ["0", "1", "2"])
-    assert summary["model"] == temperature["model"] == {
-        "dataset": "Dataset900_made", "plans": "nnUNetPlans", "fold": None, "weights_sha256": None,
-        "predictions": str(tmp_path / "pred"),
-    }
+    assert (
+        summary["model"]
+        == temperature["model"]
+        == {
+            "dataset": "Dataset900_made",
+            "plans": "nnUNetPlans",
+            "fold": None,
+            "weights_sha256": None,
+            "predictions": str(tmp_path / "pred"),
+        }
+    )
     assert temperature["in_sample"] is temperature["folds"] is None
     assert summary["missing_cases"] == []
 
@@ -245,9 +252,9 @@ def test_width_of_the_boundary_scope(tmp_path, capsys):
     assert "within 500.0 mm" in summary["definitions"]["scopes"]["boundary"]
 
     plans = tmp_path / "pred" / "plans.json"
-    plans.write_text(json.dumps(
-        json.loads(plans.read_text()) | {"original_median_spacing_after_transp": [0.05, 0.01, 0.01]}
-    ))  # fmt: skip
+    plans.write_text(
+        json.dumps(json.loads(plans.read_text()) | {"original_median_spacing_after_transp": [0.05, 0.01, 0.01]})
+    )
     assert cli.main([*arguments(tmp_path), "--no-figures"]) == 0
     summary = json.loads(file.read_text())
     assert summary["notes"] == []

@@ -18,7 +18,7 @@ def cut(path: Path, at: float) -> None:
     """Damage the bytes behind a place: without the end of the archive if it is 1 / 2, inside it otherwise."""
     data = bytearray(path.read_bytes())
     path.write_bytes(data[: len(data) // 2]) if at == 0.5 else path.write_bytes(
-        bytes(data[: int(at * len(data))]) + b"\0" * 64 + bytes(data[int(at * len(data)) + 64:])
+        bytes(data[: int(at * len(data))]) + b"\0" * 64 + bytes(data[int(at * len(data)) + 64 :])
     )
 
 
@@ -39,10 +39,12 @@ REFUSALS = {
         "what is missing, or take the others with --chill",
     ),
     "no npz": (
-        lambda f: [(f / f"pred/case.{i}.npz").unlink() for i in (0, 2)], f"no .npz {NO_NPZ} for case.0, case.2: ",
+        lambda f: [(f / f"pred/case.{i}.npz").unlink() for i in (0, 2)],
+        f"no .npz {NO_NPZ} for case.0, case.2: ",
     ),
     "no prediction": (
-        lambda f: [p.unlink() for p in (f / "pred").glob("case.0.*")], "found no prediction for case.0: add",
+        lambda f: [p.unlink() for p in (f / "pred").glob("case.0.*")],
+        "found no prediction for case.0: add",
     ),
     "several": (
         lambda f: [(f / p).unlink() for p in ("labels/case.0.nii.gz", "pred/case.1.npz")],
@@ -53,7 +55,8 @@ REFUSALS = {
         "no prediction for acase.0, acase.1, acase.2: do both folders hold the same cases?",
     ),
     "no npz at all": (
-        lambda f: [p.unlink() for p in f.rglob("*.npz")], "expected an .npz for each case, found none in {f}/pred",
+        lambda f: [p.unlink() for p in f.rglob("*.npz")],
+        "expected an .npz for each case, found none in {f}/pred",
     ),
     "other ending": (
         lambda f: change_json(f / "pred/dataset.json", file_ending=".mha"),
@@ -64,23 +67,25 @@ REFUSALS = {
         "expected nnU-Net's dataset.json in {f}/pred or up to 2 folders above, found none: name it with -djfile",
     ),
     "no JSON": (
-        lambda f: (f / "pred/dataset.json").write_text("{"), "expected JSON, found {f}/pred/dataset.json damaged (",
+        lambda f: (f / "pred/dataset.json").write_text("{"),
+        "expected JSON, found {f}/pred/dataset.json damaged (",
     ),
     "other JSON": (
         lambda f: (f / "pred/dataset.json").write_text("[]"),
         "expected the content to be an object, found [] in {f}/pred/dataset.json",
     ),
-    "labels": (
-        lambda f: change_json(f / "pred/dataset.json", labels={"a": 1}), "expected labels that nnU-Net accepts",
-    ),
+    "labels": (lambda f: change_json(f / "pred/dataset.json", labels={"a": 1}), "expected labels that nnU-Net accepts"),
     "no reader": (
-        lambda f: change_json(f / "pred/plans.json", image_reader_writer="None"), "for which nnU-Net has a reader",
+        lambda f: change_json(f / "pred/plans.json", image_reader_writer="None"),
+        "for which nnU-Net has a reader",
     ),
     "no archive": (
-        lambda f: cut(f / "pred/case.1.npz", 0.5), "that nnU-Net has written, found {f}/pred/case.1.npz damaged",
+        lambda f: cut(f / "pred/case.1.npz", 0.5),
+        "that nnU-Net has written, found {f}/pred/case.1.npz damaged",
     ),
     "damaged array": (
-        lambda f: cut(f / "pred/case.1.npz", 0.8), "that nnU-Net has written, found {f}/pred/case.1.npz damaged",
+        lambda f: cut(f / "pred/case.1.npz", 0.8),
+        "that nnU-Net has written, found {f}/pred/case.1.npz damaged",
     ),
     "other array": (
         lambda f: np.savez(f / "pred/case.1.npz", softmax=[1.0]),
@@ -112,7 +117,7 @@ REFUSALS = {
         lambda f: ((f / "pred/calibration").mkdir(), (f / "pred/calibration/summary.json").write_text("{}")),
         "found {f}/pred/calibration/summary.json of a training or of other software: name another folder with -o",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command", ["evaluate", "fit"])

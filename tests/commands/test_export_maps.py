@@ -25,7 +25,8 @@ def expected_maps(p: np.ndarray, regions: bool) -> dict[str, np.ndarray]:
     p = p.astype(np.float64)
     if regions:
         return {
-            "probabilities": p, "entropy": (entr(p) + entr(1 - p)).mean(0, keepdims=True),
+            "probabilities": p,
+            "entropy": (entr(p) + entr(1 - p)).mean(0, keepdims=True),
             "confidence": np.maximum(p, 1 - p),
         }
     return {"probabilities": p, "entropy": entr(p).sum(0, keepdims=True), "confidence": p.max(0, keepdims=True)}
@@ -80,9 +81,7 @@ def test_two_axes(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["files", "4d"])
-@pytest.mark.parametrize(
-    "reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"]
-)
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
 def test_readers(tmp_path, reader, layout):
     """Whatever a reader does to the axes: the most probable class is the segmentation, voxel by voxel of the file."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
@@ -189,9 +188,11 @@ def test_tiff(tmp_path, ending, reader, layout):
         tifffile.imwrite(segmentation, tifffile.imread(segmentation)[0])
         segmentation.with_suffix(".json").unlink()
     folder = export(tmp_path, "--layout", layout)
-    files = [folder / "probabilities" / "case.0.tif"] if layout == "4d" else [
-        folder / "probabilities" / label / "case.0.tif" for label in ("background", "bright", "dark")
-    ]
+    files = (
+        [folder / "probabilities" / "case.0.tif"]
+        if layout == "4d"
+        else [folder / "probabilities" / label / "case.0.tif" for label in ("background", "bright", "dark")]
+    )
     arrays = [tifffile.imread(file) for file in files]
     arrays = arrays[0] if layout == "4d" else np.stack(arrays)
     np.testing.assert_array_equal(arrays, p if reader == "Tiff3DIO" else p[:, 0])

@@ -83,7 +83,8 @@ def test_other_maps(tmp_path, capsys):
     assert content(folder) == before
     capsys.readouterr()
     for more, what in (
-        ([], "dtype, maps"), (["--dtype", "uint8", "--temperature", "2"], "temperature"),
+        ([], "dtype, maps"),
+        (["--dtype", "uint8", "--temperature", "2"], "temperature"),
         (["--dtype", "uint8", "--maps", "entropy"], "maps"),
     ):
         assert cli.main(["export", "-i", str(tmp_path / "pred"), *more]) == 2

@@ -32,6 +32,7 @@ def test_folds(command, capsys):
 def test_every_command():
     """No command has a way of its own."""
     (commands,) = cli._parser()._subparsers._group_actions
-    types = {name: action.type for name, c in commands.choices.items() for action in c._actions
-             if action.dest == "folds"}  # fmt: skip
+    types = {
+        name: action.type for name, c in commands.choices.items() for action in c._actions if action.dest == "folds"
+    }
     assert types == dict.fromkeys(NEEDED, fold)

@@ -18,13 +18,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's impo
 
 REPORT = ["report", *CROSSVAL[1:]]
 DESCRIPTION = {
-    "channel_names": {"0": "synthetic"}, "labels": {"background": 0, "bright": 1, "dark": 2}, "numTraining": 6,
+    "channel_names": {"0": "synthetic"},
+    "labels": {"background": 0, "bright": 1, "dark": 2},
+    "numTraining": 6,
     "file_ending": ".nii.gz",
-}  # fmt: skip
+}
 PLANS = {
-    "dataset_name": DATASET, "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO", "configurations": {},
-    "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
-}  # fmt: skip
+    "dataset_name": DATASET,
+    "plans_name": "nnUNetPlans",
+    "image_reader_writer": "SimpleITKIO",
+    "configurations": {},
+    "transpose_forward": [0, 1, 2],
+    "transpose_backward": [0, 1, 2],
+}
 
 
 @pytest.fixture

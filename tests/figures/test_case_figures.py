@@ -78,9 +78,12 @@ def test_images_behind_slices():
     """Where there is an image it is shown, and named so."""
     image = np.random.default_rng(0).random((1, 4, 6, 12))
     figure = worst_cases_figure(
-        [reported("case0", 0.1, slice_of())], ["background", "bright", "dark"], regions=None, ignore_label=None,
+        [reported("case0", 0.1, slice_of())],
+        ["background", "bright", "dark"],
+        regions=None,
+        ignore_label=None,
         image_of=lambda case: image,
-    )  # fmt: skip
+    )
     assert figure.axes[0].get_title() == "case0\nimage"
     cut = image[0, 2, 1:4, 3:11:2]
     low, high = np.percentile(cut, (1, 99))
@@ -91,8 +94,11 @@ def test_images_behind_slices():
 @pytest.mark.parametrize(
     ("errors", "expected"),
     [
-        ([0.1, None, 0.3, 0.2, 0.4, 0.5], [5, 2, 0]), ([0.4, 0.3, 0.2, 0.1], [0, 1, 3]), ([0.2, 0.1], [0, 1]),
-        ([0.1], [0]), ([None], [0]),
+        ([0.1, None, 0.3, 0.2, 0.4, 0.5], [5, 2, 0]),
+        ([0.4, 0.3, 0.2, 0.1], [0, 1, 3]),
+        ([0.2, 0.1], [0, 1]),
+        ([0.1], [0]),
+        ([None], [0]),
     ],
 )
 def test_single_cases(tmp_path, errors, expected):

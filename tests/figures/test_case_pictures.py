@@ -22,9 +22,12 @@ def slice_of(labels=TRUE, predicted=PREDICTED, classes=3, sure=0.9, spacing=(1, 
         p[c][predicted == c] = sure
     where = np.array([[2, 3, 1], [1, 1 + labels.shape[0], 1], [3, 3 + 2 * labels.shape[1], 2]])
     return RepresentativeSlice(
-        where, np.asarray(spacing, float), labels.astype(np.uint16), np.rint(255 * p).astype(np.uint8),
+        where,
+        np.asarray(spacing, float),
+        labels.astype(np.uint16),
+        np.rint(255 * p).astype(np.uint8),
         np.zeros((0, *labels.shape), np.float16),
-    )  # fmt: skip
+    )
 
 
 def test_outcome():
@@ -50,9 +53,12 @@ def test_regions():
     labels = np.array([[1, 2, 2, 0]])
     p = np.array([[[0.9, 0.2, 0.8, 0.7]], [[0.1, 0.6, 0.9, 0.1]]])
     shown = RepresentativeSlice(
-        np.array([[0, 1, 1], [0, 4, 1]]), np.ones(2), labels.astype(np.uint16), np.rint(255 * p).astype(np.uint8),
+        np.array([[0, 1, 1], [0, 4, 1]]),
+        np.ones(2),
+        labels.astype(np.uint16),
+        np.rint(255 * p).astype(np.uint8),
         np.zeros((0, 1, 4), np.float16),
-    )  # fmt: skip
+    )
     picture = CasePicture.of(shown, 3.0, regions=[[1, 2], [2]], ignore_label=None)
     assert picture.head == 0
     np.testing.assert_array_equal(picture.outcome[:, 0], [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]])

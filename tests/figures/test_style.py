@@ -38,7 +38,7 @@ FIGURES = {
     ),
     "dice": lambda: dice_against_ace_figure(comparison(POINTS)),
     "progress": lambda: progress_figure([0.1, 0.2], [[0.1] * 3, [0.2] * 3], LONG[:3]),
-}  # fmt: skip
+}
 
 
 def drawn(name):

@@ -32,9 +32,13 @@ from nnunet_calib.synthetic import synthetic_case
 
 HEADS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
 MODEL = {
-    "dataset": "Dataset004_Fuzz", "trainer": "nnUNetTrainerCalib", "plans": "nnUNetPlans", "configuration": "2d",
-    "hyperparameters": {}, "weights_sha256": "w",
-}  # fmt: skip
+    "dataset": "Dataset004_Fuzz",
+    "trainer": "nnUNetTrainerCalib",
+    "plans": "nnUNetPlans",
+    "configuration": "2d",
+    "hyperparameters": {},
+    "weights_sha256": "w",
+}
 SHAPE = (4, 5)
 
 
@@ -94,17 +98,19 @@ def make_readers(root: Path) -> dict[str, Reader]:
         "splits": _json(root / "preprocessed" / MODEL["dataset"] / "splits_final.json", folds, splits),
         "report": _json(folder / "reported.json", lambda: _report(folder / "reported.json")),
         "temperature": _json(
-            folder / "temperature.json", lambda: _deploy(folder / "temperature.json", model),
+            folder / "temperature.json",
+            lambda: _deploy(folder / "temperature.json", model),
             _content(folder / "temperature.json") | {"at_bound": False},
         ),
         "dice": _json(
-            root / "theirs.json", lambda: dice_per_case(root / "theirs.json", ".nii.gz", HEADS),
+            root / "theirs.json",
+            lambda: dice_per_case(root / "theirs.json", ".nii.gz", HEADS),
             {"metric_per_case": theirs},
         ),
         "dataset": _json(predictions / "dataset.json", lambda: find_predictions(predictions, None)),
         "plans": _json(predictions / "plans.json", lambda: find_predictions(predictions, None)),
         "spacing": _file(predictions / "case0.pkl", lambda: image_spacing(predictions / "case0.npz")),
-    }  # fmt: skip
+    }
 
 
 def _write_predictions(folder: Path) -> Path:
@@ -118,9 +124,12 @@ def _write_predictions(folder: Path) -> Path:
     labels = {"background": 0, "bright": 1, "dark": 2}
     dataset = {"channel_names": {"0": "MRI"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 2}
     plans = {
-        "dataset_name": MODEL["dataset"], "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-        "label_manager": "LabelManager", "configurations": {},
-    }  # fmt: skip
+        "dataset_name": MODEL["dataset"],
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "configurations": {},
+    }
     for name, content in (("dataset", dataset), ("plans", plans)):
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
@@ -137,9 +146,11 @@ def _reported(summary: dict[str, Any]) -> dict[str, Any]:
     names = ("nnunet_calib", "model", "heads", "missing_cases")
     definitions = {name: summary["definitions"][name] for name in ("ece", "bins", "scopes")}
     temperature = summary["temperature"] | {"note": "n", "standard_error": None}
-    return {name: summary[name] for name in names} | kept | {
-        "metric_per_case": [row], "definitions": definitions, "temperature": temperature,
-    }  # fmt: skip
+    return (
+        {name: summary[name] for name in names}
+        | kept
+        | {"metric_per_case": [row], "definitions": definitions, "temperature": temperature}
+    )
 
 
 def _use(path: Path, known: CaseStatistics) -> None:

@@ -16,9 +16,24 @@ from tests.worlds.measured_cases import make_case
 
 PLAIN = ["a", "case.0", "..a", "ä b", "日本", "x" * 255, " ", "a\u00a0b"]
 NOT_PLAIN = [
-    "", ".", "..", "/a", "a/b", "../a", "a\\b", "C:a", "C:", "a\0b", "a\nb", "\x7f", "\ud800", "x" * 256, None, 5,
+    "",
+    ".",
+    "..",
+    "/a",
+    "a/b",
+    "../a",
+    "a\\b",
+    "C:a",
+    "C:",
+    "a\0b",
+    "a\nb",
+    "\x7f",
+    "\ud800",
+    "x" * 256,
+    None,
+    5,
     ["a"],
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -62,9 +77,13 @@ def test_arrays(tmp_path, fortran):
     """As NumPy reads them: every type, shape and order, compressed or not."""
     rng = np.random.default_rng(0)
     arrays = {
-        "a": rng.random((3, 4, 5)), "b": np.zeros((0, 3), np.int8), "c": np.array("text"), "d": rng.random(7) > 0.5,
-        "e": np.array(3, ">i4"), "f": rng.random((4, 3)).astype(np.float16),
-    }  # fmt: skip
+        "a": rng.random((3, 4, 5)),
+        "b": np.zeros((0, 3), np.int8),
+        "c": np.array("text"),
+        "d": rng.random(7) > 0.5,
+        "e": np.array(3, ">i4"),
+        "f": rng.random((4, 3)).astype(np.float16),
+    }
     arrays = {name: np.asfortranarray(array) if fortran else array for name, array in arrays.items()}
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "x.npz", **arrays)

@@ -95,7 +95,11 @@ def _half_precision() -> Iterator[None]:
 
 
 def cost_of(
-    loss: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], *, regions: bool = False, ignore: bool = False,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    shape: tuple[int, ...],
+    *,
+    regions: bool = False,
+    ignore: bool = False,
     dtype: torch.dtype = torch.float16,
 ) -> Count:
     """Return the cost of both passes of a loss of fake logits (B, C, *spatial) and nnU-Net's target."""

@@ -18,15 +18,48 @@ from torch.utils._pytree import tree_leaves
 
 # Operators that wait for the device, because the shape or the value of their result is needed on the host.
 WAITING = {
-    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal",
-    "is_nonzero", "bincount", "repeat_interleave",
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "equal",
+    "is_nonzero",
+    "bincount",
+    "repeat_interleave",
 }
 # Operators that start no kernel: views, and memory that nobody fills.
 FREE = {
-    "detach", "view", "_unsafe_view", "alias", "expand", "slice", "select", "unsqueeze", "squeeze", "permute",
-    "transpose", "t", "as_strided", "unbind", "split", "split_with_sizes", "view_as", "lift_fresh", "empty",
-    "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_reshape_alias", "diagonal", "unfold",
-    "is_same_size", "narrow", "_assert_scalar",
+    "detach",
+    "view",
+    "_unsafe_view",
+    "alias",
+    "expand",
+    "slice",
+    "select",
+    "unsqueeze",
+    "squeeze",
+    "permute",
+    "transpose",
+    "t",
+    "as_strided",
+    "unbind",
+    "split",
+    "split_with_sizes",
+    "view_as",
+    "lift_fresh",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "_reshape_alias",
+    "diagonal",
+    "unfold",
+    "is_same_size",
+    "narrow",
+    "_assert_scalar",
 }
 
 
@@ -87,8 +120,13 @@ def fake_batch(heads: int, size: int, *, regions: bool = False, ignore: bool = F
 
 
 def count(
-    loss: Callable[[Any, Any], Tensor], heads: int, *, size: int = 128, outputs: int = 1,
-    before: Callable[[Count], None] = lambda _: None, **options: bool,
+    loss: Callable[[Any, Any], Tensor],
+    heads: int,
+    *,
+    size: int = 128,
+    outputs: int = 1,
+    before: Callable[[Count], None] = lambda _: None,
+    **options: bool,
 ) -> tuple[Count, float]:
     """Count a loss and its gradient.
 

@@ -18,8 +18,16 @@ SHAPES = {"2d": (2, (120, 121)), "3d": (2, (20, 31, 25)), "one image": (1, (30, 
 
 
 def plain_loss(
-    logits: Tensor, target: Tensor, *, weight_ce: float = 1.0, weight_dice: float = 1.0, batch_dice: bool = False,
-    smooth: float = 1e-5, weight_ml1_ace: float = 1.0, ignore_label: int | None = None, **options: Any,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight_ce: float = 1.0,
+    weight_dice: float = 1.0,
+    batch_dice: bool = False,
+    smooth: float = 1e-5,
+    weight_ml1_ace: float = 1.0,
+    ignore_label: int | None = None,
+    **options: Any,
 ) -> Tensor:
     """The same sum, each loss by itself, as its formula says. tests/nnunet compares with nnU-Net's own classes."""
     valid = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
@@ -37,8 +45,16 @@ def plain_loss(
 
 
 def fused_loss(
-    logits: Tensor, target: Tensor, *, weight_ce: float = 1.0, weight_dice: float = 1.0, batch_dice: bool = False,
-    smooth: float = 1e-5, weight_ml1_ace: float = 1.0, ignore_label: int | None = None, **options: Any,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight_ce: float = 1.0,
+    weight_dice: float = 1.0,
+    batch_dice: bool = False,
+    smooth: float = 1e-5,
+    weight_ml1_ace: float = 1.0,
+    ignore_label: int | None = None,
+    **options: Any,
 ) -> Tensor:
     """The joined loss with these options."""
     base = DiceCE(weight_ce, weight_dice, batch_dice, smooth, False, ignore_label)

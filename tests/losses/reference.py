@@ -99,7 +99,12 @@ def prior_value(
 
 
 def nacl(
-    volume: Volume, *, kernel_size: int | Position = 3, prior: str = "mean", penalty: str = "l1", on: str = "logits",
+    volume: Volume,
+    *,
+    kernel_size: int | Position = 3,
+    prior: str = "mean",
+    penalty: str = "l1",
+    on: str = "logits",
     sigma: float = 1.0,
 ) -> tuple[float, np.ndarray]:
     """Mean distance between tau and the logits (or probabilities), and its gradient."""

@@ -106,8 +106,11 @@ def test_backend_that_this_machine_cannot_run(monkeypatch):
 def test_logits_that_a_backend_cannot_take():
     """Chosen, it says why; "auto" has another way."""
     maps = torch.zeros(2, 3, 4, 5)
-    with use("cpu"), refused(
-        "expected logits that the losses' backend 'cpu' can take: it computes labels, and they are those of regions"
+    with (
+        use("cpu"),
+        refused(
+            "expected logits that the losses' backend 'cpu' can take: it computes labels, and they are those of regions"
+        ),
     ):
         nacl_loss(LOGITS, maps, regions=True)
     assert nacl_loss(LOGITS, maps, regions=True).isfinite()

@@ -142,7 +142,10 @@ def test_no_border(label, sigma):
 def test_by_hand():
     """A row 0 0 0 1 ignored: the third voxel has neighbours 0 0 1, the fourth 0 1."""
     borders = find_borders(
-        torch.zeros(1, 2, 1, 5), torch.tensor([0, 0, 0, 1, 9])[None, None, None], kernel_size=(1, 3), sigma=None,
+        torch.zeros(1, 2, 1, 5),
+        torch.tensor([0, 0, 0, 1, 9])[None, None, None],
+        kernel_size=(1, 3),
+        sigma=None,
         ignore_label=9,
     )
     assert [of_image.tolist() for of_image in borders.where] == [[2, 3]]

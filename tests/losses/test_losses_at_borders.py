@@ -151,7 +151,9 @@ def test_everything_ignored(name, shape):
     """Loss and gradient are exactly 0, whatever the logits."""
     logits, target, ignore_label = batch(shape)
     value, gradient = value_and_gradient(
-        LOSSES[name], torch.full_like(logits, torch.nan), torch.full_like(target, ignore_label),
+        LOSSES[name],
+        torch.full_like(logits, torch.nan),
+        torch.full_like(target, ignore_label),
         ignore_label=ignore_label,
     )
     assert value == 0

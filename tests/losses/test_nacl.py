@@ -127,14 +127,10 @@ def test_zero_at_the_prior():
 def test_flat_kernel_equals_slices(case_3d, prior):
     """Kernel (1, k, k) in 3D is kernel k on every slice."""
     case = case_3d
-    slices = replace(
-        case, **{name: getattr(case, name).transpose(1, 2).flatten(0, 1) for name in ("logits", "target")}
-    )
+    slices = replace(case, **{name: getattr(case, name).transpose(1, 2).flatten(0, 1) for name in ("logits", "target")})
     value, gradient = value_and_gradient(nacl_loss, slices.logits, slices.target, prior=prior, **case.mode)
     gradient = gradient.unflatten(0, (2, -1)).transpose(1, 2)
-    actual = value_and_gradient(
-        nacl_loss, case.logits, case.target, prior=prior, kernel_size=[1, 3, 3], **case.mode
-    )
+    actual = value_and_gradient(nacl_loss, case.logits, case.target, prior=prior, kernel_size=[1, 3, 3], **case.mode)
     assert_same(actual, (value, gradient))
 
 
@@ -150,7 +146,5 @@ def test_reversed_classes(case, prior, mirrored):
         reversed_case = replace(case, logits=case.logits.flip(1), target=target)
     value, gradient = value_and_gradient(nacl_loss, case.logits, case.target, prior=prior, **case.mode)
     expected = (value, -gradient if case.regions else gradient.flip(1))
-    actual = value_and_gradient(
-        nacl_loss, reversed_case.logits, reversed_case.target, prior=mirrored, **case.mode
-    )
+    actual = value_and_gradient(nacl_loss, reversed_case.logits, reversed_case.target, prior=mirrored, **case.mode)
     assert_same(actual, expected)

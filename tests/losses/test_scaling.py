@@ -13,8 +13,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 LOSSES = {
-    "ace": ML1ACELoss(), "ece": ML1ACELoss(reduction="ece"), "mce": ML1ACELoss(reduction="mce"),
-    "soft": ML1ACELoss(binning="soft"), "pooled": ML1ACELoss(pool="batch"), "nacl": NACLLoss(), "svls": SVLSLoss(),
+    "ace": ML1ACELoss(),
+    "ece": ML1ACELoss(reduction="ece"),
+    "mce": ML1ACELoss(reduction="mce"),
+    "soft": ML1ACELoss(binning="soft"),
+    "pooled": ML1ACELoss(pool="batch"),
+    "nacl": NACLLoss(),
+    "svls": SVLSLoss(),
 }
 SMALLEST_HALF = 2.0**-24  # what float16 can hold
 SCALE = 2.0**16  # GradScaler's first

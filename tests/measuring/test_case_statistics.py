@@ -26,9 +26,12 @@ def test_merging_equals_measuring_together(mode):
     gap = Case(np.full((3, 2, 6, 5), np.nan, np.float32), np.full((2, 6, 5), IGNORE_LABEL))
     row = [cases[0], gap, cases[1], gap, cases[2]]
     together = Case(
-        np.concatenate([case.probabilities for case in row], axis=1), np.concatenate([case.labels for case in row]),
-        cases[0].regions, IGNORE_LABEL, cases[0].spacing,
-    ).measure()  # fmt: skip
+        np.concatenate([case.probabilities for case in row], axis=1),
+        np.concatenate([case.labels for case in row]),
+        cases[0].regions,
+        IGNORE_LABEL,
+        cases[0].spacing,
+    ).measure()
     merged = CaseStatistics.merge([case.measure() for case in cases])
     assert_same_histograms(merged.histograms, together.histograms)
     assert_same_sample(merged, together)

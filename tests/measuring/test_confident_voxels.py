@@ -99,14 +99,28 @@ def test_most_sure_voxels_are_summed(most):
 @pytest.mark.parametrize(
     "column",
     [
-        (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0, 0, 0), (1, 1, 0), (0.5, 0.5, 0), (ABOVE_1, 0, 0),
-        (BELOW_1, 2.0**-24, 0), (1, 1e-38, 1e-30),
-        *((p, x, 0) for edge in (FIRST_EDGE, LAST_EDGE) for p in (np.nextafter(edge, np.float32(0)), edge)
-          for x in (1 - p, 1 / FINE_BINS)),
-        (1, FIRST_EDGE, 0), (1, np.nextafter(FIRST_EDGE, np.float32(0)), 0), (1 - 1e-4, 5e-5, 5e-5),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 1),
+        (0, 0, 0),
+        (1, 1, 0),
+        (0.5, 0.5, 0),
+        (ABOVE_1, 0, 0),
+        (BELOW_1, 2.0**-24, 0),
+        (1, 1e-38, 1e-30),
+        *(
+            (p, x, 0)
+            for edge in (FIRST_EDGE, LAST_EDGE)
+            for p in (np.nextafter(edge, np.float32(0)), edge)
+            for x in (1 - p, 1 / FINE_BINS)
+        ),
+        (1, FIRST_EDGE, 0),
+        (1, np.nextafter(FIRST_EDGE, np.float32(0)), 0),
+        (1 - 1e-4, 5e-5, 5e-5),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_columns(column):
     """Zeros, ones, both sides of the edges, and columns that no softmax gives: voxel by voxel, by the definition."""
     p = np.repeat(np.array(column, np.float32)[:, None], 3, axis=1)

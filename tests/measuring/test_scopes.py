@@ -48,14 +48,7 @@ def test_ignored_voxels_make_no_boundary():
 
 @pytest.mark.parametrize(
     ("width_mm", "expected"),
-    [
-        (0, "00011000"),
-        (0.9, "00011000"),
-        (1, "00111100"),
-        (2, "01111110"),
-        (2.9, "01111110"),
-        (50, "11111111"),
-    ],
+    [(0, "00011000"), (0.9, "00011000"), (1, "00111100"), (2, "01111110"), (2.9, "01111110"), (50, "11111111")],
 )
 def test_width(width_mm, expected):
     """Distances run between voxel centres, from the nearest boundary voxel; the width itself is inside."""
@@ -69,16 +62,19 @@ def test_anisotropic_spacing():
     labels[1, 0, 4] = 1
     row = "000111000"  # of the slice: the voxel and its neighbours
     above = "000010000"  # face neighbours across the slices
-    assert boundary_band(labels, spacing_mm=(3, 1, 1), width_mm=0)[:, 0].tolist() == (
-        rows(above, row, above) == 1
-    ).tolist()
-    assert boundary_band(labels, spacing_mm=(3, 1, 1), width_mm=2)[:, 0].tolist() == (
-        rows("001111100", "011111110", "001111100") == 1
-    ).tolist()
+    assert (
+        boundary_band(labels, spacing_mm=(3, 1, 1), width_mm=0)[:, 0].tolist()
+        == (rows(above, row, above) == 1).tolist()
+    )
+    assert (
+        boundary_band(labels, spacing_mm=(3, 1, 1), width_mm=2)[:, 0].tolist()
+        == (rows("001111100", "011111110", "001111100") == 1).tolist()
+    )
     # 3.2 mm from (1, 3) reach (0, 2): hypot(3, 1) = 3.16
-    assert boundary_band(labels, spacing_mm=(3, 1, 1), width_mm=3.2)[:, 0].tolist() == (
-        rows("011111110", "111111111", "011111110") == 1
-    ).tolist()
+    assert (
+        boundary_band(labels, spacing_mm=(3, 1, 1), width_mm=3.2)[:, 0].tolist()
+        == (rows("011111110", "111111111", "011111110") == 1).tolist()
+    )
     # the spacing follows the axes of the labels
     turned = boundary_band(labels.transpose(2, 1, 0), spacing_mm=(1, 1, 3), width_mm=2)
     assert turned.transpose(2, 1, 0)[:, 0].tolist() == (rows("001111100", "011111110", "001111100") == 1).tolist()
@@ -142,11 +138,18 @@ def test_width_of_a_multiple_of_the_spacing():
 @pytest.mark.parametrize(
     ("spacing", "width"),
     [
-        (None, 2.0), ((3.0, 0.8, 0.8), 2.0), ((5.0, 5.0, 5.0), 2.0), ((999.0, 1.0, 1.0), 2.0), ((0.1, 0.1, 0.1), 2.0),
-        ((0.02, 0.02, 0.02), 0.06), ((0.001, 0.0008, 0.0008), 0.0024), ((5e-6, 5e-6, 5e-6), 1.5e-5),
-        ((0.3, 0.0333333), 0.1), ((float("nan"), 0.0, 3.0), 2.0),
+        (None, 2.0),
+        ((3.0, 0.8, 0.8), 2.0),
+        ((5.0, 5.0, 5.0), 2.0),
+        ((999.0, 1.0, 1.0), 2.0),
+        ((0.1, 0.1, 0.1), 2.0),
+        ((0.02, 0.02, 0.02), 0.06),
+        ((0.001, 0.0008, 0.0008), 0.0024),
+        ((5e-6, 5e-6, 5e-6), 1.5e-5),
+        ((0.3, 0.0333333), 0.1),
+        ((float("nan"), 0.0, 3.0), 2.0),
     ],
-)  # fmt: skip
+)
 def test_default_width(spacing, width):
     """2 mm, as long as it is no more than 20 of the finest voxels; else three of them, whatever the unit is."""
     assert default_boundary_mm(spacing) == pytest.approx(width, rel=1e-12)

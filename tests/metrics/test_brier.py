@@ -30,9 +30,11 @@ def slow_terms(p, y, num_bins):
         resolution += len(q) * (z.mean() - y.mean()) ** 2
         within += ((q - q.mean()) ** 2).sum() - 2 * ((q - q.mean()) * (z - z.mean())).sum()
     return {
-        "reliability": reliability / len(p), "resolution": resolution / len(p), "within_bin": within / len(p),
+        "reliability": reliability / len(p),
+        "resolution": resolution / len(p),
+        "within_bin": within / len(p),
         "uncertainty": y.mean() * (1 - y.mean()),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -108,5 +110,3 @@ def test_pooled_cases_share_one_frequency():
     a, b = (Case(p, np.array([labels]), regions=((1,),)).measure() for labels in ([0, 1], [1, 1]))
     assert calibration_errors(a + b)["uncertainty"] == pytest.approx([3 / 16])
     assert calibration_errors(a)["uncertainty"] == pytest.approx([1 / 4])
-
-

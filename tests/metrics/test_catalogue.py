@@ -24,9 +24,15 @@ def test_every_value_has_a_definition():
         assert definition["pooled_cases"] == 2
         assert definition["definition"] in DEFINITIONS.values()
     assert errors.definition("ace") == {
-        "metric": "ace", "definition": DEFINITIONS["ace"], "of": DEFINITIONS["per_class"], "bins": 15, "min_count": 3,
-        "scope": "boundary", "pooled_cases": 2, "boundary_mm": 1.5,
-    }  # fmt: skip
+        "metric": "ace",
+        "definition": DEFINITIONS["ace"],
+        "of": DEFINITIONS["per_class"],
+        "bins": 15,
+        "min_count": 3,
+        "scope": "boundary",
+        "pooled_cases": 2,
+        "boundary_mm": 1.5,
+    }
     assert errors.definition("top_label_mce")["of"] == DEFINITIONS["top_label"]
     assert errors.definition("brier_resolution")["of"] == DEFINITIONS["brier_terms"]
 
@@ -35,8 +41,11 @@ def test_definitions_hold_what_matters_only():
     """No bins where there are none, no width of a boundary elsewhere."""
     errors = calibration_errors(make_case().measure())
     assert errors.definition("nll") == {
-        "metric": "nll", "definition": DEFINITIONS["nll"], "scope": "image", "pooled_cases": 1,
-    }  # fmt: skip
+        "metric": "nll",
+        "definition": DEFINITIONS["nll"],
+        "scope": "image",
+        "pooled_cases": 1,
+    }
     for name in ("ks", "squared_error", "uncertainty", "top_label_ks", "brier"):
         assert "bins" not in errors.definition(name)
     for name in ("ece", "adaptive_ece", "top_label_ece", "brier_within_bin"):

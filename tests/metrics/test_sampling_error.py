@@ -95,5 +95,3 @@ def test_rms_deviation_by_hand():
     replicated = np.array([[1.0, 3.0, np.nan], [4.0, np.nan, np.nan]])
     np.testing.assert_allclose(rms_deviation(np.array([0.0, 1.0, 1.0]), replicated), [np.sqrt(8.5), 2.0, np.nan])
     assert np.isnan(rms_deviation(np.nan, np.array([1.0, 2.0])))
-
-

@@ -19,9 +19,13 @@ def test_scipy():
     values = np.random.default_rng(0).gamma(2, 1, 15)
     tail = stats.norm.cdf(-np.sqrt(15 / 14) * stats.t.ppf(0.975, 14))
     theirs = stats.bootstrap(
-        (values,), np.mean, confidence_level=1 - 2 * tail, method="percentile", n_resamples=100_000,
+        (values,),
+        np.mean,
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        n_resamples=100_000,
         rng=np.random.default_rng(1),
-    )  # fmt: skip
+    )
     assert mean_interval(values, resamples=100_000) == pytest.approx(theirs.confidence_interval, rel=0.01)
 
 

@@ -33,7 +33,8 @@ def environment() -> dict[str, str]:
     info = Path("/proc/cpuinfo")
     processor = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
     return versions | {
-        "python": platform.python_version(), "processor": processor[1] if processor else platform.processor(),
+        "python": platform.python_version(),
+        "processor": processor[1] if processor else platform.processor(),
     }
 
 
@@ -52,7 +53,8 @@ def digest(path: Path, names: dict[str, str]) -> dict[str, Any]:
         content = re.sub(r"\b[0-9a-f]{64}\b", "HASH", content)
         numbers = [float(number) for number in NUMBER.findall(content)]
         return {
-            "bytes": _hash(text.encode()), "text": _hash(NUMBER.sub("#", content).encode()),
+            "bytes": _hash(text.encode()),
+            "text": _hash(NUMBER.sub("#", content).encode()),
             "sums": _sums(np.array(numbers)),
         }
     arrays = dict(_arrays(path))

@@ -44,7 +44,8 @@ class Lean(NamedTuple):
 LEANS = (
     # the trainer: nnunet/training/mixins.py, pseudo_ace.py, validation.py, predicting.py, remade_trainer.py
     Lean(
-        TRAINER, "the attributes are what the mixins and the measuring read",
+        TRAINER,
+        "the attributes are what the mixins and the measuring read",
         "self.label_manager self.configuration_manager self.configuration_name self.plans_manager self.dataset_json "
         "self.dataset_class self.fold self.device self.loss self.network self.logger self.current_epoch "
         "self.local_rank self.is_ddp self.is_cascaded self.output_folder self.output_folder_base "
@@ -61,10 +62,14 @@ LEANS = (
     Lean(f"{TRAINER}._build_loss()", "the mixins change the loss that it returns", "DeepSupervisionWrapper"),
     Lean(
         f"{TRAINER}.build_network_architecture(plans_manager, configuration_manager, num_input_channels, "
-        "num_output_channels, enable_deep_supervision)", "`bake` builds the network with it",
+        "num_output_channels, enable_deep_supervision)",
+        "`bake` builds the network with it",
     ),
-    Lean(f"{TRAINER}.on_train_start()", "a loss without its term is refused there, and the split is recorded",
-         "self.initialize() self.get_dataloaders()"),
+    Lean(
+        f"{TRAINER}.on_train_start()",
+        "a loss without its term is refused there, and the split is recorded",
+        "self.initialize() self.get_dataloaders()",
+    ),
     Lean(f"{TRAINER}.on_train_end()", "the final checkpoint is saved there", "checkpoint_final.pth"),
     Lean(f"{TRAINER}.load_checkpoint(filename_or_checkpoint)", "it tells which checkpoint is validated"),
     Lean(f"{TRAINER}.on_train_epoch_start()", "the NACL schedule sets the epoch's weight there"),
@@ -81,34 +86,49 @@ LEANS = (
         "export_prediction_from_logits default_num_processes compute_metrics_on_folder self.do_split() "
         "check_workers_alive_and_busy gt_segmentations 'validation' multiprocessing.get_context starmap_async",
     ),
-    Lean(f"{TRAINER}.save_checkpoint(filename)", "`bake`, `predict` and `validate` read what it writes",
-         "'network_weights' 'trainer_name' 'init_args' 'inference_allowed_mirroring_axes'"),
+    Lean(
+        f"{TRAINER}.save_checkpoint(filename)",
+        "`bake`, `predict` and `validate` read what it writes",
+        "'network_weights' 'trainer_name' 'init_args' 'inference_allowed_mirroring_axes'",
+    ),
     Lean(f"{LOGGER}.update_config(config)", "the hyperparameters go there"),
     Lean(f"{LOGGER}.log(key, value, step)", "the pseudo ACE goes there", "self.local_logger"),
     Lean(f"{LOGGER}.log_summary(key, value)", "the calibration of the fold goes there"),
     Lean(f"{LOGGER}.get_value(key, step)", "the figure of the pseudo ACE is drawn from it"),
-    Lean("nnunetv2.training.logging.nnunet_logger:LocalLogger", "the pseudo ACE adds keys to its lists",
-         "self.my_fantastic_logging"),
+    Lean(
+        "nnunetv2.training.logging.nnunet_logger:LocalLogger",
+        "the pseudo ACE adds keys to its lists",
+        "self.my_fantastic_logging",
+    ),
     Lean(LOGGER, "the figures of a fold are shown by its loggers", "self.loggers"),
-    Lean("nnunetv2.training.logging:nnunet_logger", "the figures are shown at Weights & Biases",
-         "wandb class WandbLogger self.run"),
+    Lean(
+        "nnunetv2.training.logging:nnunet_logger",
+        "the figures are shown at Weights & Biases",
+        "wandb class WandbLogger self.run",
+    ),
     *(
         Lean(f"{EPOCHS}:nnUNetTrainer_{n}epochs", "trainers of this package derive from it", "self.num_epochs")
         for n in (5, 100, 250)
     ),
     Lean(
         "nnunetv2.utilities.find_objects:recursive_find_trainer_class_by_name(trainer_name)",
-        "trainers are found as nnU-Net finds them", "nnUNet_extTrainer",
+        "trainers are found as nnU-Net finds them",
+        "nnUNet_extTrainer",
     ),
     # losses: nnunet/training/loss_terms.py
     Lean(
-        f"{LOSSES}.compound_losses:DC_and_CE_loss", "terms are put into it, and computed together with it",
+        f"{LOSSES}.compound_losses:DC_and_CE_loss",
+        "terms are put into it, and computed together with it",
         "self.ce self.dc self.weight_ce self.weight_dice self.ignore_label",
     ),
-    Lean(f"{LOSSES}.compound_losses:DC_and_BCE_loss", "SVLS takes the place of its cross-entropy",
-         "self.ce self.weight_ce self.use_ignore_label"),
     Lean(
-        f"{LOSSES}.dice:MemoryEfficientSoftDiceLoss", "the fused loss computes it",
+        f"{LOSSES}.compound_losses:DC_and_BCE_loss",
+        "SVLS takes the place of its cross-entropy",
+        "self.ce self.weight_ce self.use_ignore_label",
+    ),
+    Lean(
+        f"{LOSSES}.dice:MemoryEfficientSoftDiceLoss",
+        "the fused loss computes it",
         "self.apply_nonlin self.do_bg self.batch_dice self.smooth self.ddp",
     ),
     Lean(f"{LOSSES}.robust_ce_loss:RobustCrossEntropyLoss", "the fused loss computes it", "CrossEntropyLoss"),
@@ -130,44 +150,55 @@ LEANS = (
     ),
     Lean(
         f"{PREDICTOR}.__init__(tile_step_size, use_gaussian, use_mirroring, perform_everything_on_device, device, "
-        "verbose, verbose_preprocessing, allow_tqdm)", "`predict` passes its options on",
+        "verbose, verbose_preprocessing, allow_tqdm)",
+        "`predict` passes its options on",
     ),
     Lean(
-        PREDICTOR, "`predict` reads these, and predicts the logits of each fold by giving it one network",
+        PREDICTOR,
+        "`predict` reads these, and predicts the logits of each fold by giving it one network",
         "self.list_of_parameters self.network self.label_manager self.plans_manager self.configuration_manager "
         "self.dataset_json self.tile_step_size self.use_mirroring",
     ),
-    Lean(f"{PREDICTOR}.initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)",
-         "`predict` loads the networks with it"),
-    Lean(f"{PREDICTOR}.predict_logits_from_preprocessed_data(data)", "`predict` takes the logits of each fold from it",
-         "self.list_of_parameters"),
+    Lean(
+        f"{PREDICTOR}.initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)",
+        "`predict` loads the networks with it",
+    ),
+    Lean(
+        f"{PREDICTOR}.predict_logits_from_preprocessed_data(data)",
+        "`predict` takes the logits of each fold from it",
+        "self.list_of_parameters",
+    ),
     Lean(
         f"{PREDICTOR}._manage_input_and_output_lists(list_of_lists_or_source_folder, "
         "output_folder_or_list_of_truncated_output_files, folder_with_segs_from_prev_stage, overwrite, part_id, "
-        "num_parts, save_probabilities)", "`predict --continue_prediction` also looks for the maps",
+        "num_parts, save_probabilities)",
+        "`predict --continue_prediction` also looks for the maps",
     ),
     Lean(
         f"{PREDICTOR}.predict_from_files(list_of_lists_or_source_folder, "
         "output_folder_or_list_of_truncated_output_files, save_probabilities, overwrite, num_processes_preprocessing, "
         "num_processes_segmentation_export, folder_with_segs_from_prev_stage, num_parts, part_id)",
-        "`predict` predicts with it", "self._manage_input_and_output_lists self.predict_from_data_iterator",
+        "`predict` predicts with it",
+        "self._manage_input_and_output_lists self.predict_from_data_iterator",
     ),
     Lean(
-        f"{PREDICTOR}.predict_from_data_iterator(data_iterator, save_probabilities, "
-        "num_processes_segmentation_export)", "`predict` replaces the export that it looks up",
+        f"{PREDICTOR}.predict_from_data_iterator(data_iterator, save_probabilities, num_processes_segmentation_export)",
+        "`predict` replaces the export that it looks up",
         "export_prediction_from_logits self.predict_logits_from_preprocessed_data",
     ),
     Lean(
         f"{PREDICTOR}.predict_from_files_sequential(list_of_lists_or_source_folder, "
         "output_folder_or_list_of_truncated_output_files, save_probabilities, overwrite, "
-        "folder_with_segs_from_prev_stage)", "`predict -npp 0 -nps 0` predicts with it",
+        "folder_with_segs_from_prev_stage)",
+        "`predict -npp 0 -nps 0` predicts with it",
         "self._manage_input_and_output_lists export_prediction_from_logits self.predict_logits_from_preprocessed_data",
     ),
     Lean("nnunetv2.inference:predict_from_raw_data", "the export is replaced in this module"),
     Lean("nnunetv2.configuration:default_num_processes", "it is how many processes measure"),
     Lean(
         "nnunetv2.utilities.file_path_utilities:check_workers_alive_and_busy(export_pool, worker_list, results_list, "
-        "allowed_num_queued)", "`validate` knows by its message that memory ran out",
+        "allowed_num_queued)",
+        "`validate` knows by its message that memory ran out",
         "'Some background workers are no longer alive'",
     ),
     Lean(f"{DATASET}:infer_dataset_class(folder)", "`validate` asks which cases are preprocessed"),
@@ -175,40 +206,54 @@ LEANS = (
     Lean(f"{DATASET}:nnUNetBaseDataset", "`validate` shows its progress by it", "self.identifiers"),
     # plans, labels, files: nnunet/labels.py, networks.py, prediction_files.py, raw_images.py, fold_results.py
     Lean(f"{PLANS}:PlansManager.__init__(plans_file_or_dict)", "plans.json is read with it"),
-    Lean(f"{PLANS}:PlansManager", "the model is described by it",
-         "def dataset_name def plans_name def image_reader_writer_class def transpose_backward self.plans"),
+    Lean(
+        f"{PLANS}:PlansManager",
+        "the model is described by it",
+        "def dataset_name def plans_name def image_reader_writer_class def transpose_backward self.plans",
+    ),
     Lean(f"{PLANS}:PlansManager.get_label_manager(dataset_json, kwargs)", "the heads are known by it"),
     Lean(f"{PLANS}:PlansManager.get_configuration(configuration_name)", "the network is built from it"),
     Lean(
-        f"{PLANS}:ConfigurationManager", "the network, its neighbourhoods and the resampling are known by it",
+        f"{PLANS}:ConfigurationManager",
+        "the network, its neighbourhoods and the resampling are known by it",
         "self.configuration def patch_size def batch_dice def previous_stage_name def resampling_fn_probabilities "
         "def network_arch_class_name def network_arch_init_kwargs def network_arch_init_kwargs_req_import",
     ),
-    Lean(f"{LABELS}:LabelManager.__init__(label_dict, regions_class_order, force_use_labels, inference_nonlin)",
-         "the heads are known by it where there are no plans"),
-    Lean(f"{LABELS}:LabelManager", "the heads are known by it", "self.label_dict def has_regions def ignore_label "
-         "def all_labels def foreground_regions def num_segmentation_heads"),
-    Lean(f"{LABELS}:LabelManager.apply_inference_nonlin(logits)", "it makes probabilities of logits"),
-    Lean(f"{LABELS}:determine_num_input_channels(plans_manager, configuration_or_config_manager, dataset_json)",
-         "`bake` builds the network with as many"),
-    Lean(f"{READER}.read_seg(seg_fname)", "label maps are read with it", "'spacing'"),
-    Lean(f"{READER}.read_images(image_fnames)", "the pictures of a report are read with it"),
     Lean(
-        "nnunetv2.imageio.reader_writer_registry:LIST_OF_IO_CLASSES",
-        "its readers tell which endings nnU-Net knows",
+        f"{LABELS}:LabelManager.__init__(label_dict, regions_class_order, force_use_labels, inference_nonlin)",
+        "the heads are known by it where there are no plans",
     ),
     Lean(
+        f"{LABELS}:LabelManager",
+        "the heads are known by it",
+        "self.label_dict def has_regions def ignore_label "
+        "def all_labels def foreground_regions def num_segmentation_heads",
+    ),
+    Lean(f"{LABELS}:LabelManager.apply_inference_nonlin(logits)", "it makes probabilities of logits"),
+    Lean(
+        f"{LABELS}:determine_num_input_channels(plans_manager, configuration_or_config_manager, dataset_json)",
+        "`bake` builds the network with as many",
+    ),
+    Lean(f"{READER}.read_seg(seg_fname)", "label maps are read with it", "'spacing'"),
+    Lean(f"{READER}.read_images(image_fnames)", "the pictures of a report are read with it"),
+    Lean("nnunetv2.imageio.reader_writer_registry:LIST_OF_IO_CLASSES", "its readers tell which endings nnU-Net knows"),
+    Lean(
         "nnunetv2.imageio.reader_writer_registry:determine_reader_writer_from_dataset_json(dataset_json_content, "
-        "example_file, allow_nonmatching_filename, verbose)", "label maps are read with it where there are no plans",
+        "example_file, allow_nonmatching_filename, verbose)",
+        "label maps are read with it where there are no plans",
     ),
     Lean(
         "nnunetv2.utilities.file_path_utilities:get_output_folder(dataset_name_or_id, trainer_name, plans_identifier, "
-        "configuration, fold)", "a model's folder is found with it",
+        "configuration, fold)",
+        "a model's folder is found with it",
     ),
     Lean(f"{UTILS}:get_identifiers_from_splitted_dataset_folder(folder, file_ending)", "it tells if there are images"),
-    Lean(f"{UTILS}:get_filenames_of_train_images_and_targets(raw_dataset_folder, dataset_json)",
-         "the pictures of a report are found with it", "'images'"),
-)  # fmt: skip
+    Lean(
+        f"{UTILS}:get_filenames_of_train_images_and_targets(raw_dataset_folder, dataset_json)",
+        "the pictures of a report are found with it",
+        "'images'",
+    ),
+)
 
 
 def changes(leans: tuple[Lean, ...] = LEANS) -> Iterator[str]:

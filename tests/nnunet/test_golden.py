@@ -109,6 +109,7 @@ def test_training(world, tmp_path, name, request):
 
 def test_the_check_fails(tmp_path):
     """A digest sees another word, another number, an exchange of numbers and, where bytes count, a last digit."""
+
     def of(text: str) -> dict:
         (tmp_path / "file.json").write_text(text)
         return {"file": digest(tmp_path / "file.json", {str(tmp_path): "FOLDER"})}

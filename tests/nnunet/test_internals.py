@@ -63,7 +63,8 @@ def test_every_attribute():
     ("lean", "change", "sentence"),
     [
         (
-            f"{TRAINER}._build_loss()", lambda patch: patch.delattr(nnUNetTrainer, "_build_loss"),
+            f"{TRAINER}._build_loss()",
+            lambda patch: patch.delattr(nnUNetTrainer, "_build_loss"),
             "expected nnUNetTrainer._build_loss in nnunetv2.training.nnUNetTrainer.nnUNetTrainer, found none; this "
             "package needs it: the mixins change the loss that it returns",
         ),
@@ -84,12 +85,13 @@ def test_every_attribute():
             "nnunetv2.inference.predict_from_raw_data, found none; this package needs it: `predict` takes the logits",
         ),
         (
-            f"{EXPORT}:", lambda patch: patch.setitem(internals.sys.modules, EXPORT, None),
+            f"{EXPORT}:",
+            lambda patch: patch.setitem(internals.sys.modules, EXPORT, None),
             f"expected the module {EXPORT}, found none (",
         ),
     ],
     ids=["removed", "parameters", "inside", "module"],
-)  # fmt: skip
+)
 def test_a_change_is_told(monkeypatch, capsys, lean, change, sentence):
     """In a sentence that says what is missing and what it is needed for; the script then fails."""
     change(monkeypatch)

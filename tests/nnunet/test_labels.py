@@ -47,7 +47,7 @@ def test_as_nnunet_has_them(labels, order):
     heads = Heads.of(manager)
     assert len(heads.keys) == len(heads.names) == manager.num_segmentation_heads
     foreground = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-    assert [*heads.keys][heads.background is not None:] == [label_or_region_to_key(x) for x in foreground]
+    assert [*heads.keys][heads.background is not None :] == [label_or_region_to_key(x) for x in foreground]
     assert json.loads(json.dumps(asdict(heads)))["ignore_label"] == heads.ignore_label
 
 

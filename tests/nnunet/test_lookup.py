@@ -143,7 +143,10 @@ def test_model_in_a_folder(tmp_path):
     found = model_in(folder, 1, "checkpoint_best.pth")
     assert found.path == folder
     assert found.identity == {
-        "dataset": "Dataset005_A", "trainer": "nnUNetTrainerNACL", "plans": "my__Plans", "configuration": "2d__a",
+        "dataset": "Dataset005_A",
+        "trainer": "nnUNetTrainerNACL",
+        "plans": "my__Plans",
+        "configuration": "2d__a",
     }
 
 

@@ -17,9 +17,11 @@ def write(path, weights=None):
     """What nnU-Net's trainers save of a network."""
     arguments = {"fold": "all", "configuration": "2d", "plans": {}}
     content = {
-        "network_weights": network().state_dict() if weights is None else weights, "init_args": arguments,
-        "trainer_name": "nnUNetTrainer", "inference_allowed_mirroring_axes": (0, 1),
-    }  # fmt: skip
+        "network_weights": network().state_dict() if weights is None else weights,
+        "init_args": arguments,
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
     torch.save(content, path)
     return path
 

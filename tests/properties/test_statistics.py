@@ -66,8 +66,10 @@ def assert_same_histograms_within(ours: CaseStatistics, expected: CaseStatistics
     a, b = ours.histograms, expected.histograms
     for name in ("counts", "positives", "voxels"):
         if name == "voxels" or not ours.regions:  # 1 - p of a region is rounded in its own precision
-            np.testing.assert_array_equal(getattr(a, name)[:, :-1] if name != "voxels" else a.voxels,
-                                          getattr(b, name)[:, :-1] if name != "voxels" else b.voxels)  # fmt: skip
+            np.testing.assert_array_equal(
+                getattr(a, name)[:, :-1] if name != "voxels" else a.voxels,
+                getattr(b, name)[:, :-1] if name != "voxels" else b.voxels,
+            )
     voxels = 1 + b.voxels.sum()
     np.testing.assert_allclose(a.probability[:, :-1], b.probability[:, :-1], rtol=0, atol=tolerance * voxels)
     np.testing.assert_allclose(a.brier, b.brier, rtol=1e-5, atol=tolerance * voxels)

@@ -77,9 +77,11 @@ def test_weights_are_repetitions(seed, regions):
 
 @SAME
 @given(
-    seed=SEEDS, regions=REGIONS, temperature=st.floats(0.05, 20),
+    seed=SEEDS,
+    regions=REGIONS,
+    temperature=st.floats(0.05, 20),
     dtype=st.sampled_from(["float16", "float32", "float64"]),
-)  # fmt: skip
+)
 def test_decisions_stay(seed, regions, temperature, dtype):
     """No temperature changes the order of the classes, or moves a region over its threshold."""
     logits, _ = drawn(seed, regions, 1.0, voxels=50)

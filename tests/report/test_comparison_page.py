@@ -29,10 +29,11 @@ def test_numbers(compared):
     page = Page((compared / "report.html").read_text(encoding="utf-8"))
     comparison = json.loads((compared / "comparison.json").read_text())
     (ace,) = (
-        group for group in comparison["results"]
+        group
+        for group in comparison["results"]
         if (group["metric"], group["of"], group["scope"], group["stage"])
         == ("ace", "foreground_mean", "image", "uncalibrated")
-    )  # fmt: skip
+    )
     header = next(row for row in page.rows if row[:2] == ["model", "temperature"])
     for numbers in ace["models"]:
         row = next(row for row in page.rows if row[:2] == [numbers["model"], "T = 1"])
@@ -57,9 +58,10 @@ def test_sentences(compared):
     """Each model but the first: better, worse, or that nothing can be told, as the corrected p says."""
     comparison = json.loads((compared / "comparison.json").read_text())
     groups = {
-        (group["metric"], group["stage"]): (group, group["models"][1]) for group in comparison["results"]
+        (group["metric"], group["stage"]): (group, group["models"][1])
+        for group in comparison["results"]
         if group["scope"] == "image" and group["of"] in ("foreground_mean", None)
-    }  # fmt: skip
+    }
 
     def said(metric, stage, difference, limits, p):
         group, row = groups[metric, stage]

@@ -235,11 +235,23 @@ def test_in_a_browser(folder, tmp_path, width):
         page = tmp_path / "frame.html"
         page.write_text(f'<iframe style="width: {width}px; height: 800px; border: 0" src="clicked.html"></iframe>')
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900",
-         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--allow-file-access-from-files",
-         "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=1280,900",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--allow-file-access-from-files",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert "CONSOLE" not in done.stderr
     falling, rising, wide, small, shrunk, found, inner = json.loads(
         html.unescape(re.search(r'data-outcome="([^"]*)"', done.stdout)[1])

@@ -99,7 +99,7 @@ def test_values(tmp_path, heads):
     assert [row["case"] for row in summary["metric_per_case"]] == temperature["cases"] == sorted(cases)
     assert summary["temperature"]["temperature"] == temperature["temperature"]
     assert temperature["nll_after"] < temperature["nll_before"]
-    foreground = [*heads.keys][1 if heads is LABELS else 0:]
+    foreground = [*heads.keys][1 if heads is LABELS else 0 :]
     for name in ("uncalibrated", "calibrated"):
         measured = []
         for row in summary["metric_per_case"]:
@@ -239,7 +239,7 @@ def thinned(folder, seeds=range(3), max_voxels=1500):
             made = synthetic_case(seed, (24, 24, 24))
             path = case_file(folder / str(budget), f"case{seed}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            p = made.probabilities ** 1.7  # over-confident
+            p = made.probabilities**1.7  # over-confident
             CaseStatistics.from_probabilities(
                 p / p.sum(0), made.labels, case=f"case{seed}", model=MODEL, max_voxels=budget
             ).save(path)

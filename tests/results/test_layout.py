@@ -47,9 +47,7 @@ def test_two_underscores(tmp_path, monkeypatch, capsys):
     folder = comparison_folder([model.model_folder for model in models], (0, 1))
     comparison = json.loads((folder / "comparison.json").read_text())
     assert [model["name"] for model in comparison["models"]] == [*trainers]  # what differs, and nothing else
-    assert folder.name == (
-        "nnUNetTrainer__mine_vs_nnUNetTrainer__nnUNetPlans__small__2__3d__fullres__folds_0_1"
-    )
+    assert folder.name == ("nnUNetTrainer__mine_vs_nnUNetTrainer__nnUNetPlans__small__2__3d__fullres__folds_0_1")
     capsys.readouterr()
     assert cli.main([*arguments("bake"), "-f", "0"]) == 2
     trained = f"nnUNetv2_train {DATASET} 3d__fullres 0 -tr nnUNetTrainer__mine -p nnUNetPlans__small__2"
@@ -65,8 +63,9 @@ def test_validate_with_two_underscores(trained, in_threads):
     (trained.model / "plans.json").write_text(json.dumps(plans | {"plans_name": "nnUNetPlans__small"}))
     hook = json.loads((trained.calibration / "summary.json").read_text())
     before.rename(before.with_name(f"{trained.trainer}__nnUNetPlans__small__3d__fullres"))
-    model = ModelFolder.below(trained.root / "results", trained.dataset, trained.trainer, "nnUNetPlans__small",
-                              "3d__fullres")  # fmt: skip
+    model = ModelFolder.below(
+        trained.root / "results", trained.dataset, trained.trainer, "nnUNetPlans__small", "3d__fullres"
+    )
     checkpoint = torch.load(file := find_checkpoint(model, "all"), weights_only=False)
     checkpoint["init_args"]["configuration"] = "3d__fullres"
     torch.save(checkpoint, file)  # later than the .npz, so that the cases are predicted

@@ -31,12 +31,16 @@ def results(tmp_path, monkeypatch):
             model.write(fold, {f"case.{i}": made(i, sure) for i in range(4 * fold, 4 * fold + 4)})
             write_dice(model, fold, dice)
             summary = json.loads((model.calibration(fold) / "summary.json").read_text())
-            facts = {"run": {"method": method, "fold": fold}, "calibration": summary["metrics"],
-                     "dice": {"foreground_mean": 0.5}}
+            facts = {
+                "run": {"method": method, "fold": fold},
+                "calibration": summary["metrics"],
+                "dice": {"foreground_mean": 0.5},
+            }
             if fold < folds:
                 (root / "runs" / f"{method}_fold{fold}.json").write_text(json.dumps(facts))
             else:
                 shutil.rmtree(model.folder / f"fold_{fold}")
+
     def draw_fold(folder, image_of):
         for name in ("dataset_reliability_histogram", "worst_cases", "nll"):
             (folder / f"{name}.png").write_text(f"{name} of {folder.parents[1].name}")
@@ -71,8 +75,11 @@ def test_collected(results):
     before, after = (curves["Calib"][stage] for stage in ("uncalibrated", "calibrated"))
     assert sum(before["positives"]) == sum(after["positives"])
     assert before["counts"][-1] > after["counts"][-1]  # the temperature makes it less sure
-    (pooled,) = (group for group in methods["results"] if (group["metric"], group["scope"], group["stage"]) == (
-        "nll", "image", "uncalibrated"))  # the mean over cases, which all have as many voxels
+    (pooled,) = (
+        group
+        for group in methods["results"]
+        if (group["metric"], group["scope"], group["stage"]) == ("nll", "image", "uncalibrated")
+    )  # the mean over cases, which all have as many voxels
     assert sum(before["nll"]) / sum(before["voxels"]) == pytest.approx(pooled["models"][0]["mean"], rel=2e-6)
     assert sum(after["voxels"]) == pytest.approx(sum(before["voxels"]))
     assert sum(before["voxels"]) == 8 * voxels
@@ -124,5 +131,7 @@ def test_report(results, tmp_path):
     (tmp_path / "images").mkdir()
     report.draw(results, tmp_path / "images")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
-        "study_hippocampus_methods.png", "study_hippocampus_reliability.png", "study_hippocampus_sweep.png"
+        "study_hippocampus_methods.png",
+        "study_hippocampus_reliability.png",
+        "study_hippocampus_sweep.png",
     ]

@@ -15,8 +15,15 @@ SUMMARY = {
     "model": {"hyperparameters": {"weight": 1.0}, "weights_sha256": "abc"},
     "temperature": {"temperature": 1.5, "standard_error": 0.1, "nll_before": 0.2, "nll_after": 0.1, "at_bound": False},
     "metrics": {
-        stage: {"image": {"foreground_mean": {"ace": 0.1}, "top_label": {"ece": 0.01}, "nll": 0.2, "brier": 0.1,
-                          "per_class": {}}}
+        stage: {
+            "image": {
+                "foreground_mean": {"ace": 0.1},
+                "top_label": {"ece": 0.01},
+                "nll": 0.2,
+                "brier": 0.1,
+                "per_class": {},
+            }
+        }
         for stage in ("uncalibrated", "calibrated")
     },
     "metric_per_case": [{}, {}],
@@ -39,7 +46,10 @@ def study(tmp_path, monkeypatch):
     dataset.mkdir()
     architecture = {"features_per_stage": [8], "n_conv_per_stage": [2], "n_conv_per_stage_decoder": [1]}
     configuration = {
-        "patch_size": [8], "batch_size": 2, "spacing": [1.0], "batch_dice": False,
+        "patch_size": [8],
+        "batch_size": 2,
+        "spacing": [1.0],
+        "batch_dice": False,
         "architecture": {"network_class_name": "UNet", "arch_kwargs": architecture},
     }
     plans = {"configurations": {small.configuration: configuration}}

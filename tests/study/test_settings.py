@@ -58,5 +58,3 @@ def test_small_plans():
     assert plans["plans_name"] == settings.PLANS
     assert full["batch_size"] == 7
     assert architecture["features_per_stage"] == [32, 64, 128, 256]
-
-

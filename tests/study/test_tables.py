@@ -5,14 +5,7 @@ import pytest
 from benchmarks.study.collect import comparable, swept
 from benchmarks.study.figures import families, reliability_figure
 from benchmarks.study.report import filled
-from benchmarks.study.tables import (
-    COLUMNS,
-    differences_table,
-    folds_table,
-    means_table,
-    nll_table,
-    sweep_table,
-)
+from benchmarks.study.tables import COLUMNS, differences_table, folds_table, means_table, nll_table, sweep_table
 from nnunet_calib.results.schemas import STAGES
 
 
@@ -20,8 +13,11 @@ def comparison() -> dict:
     """Two models; each number tells metric, stage and model apart."""
     models = [
         {"name": "Calib", "hyperparameters": {}, "temperature": {"mean": 1.5}},
-        {"name": "ML1ACE_w03", "temperature": {"mean": 1.25},
-         "hyperparameters": {"ml1_ace_weight": 0.3, "ml1_ace_every_resolution": False}},
+        {
+            "name": "ML1ACE_w03",
+            "temperature": {"mean": 1.25},
+            "hyperparameters": {"ml1_ace_weight": 0.3, "ml1_ace_every_resolution": False},
+        },
     ]
     results = []
     for i, (metric, of, _, _) in enumerate(COLUMNS):
@@ -29,10 +25,22 @@ def comparison() -> dict:
             for scope in ("foreground", "image"):
                 base = (i + 1) / 100 + j / 1000 + (scope == "foreground")
                 rows = [
-                    {"model": "Calib", "mean": base, "interval": [base - 0.001, base + 0.002],
-                     "difference": None, "difference_interval": None, "p_holm": None},
-                    {"model": "ML1ACE_w03", "mean": base / 2, "interval": [None, None], "difference": -base / 2,
-                     "difference_interval": [-base, 0.0], "p_holm": 0.0001 if i else 0.04},
+                    {
+                        "model": "Calib",
+                        "mean": base,
+                        "interval": [base - 0.001, base + 0.002],
+                        "difference": None,
+                        "difference_interval": None,
+                        "p_holm": None,
+                    },
+                    {
+                        "model": "ML1ACE_w03",
+                        "mean": base / 2,
+                        "interval": [None, None],
+                        "difference": -base / 2,
+                        "difference_interval": [-base, 0.0],
+                        "p_holm": 0.0001 if i else 0.04,
+                    },
                 ]
                 results.append({"metric": metric, "of": of, "scope": scope, "stage": stage, "models": rows})
     return {"first_model": "Calib", "models": models, "results": results, "folds": [0, 1], "cases": ["a", "b"]}
@@ -67,10 +75,14 @@ def test_sweep():
 
 def test_folds():
     """Differences from the baseline's run of the same fold; a run that is not there yet is a dash."""
+
     def run(method, fold, dice):
         image = {"foreground_mean": {"ace": dice / 10}, "nll": dice / 100}
-        return {"run": {"method": method, "fold": fold}, "dice": {"foreground_mean": dice},
-                "calibration": {"uncalibrated": {"image": image}}}
+        return {
+            "run": {"method": method, "fold": fold},
+            "dice": {"foreground_mean": dice},
+            "calibration": {"uncalibrated": {"image": image}},
+        }
 
     runs = [run("Calib", 0, 0.8), run("Calib", 1, 0.7), run("NACL", 1, 0.75)]
     lines = folds_table(runs, "Calib").splitlines()
@@ -81,8 +93,12 @@ def test_folds():
 
 def test_nll():
     """The parts of borders and the rest add up to the NLL of all voxels."""
-    curves = {"Calib": {STAGES[0]: {"nll": [30.0, 10.0], "voxels": [200, 800]},
-                        STAGES[1]: {"nll": [20.0, 15.0], "voxels": [200.0, 800.0]}}}
+    curves = {
+        "Calib": {
+            STAGES[0]: {"nll": [30.0, 10.0], "voxels": [200, 800]},
+            STAGES[1]: {"nll": [20.0, 15.0], "voxels": [200.0, 800.0]},
+        }
+    }
     assert nll_table(curves).splitlines()[2] == "| Calib | 0.0300 | 0.0100 | 0.0400 | 0.0200 | 0.0150 | 0.0350 |"
 
 

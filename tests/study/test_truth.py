@@ -12,8 +12,12 @@ def told(ace_sign: int) -> dict:
     models = {}
     for number, name in enumerate(["nnUNetTrainerA", "nnUNetTrainerB", "nnUNetTrainerC"]):
         values = dict.fromkeys(COLUMNS, 0.0) | {
-            "kl_to_truth": 0.1 * number, "distance_to_truth": 0.2 * number, "nll": 0.3 + 0.1 * number,
-            "ace": 0.5 + ace_sign * 0.1 * number, "ece": [0.2, 0.1, 0.3][number], "mce": 0.5 - 0.1 * number,
+            "kl_to_truth": 0.1 * number,
+            "distance_to_truth": 0.2 * number,
+            "nll": 0.3 + 0.1 * number,
+            "ace": 0.5 + ace_sign * 0.1 * number,
+            "ece": [0.2, 0.1, 0.3][number],
+            "mce": 0.5 - 0.1 * number,
         }
         order = range(4) if number else range(3, -1, -1)  # cases are matched by name
         cases = [{"case": f"case_{k}"} | dict.fromkeys(("uncalibrated", "calibrated"), values) for k in order]

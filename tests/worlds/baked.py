@@ -62,9 +62,16 @@ class Untrained:
         """What the validation hook writes of a fold."""
         file = Path(trainer.output_folder) / "validation" / "calibration" / "temperature.json"
         content = {
-            "format_version": 1, "temperature": temperature, "standard_error": 0.02, "nll_before": 0.5,
-            "nll_after": 0.4, "at_bound": False, "in_sample": trainer.fold == "all", "folds": [trainer.fold],
-            "cases": ["case.1", "case.2"], "nnunet_calib": "0.1.0",
+            "format_version": 1,
+            "temperature": temperature,
+            "standard_error": 0.02,
+            "nll_before": 0.5,
+            "nll_after": 0.4,
+            "at_bound": False,
+            "in_sample": trainer.fold == "all",
+            "folds": [trainer.fold],
+            "cases": ["case.1", "case.2"],
+            "nnunet_calib": "0.1.0",
             "model": describe_model(trainer, weights_fingerprint(trainer.network)),
         }
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,19 +18,25 @@ def nnunet_loss(ignore_label=None, dice_class=MemoryEfficientSoftDiceLoss, ce=No
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False} | dice
     weight_ce, weight_dice = weights
     return DC_and_CE_loss(
-        dice, dict(ce or {}), weight_ce=weight_ce, weight_dice=weight_dice, ignore_label=ignore_label,
+        dice,
+        dict(ce or {}),
+        weight_ce=weight_ce,
+        weight_dice=weight_dice,
+        ignore_label=ignore_label,
         dice_class=dice_class,
     )
 
 
-def nnunet_region_loss(
-    ignore=False, dice_class=MemoryEfficientSoftDiceLoss, ce=None, weights=(1, 1), **dice
-):
+def nnunet_region_loss(ignore=False, dice_class=MemoryEfficientSoftDiceLoss, ce=None, weights=(1, 1), **dice):
     """The same for regions."""
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": True, "ddp": False} | dice
     weight_ce, weight_dice = weights
     return DC_and_BCE_loss(
-        dict(ce or {}), dice, weight_ce=weight_ce, weight_dice=weight_dice, use_ignore_label=ignore,
+        dict(ce or {}),
+        dice,
+        weight_ce=weight_ce,
+        weight_dice=weight_dice,
+        use_ignore_label=ignore,
         dice_class=dice_class,
     )
 

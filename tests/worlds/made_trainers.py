@@ -18,9 +18,12 @@ def make(cls, world, configuration="3d_fullres", **changed):
     plans, dataset = (json.loads((world.preprocessed / f"{n}.json").read_text()) for n in (PLANS, "dataset"))
     dataset = {key: value for key, value in (dataset | changed).items() if value is not None}
     return cls(
-        plans=plans | {"continue_training": False}, configuration=configuration, fold=0, dataset_json=dataset,
+        plans=plans | {"continue_training": False},
+        configuration=configuration,
+        fold=0,
+        dataset_json=dataset,
         device=torch.device("cpu"),
-    )  # fmt: skip
+    )
 
 
 class NoDeepSupervision(ML1ACEMixin, nnUNetTrainerNoDeepSupervision):

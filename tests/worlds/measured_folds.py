@@ -47,8 +47,14 @@ class Model:
     """
 
     def __init__(
-        self, root: Path, *, splits: bool = True, trainer: str = TRAINER, configuration: str = "3d_fullres",
-        plans: str = "nnUNetPlans", weights: str = "weights",
+        self,
+        root: Path,
+        *,
+        splits: bool = True,
+        trainer: str = TRAINER,
+        configuration: str = "3d_fullres",
+        plans: str = "nnUNetPlans",
+        weights: str = "weights",
     ) -> None:
         self.results, self.preprocessed = root / "results", root / "preprocessed"
         self.named = {"trainer": trainer, "plans": plans, "configuration": configuration}
@@ -65,7 +71,10 @@ class Model:
     def identity(self, fold: int, /, **changed) -> dict:
         """What identifies the network of a fold."""
         return {
-            "dataset": DATASET, **self.named, "fold": fold, "hyperparameters": {},
+            "dataset": DATASET,
+            **self.named,
+            "fold": fold,
+            "hyperparameters": {},
             "weights_sha256": f"{self.weights} of {fold}",
         } | changed
 

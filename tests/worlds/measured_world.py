@@ -27,4 +27,5 @@ def no_figures(request, monkeypatch):
     def save_nothing(draw, folder, name, endings=ENDINGS):
         for ending in endings:
             (folder / f"{name}.{ending}").write_bytes(b"figure")
+
     monkeypatch.setattr(figures, "save_figure", save_nothing)

@@ -22,7 +22,10 @@ TRAINERS = ("nnUNetTrainerCalib", "nnUNetTrainerNACL", "nnUNetTrainerSVLS", "nnU
 
 # the other losses that trainers of the package combine
 MORE_TRAINERS = (
-    "nnUNetTrainerSoftML1ACE", "nnUNetTrainerML1ECE", "nnUNetTrainerML1MCE", "nnUNetTrainerDiceML1ACE",
+    "nnUNetTrainerSoftML1ACE",
+    "nnUNetTrainerML1ECE",
+    "nnUNetTrainerML1MCE",
+    "nnUNetTrainerDiceML1ACE",
     "nnUNetTrainerNACLML1ACE",
 )
 
@@ -58,9 +61,18 @@ class nnUNetTrainer_short(Short, nnUNetTrainer):
 
 # of the commands that read checkpoints, which they refuse to do with an older PyTorch, as test_checkpoints tests
 READING_CHECKPOINTS = (
-    "test_bake", "test_checkpoints", "test_predict.py", "test_predict_", "test_validate", "test_trained_weights",
-    "test_damaged.py::test_model[fold_all/checkpoint", "test_damaged.py::test_killed_", "test_damaged.py::test_bake_",
-    "test_damaged.py::test_wrong_clock", "test_together.py::test_validate", "test_workers.py::test_validate",
+    "test_bake",
+    "test_checkpoints",
+    "test_predict.py",
+    "test_predict_",
+    "test_validate",
+    "test_trained_weights",
+    "test_damaged.py::test_model[fold_all/checkpoint",
+    "test_damaged.py::test_killed_",
+    "test_damaged.py::test_bake_",
+    "test_damaged.py::test_wrong_clock",
+    "test_together.py::test_validate",
+    "test_workers.py::test_validate",
     "test_determinism.py::test_same_",
 )
 
@@ -127,7 +139,8 @@ def write_raw(raw: Path, mode: str) -> None:
         if "ignore" in labels:
             segmentation[:8] = labels["ignore"]
         for folder, name, array in (
-            ("imagesTr", f"case.{seed}_0000", image), ("labelsTr", f"case.{seed}", segmentation),
+            ("imagesTr", f"case.{seed}_0000", image),
+            ("labelsTr", f"case.{seed}", segmentation),
         ):
             volume = sitk.GetImageFromArray(array)
             volume.SetSpacing((3.0, 1.0, 1.0 if seed % 2 else 1.3))
@@ -146,10 +159,14 @@ def shrink_plans(file: Path) -> None:
         kernel, patch = shapes[name]
         configuration = plans["configurations"][name]
         configuration.update(batch_size=2, patch_size=patch)
-        stride = [[1] * len(kernel), [1, 2, 2][-len(kernel):], [1, 2, 2][-len(kernel):]]
+        stride = [[1] * len(kernel), [1, 2, 2][-len(kernel) :], [1, 2, 2][-len(kernel) :]]
         configuration["architecture"]["arch_kwargs"].update(
-            n_stages=3, features_per_stage=[4, 8, 8], kernel_sizes=[kernel] * 3, strides=stride,
-            n_conv_per_stage=[1, 1, 1], n_conv_per_stage_decoder=[1, 1],
+            n_stages=3,
+            features_per_stage=[4, 8, 8],
+            kernel_sizes=[kernel] * 3,
+            strides=stride,
+            n_conv_per_stage=[1, 1, 1],
+            n_conv_per_stage_decoder=[1, 1],
         )
     file.write_text(json.dumps(plans))
 

@@ -36,9 +36,7 @@ class Short:
     draw_pseudo_ace = None
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
-        super().__init__(
-            plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device
-        )
+        super().__init__(plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device)
         self.num_epochs = 2
         self.num_iterations_per_epoch = 2
         self.num_val_iterations_per_epoch = 1
@@ -141,10 +139,14 @@ class OtherLogger(nnUNetTrainer):
             assert {*config} <= {"hparas"}, "it knows its own keys only"
 
         self.logger = SimpleNamespace(
-            log=log, update_config=update_config, get_value=lambda key, step: self.seen.get(key, 0.0),
-            plot_progress_png=lambda folder: None, get_checkpoint=dict, load_checkpoint=lambda content: None,
+            log=log,
+            update_config=update_config,
+            get_value=lambda key, step: self.seen.get(key, 0.0),
+            plot_progress_png=lambda folder: None,
+            get_checkpoint=dict,
+            load_checkpoint=lambda content: None,
             log_summary=lambda key, value: self.seen["calibration" in key],
-        )  # fmt: skip
+        )
         self.seen[False] = None  # a KeyError for what is of the calibration
 
 
@@ -161,8 +163,14 @@ class ExtraBeforeDevice(nnUNetTrainer):
     """Keeps a parameter of older versions of nnU-Net."""
 
     def __init__(
-        self, plans, configuration, fold, dataset_json, unpack_dataset=True, device=torch.device("cuda")  # noqa: B008
-    ):  # fmt: skip
+        self,
+        plans,
+        configuration,
+        fold,
+        dataset_json,
+        unpack_dataset=True,
+        device=torch.device("cuda"),  # noqa: B008
+    ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         assert unpack_dataset is True
 

@@ -54,7 +54,10 @@ def make_case(mode: str, seed: int, ending: str, size: int = 14) -> Made:
         labels, p = labels[None], p[:, None]
     spacing = (999, 1, 1) if ending == ".png" else SPACING
     return Made(
-        p.astype(np.float32), labels, spacing, REGIONS if mode.startswith("regions") else None,
+        p.astype(np.float32),
+        labels,
+        spacing,
+        REGIONS if mode.startswith("regions") else None,
         3 if mode.endswith("ignore") else None,
     )
 
@@ -85,8 +88,10 @@ def write_world(folder: Path, mode="labels", ending=".nii.gz", seeds=range(3), s
     dataset = {"channel_names": {"0": "synthetic"}, "labels": labels, "file_ending": ending, "name": "made here"}
     dataset |= {} if order is None else {"regions_class_order": order}
     plans = {
-        "dataset_name": "Dataset900_made", "plans_name": "nnUNetPlans",
-        "image_reader_writer": READERS.get(ending, "SimpleITKIO"), "label_manager": "LabelManager",
+        "dataset_name": "Dataset900_made",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": READERS.get(ending, "SimpleITKIO"),
+        "label_manager": "LabelManager",
     }
     (folder / "pred" / "dataset.json").write_text(json.dumps(dataset))
     (folder / "pred" / "plans.json").write_text(json.dumps(plans))

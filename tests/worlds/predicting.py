@@ -99,9 +99,27 @@ class Trained:
     def command(self, *more: str, output: str = "predicted") -> list[str]:
         """What is typed."""
         return [
-            "predict", "-i", str(self.images), "-o", str(self.root / output), "-d", str(self.world.dataset_id),
-            "-c", self.configuration, "-tr", TRAINER, "-f", "0", "-device", "cpu", "-npp", "0", "-nps", "0",
-            "--disable_progress_bar", *more,
+            "predict",
+            "-i",
+            str(self.images),
+            "-o",
+            str(self.root / output),
+            "-d",
+            str(self.world.dataset_id),
+            "-c",
+            self.configuration,
+            "-tr",
+            TRAINER,
+            "-f",
+            "0",
+            "-device",
+            "cpu",
+            "-npp",
+            "0",
+            "-nps",
+            "0",
+            "--disable_progress_bar",
+            *more,
         ]
 
     def predict(self, *more: str, output: str = "predicted") -> Path:
@@ -134,6 +152,4 @@ def copy_trained(world: World, configuration: str, root: Path, patch: pytest.Mon
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file below, hidden ones too."""
-    return {
-        os.path.relpath(path, folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {os.path.relpath(path, folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -106,9 +106,14 @@ def train(world: "World") -> Path:
     from nnunetv2.run.run_training import run_training
 
     run_training(
-        world.dataset, CONFIGURATION, "all", TRAINER, PLANS, device=torch.device("cpu"),
+        world.dataset,
+        CONFIGURATION,
+        "all",
+        TRAINER,
+        PLANS,
+        device=torch.device("cpu"),
         export_validation_probabilities=True,
-    )  # fmt: skip
+    )
     return world.fold(TRAINER, CONFIGURATION).parent
 
 
@@ -142,8 +147,9 @@ def make_trained(train_once, tmp_path, monkeypatch) -> Callable[..., Trained]:
             shutil.copy2(model / name, trained.model)
         shutil.copytree(world.preprocessed, trained.preprocessed)
         environment = world.environment() | {
-            "nnUNet_results": str(tmp_path / "results"), "nnUNet_preprocessed": str(tmp_path / "preprocessed"),
-        }  # fmt: skip
+            "nnUNet_results": str(tmp_path / "results"),
+            "nnUNet_preprocessed": str(tmp_path / "preprocessed"),
+        }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("nnUNet_raw")

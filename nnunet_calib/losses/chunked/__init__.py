@@ -26,23 +26,29 @@ def voxel_sums(
     """Return the sums; see `backends.Backend`."""
     if regions and target.is_floating_point():  # which may hold fractions
         return None
-    return VoxelSums(*ChunkedSums.apply(
-        logits.flatten(2), target.flatten(2), num_bins, binning == "soft", regions, ignore_label
-    ))
+    return VoxelSums(
+        *ChunkedSums.apply(logits.flatten(2), target.flatten(2), num_bins, binning == "soft", regions, ignore_label)
+    )
 
 
 def nacl(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: str, penalty: str, on: str, sigma: float,
-    regions: bool, ignore_label: int | None,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize,
+    prior: str,
+    penalty: str,
+    on: str,
+    sigma: float,
+    regions: bool,
+    ignore_label: int | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return the logits and NACL for the priors that are sums over neighbours; see `backends.Backend`."""
     if on != "logits" or prior not in ("mean", "gaussian") or (regions and target.is_floating_point()):
         return None
     sizes = sizes_per_axis(kernel_size, logits.ndim - 2)
     neighbourhood = Neighbourhood(sizes, sigma if prior == "gaussian" else None)
-    return term_of_soft_labels(
-        logits, target, neighbourhood, penalty, regions=regions, ignore_label=ignore_label
-    )
+    return term_of_soft_labels(logits, target, neighbourhood, penalty, regions=regions, ignore_label=ignore_label)
 
 
 def label_smoothing(
@@ -52,6 +58,4 @@ def label_smoothing(
     if regions and target.is_floating_point():
         return None
     neighbourhood = Neighbourhood(sizes_per_axis(kernel_size, logits.ndim - 2), sigma)
-    return term_of_soft_labels(
-        logits, target, neighbourhood, "smoothing", regions=regions, ignore_label=ignore_label
-    )
+    return term_of_soft_labels(logits, target, neighbourhood, "smoothing", regions=regions, ignore_label=ignore_label)

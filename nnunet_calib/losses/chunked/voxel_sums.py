@@ -110,8 +110,15 @@ class ChunkedSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _number: Any, _voxels: Any, d_weight: Tensor,
-        d_probability: Tensor, d_positive: Tensor,
+        ctx: Any,
+        d_nll: Tensor,
+        d_total: Tensor,
+        d_of_true: Tensor,
+        _number: Any,
+        _voxels: Any,
+        d_weight: Tensor,
+        d_probability: Tensor,
+        d_positive: Tensor,
     ) -> tuple[Tensor | None, ...]:
         """Return the gradient of the logits, given those of the sums."""
         logits, target = ctx.saved_tensors

@@ -47,8 +47,16 @@ def voxel_sums(
 
 
 def nacl(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: str, penalty: str, on: str, sigma: float,
-    regions: bool, ignore_label: int | None,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize,
+    prior: str,
+    penalty: str,
+    on: str,
+    sigma: float,
+    regions: bool,
+    ignore_label: int | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return the logits and NACL for the priors that are one-hot away from label borders; see `backends.Backend`."""
     if on != "logits" or prior not in ("mean", "gaussian"):

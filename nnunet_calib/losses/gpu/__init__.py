@@ -37,14 +37,27 @@ def voxel_sums(
     from nnunet_calib.losses.gpu import sums
 
     return _if_it_works(
-        sums.voxel_sums, logits, target, num_bins=num_bins, soft=binning == "soft", regions=regions,
+        sums.voxel_sums,
+        logits,
+        target,
+        num_bins=num_bins,
+        soft=binning == "soft",
+        regions=regions,
         ignore_label=ignore_label,
     )
 
 
 def nacl(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: str, penalty: str, on: str, sigma: float,
-    regions: bool, ignore_label: int | None,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize,
+    prior: str,
+    penalty: str,
+    on: str,
+    sigma: float,
+    regions: bool,
+    ignore_label: int | None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return the logits, and `nacl_loss`; None for a loss on probabilities or maps of fractions."""
     if on != "logits" or _has_fractions(target, regions):
@@ -52,8 +65,15 @@ def nacl(
     from nnunet_calib.losses.gpu import neighbour_terms
 
     return _if_it_works(
-        neighbour_terms.nacl, logits, target, kernel_size=kernel_size, prior=prior, penalty=penalty, sigma=sigma,
-        regions=regions, ignore_label=ignore_label,
+        neighbour_terms.nacl,
+        logits,
+        target,
+        kernel_size=kernel_size,
+        prior=prior,
+        penalty=penalty,
+        sigma=sigma,
+        regions=regions,
+        ignore_label=ignore_label,
     )
 
 
@@ -66,7 +86,12 @@ def label_smoothing(
     from nnunet_calib.losses.gpu import neighbour_terms
 
     return _if_it_works(
-        neighbour_terms.label_smoothing, logits, target, kernel_size=kernel_size, sigma=sigma, regions=regions,
+        neighbour_terms.label_smoothing,
+        logits,
+        target,
+        kernel_size=kernel_size,
+        sigma=sigma,
+        regions=regions,
         ignore_label=ignore_label,
     )
 

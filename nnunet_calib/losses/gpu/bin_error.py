@@ -32,8 +32,19 @@ class _Error(torch.autograd.Function):
             tables = [x.contiguous() for x in tables]
         value, slopes = weight.new_empty(()), weight.new_empty((3, *weight.shape))
         launch(
-            kernels.error_kernel, (1,), *tables, value, slopes, images, classes, *tables[0].stride()[:2], least,
-            ROUNDING[torch.float64], MIN_SOFT_BIN_WEIGHT, M=bins, **constants,
+            kernels.error_kernel,
+            (1,),
+            *tables,
+            value,
+            slopes,
+            images,
+            classes,
+            *tables[0].stride()[:2],
+            least,
+            ROUNDING[torch.float64],
+            MIN_SOFT_BIN_WEIGHT,
+            M=bins,
+            **constants,
         )
         ctx.save_for_backward(slopes)
         return value
@@ -49,7 +60,11 @@ class _Error(torch.autograd.Function):
 
 
 def bin_error(
-    weight: Tensor, probability: Tensor, positive: Tensor, least: float, reduction: Reduction,
+    weight: Tensor,
+    probability: Tensor,
+    positive: Tensor,
+    least: float,
+    reduction: Reduction,
     absent_classes: AbsentClasses,
 ) -> Tensor:
     """Return what `error_of_sums` returns; a table too large for one program is left to it."""
@@ -58,7 +73,10 @@ def bin_error(
     if rows * columns > LARGEST:
         return error_of_sums(weight, probability, positive, least, reduction, absent_classes)
     constants: dict[str, Any] = {
-        "ROWS": rows, "COLUMNS": columns, "REDUCTION": REDUCTIONS[reduction].value,
-        "ABSENT": ABSENT[absent_classes].value, "num_warps": WARPS,
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "REDUCTION": REDUCTIONS[reduction].value,
+        "ABSENT": ABSENT[absent_classes].value,
+        "num_warps": WARPS,
     }
     return _Error.apply(weight, probability, positive, float(least), constants)

@@ -85,9 +85,28 @@ def slope_of(z, tau, own, KIND: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def labels_kernel(z_ptr, y_ptr, slope_ptr, out_ptr, N, C, D, H, W, ignore, falloff, centre,
-                  KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, KIND: tl.constexpr, PRIOR: tl.constexpr,
-                  HAS_IGNORE: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr):
+def labels_kernel(
+    z_ptr,
+    y_ptr,
+    slope_ptr,
+    out_ptr,
+    N,
+    C,
+    D,
+    H,
+    W,
+    ignore,
+    falloff,
+    centre,
+    KD: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    KIND: tl.constexpr,
+    PRIOR: tl.constexpr,
+    HAS_IGNORE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Of labels (B, N), write [sum, voxels that count, those whose label has no head] of each block, (B, blocks, 3).
 
     Or, with BACKWARD, add slope (1) times the gradient to what is in out (B, C, N).
@@ -169,9 +188,27 @@ def labels_kernel(z_ptr, y_ptr, slope_ptr, out_ptr, N, C, D, H, W, ignore, fallo
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def regions_kernel(z_ptr, y_ptr, slope_ptr, out_ptr, N, C, D, H, W, falloff, centre,
-                   KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, KIND: tl.constexpr, PRIOR: tl.constexpr,
-                   HAS_IGNORE: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr):
+def regions_kernel(
+    z_ptr,
+    y_ptr,
+    slope_ptr,
+    out_ptr,
+    N,
+    C,
+    D,
+    H,
+    W,
+    falloff,
+    centre,
+    KD: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    KIND: tl.constexpr,
+    PRIOR: tl.constexpr,
+    HAS_IGNORE: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Of one of the maps (B, C [+ 1], N), write [sum, voxels that count, 0] of each block, (B, blocks, C, 3).
 
     Or add the gradient, as above. A head's logit is held to 2 tau - 1; smoothing keeps tau.

@@ -18,8 +18,12 @@ from nnunet_calib.losses.neighbourhood import KernelSize, check_sigma, sizes_per
 
 BLOCK = 256
 PRIORS = {
-    "mean": kernels.WEIGHTED, "gaussian": kernels.WEIGHTED, "max": kernels.MAX, "min": kernels.MIN,
-    "median": kernels.MEDIAN, "mode": kernels.MODE,
+    "mean": kernels.WEIGHTED,
+    "gaussian": kernels.WEIGHTED,
+    "max": kernels.MAX,
+    "min": kernels.MIN,
+    "median": kernels.MEDIAN,
+    "mode": kernels.MODE,
 }
 PENALTIES = {"l1": kernels.L1, "l2": kernels.L2}
 
@@ -48,8 +52,14 @@ class _Term(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, y: Tensor, spatial: Sequence[int], ignore_label: int | None, regions: bool,
-        shape: tuple[float, float], constants: dict[str, Any],
+        ctx: Any,
+        z: Tensor,
+        y: Tensor,
+        spatial: Sequence[int],
+        ignore_label: int | None,
+        regions: bool,
+        shape: tuple[float, float],
+        constants: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The sum, and the numbers of voxels that count and of those with a label without a head, in float64."""
         images, heads, voxels = z.shape
@@ -80,8 +90,15 @@ class _Term(torch.autograd.Function):
 
 
 def _term(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float | None, kind: Any, prior: Any,
-    regions: bool, ignore_label: int | None,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize,
+    sigma: float | None,
+    kind: Any,
+    prior: Any,
+    regions: bool,
+    ignore_label: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logits, the sum over voxels and heads, and the number of voxels that count (regions: heads too)."""
     spatial = logits.shape[2:]
@@ -96,15 +113,28 @@ def _term(
 
 
 def nacl(
-    logits: Tensor, target: Tensor, *, kernel_size: KernelSize, prior: str, penalty: str, sigma: float, regions: bool,
+    logits: Tensor,
+    target: Tensor,
+    *,
+    kernel_size: KernelSize,
+    prior: str,
+    penalty: str,
+    sigma: float,
+    regions: bool,
     ignore_label: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the logits, and `nacl_loss` on logits."""
     if prior == "gaussian":
         check_sigma(sigma)
     logits, total, count = _term(
-        logits, target, kernel_size=kernel_size, sigma=sigma if prior == "gaussian" else None,
-        kind=PENALTIES[penalty], prior=PRIORS[prior], regions=regions, ignore_label=ignore_label,
+        logits,
+        target,
+        kernel_size=kernel_size,
+        sigma=sigma if prior == "gaussian" else None,
+        kind=PENALTIES[penalty],
+        prior=PRIORS[prior],
+        regions=regions,
+        ignore_label=ignore_label,
     )
     per_voxel = 1 if regions else logits.shape[1]
     return logits, (total / (count * per_voxel).clamp_min(1)).float()
@@ -116,7 +146,13 @@ def label_smoothing(
     """Return the logits, and what SVLS adds to their cross-entropy."""
     check_sigma(sigma)
     logits, total, count = _term(
-        logits, target, kernel_size=kernel_size, sigma=sigma, kind=kernels.SMOOTHING, prior=kernels.WEIGHTED,
-        regions=regions, ignore_label=ignore_label,
+        logits,
+        target,
+        kernel_size=kernel_size,
+        sigma=sigma,
+        kind=kernels.SMOOTHING,
+        prior=kernels.WEIGHTED,
+        regions=regions,
+        ignore_label=ignore_label,
     )
     return logits, (total / count.clamp_min(1)).float()

@@ -44,8 +44,21 @@ class _Sums(torch.autograd.Function):
         ctx.options = -1 if ignore_label is None else ignore_label, {"M": num_bins, "SOFT": soft, **ignore}
         parts = z.new_empty((images, chunks, heads, rows, columns), dtype=torch.float32)
         launch(
-            kernels.sums_kernel, (chunks * heads, images), z, y, top, rest, parts, voxels, heads, chunks, steps,
-            ctx.options[0], COLUMNS=columns, BLOCK=BLOCK, **ctx.options[1],
+            kernels.sums_kernel,
+            (chunks * heads, images),
+            z,
+            y,
+            top,
+            rest,
+            parts,
+            voxels,
+            heads,
+            chunks,
+            steps,
+            ctx.options[0],
+            COLUMNS=columns,
+            BLOCK=BLOCK,
+            **ctx.options[1],
         )
         ctx.save_for_backward(z, y, top, rest)
         ctx.set_materialize_grads(False)
@@ -71,8 +84,19 @@ class _Sums(torch.autograd.Function):
         by_sum = [none if d is None else d.contiguous() for d in (*slopes[:3], *slopes[5:])]
         gradient = torch.empty_like(z)
         launch(
-            kernels.gradient_kernel, (-(-voxels // BLOCK), images), z, y, top, rest, *by_sum, gradient, voxels, heads,
-            ignore, BLOCK=BLOCK, **constants,
+            kernels.gradient_kernel,
+            (-(-voxels // BLOCK), images),
+            z,
+            y,
+            top,
+            rest,
+            *by_sum,
+            gradient,
+            voxels,
+            heads,
+            ignore,
+            BLOCK=BLOCK,
+            **constants,
         )
         return gradient, None, None, None, None, None
 

@@ -40,9 +40,25 @@ def count_classes(w, y, inside, least, ABSENT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["B", "C", "by_image", "by_class"])
-def error_kernel(w_ptr, p_ptr, y_ptr, value_ptr, slope_ptr, B, C, by_image, by_class, least, rounding, smallest,
-                 M: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-                 REDUCTION: tl.constexpr, ABSENT: tl.constexpr):
+def error_kernel(
+    w_ptr,
+    p_ptr,
+    y_ptr,
+    value_ptr,
+    slope_ptr,
+    B,
+    C,
+    by_image,
+    by_class,
+    least,
+    rounding,
+    smallest,
+    M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+    ABSENT: tl.constexpr,
+):
     """Write the error (1) of bins with weights, sums of p and positives (B, C, M), and its derivatives (3, B, C, M)."""
     c = tl.arange(0, ROWS)[:, None]
     m = tl.arange(0, COLUMNS)[None, :]

@@ -81,9 +81,24 @@ def normaliser_kernel(z_ptr, top_ptr, rest_ptr, N, C, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def sums_kernel(z_ptr, y_ptr, top_ptr, rest_ptr, out_ptr, N, C, chunks, steps, ignore,
-                M: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-                REGIONS: tl.constexpr, HAS_IGNORE: tl.constexpr, SOFT: tl.constexpr):
+def sums_kernel(
+    z_ptr,
+    y_ptr,
+    top_ptr,
+    rest_ptr,
+    out_ptr,
+    N,
+    C,
+    chunks,
+    steps,
+    ignore,
+    M: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REGIONS: tl.constexpr,
+    HAS_IGNORE: tl.constexpr,
+    SOFT: tl.constexpr,
+):
     """Write the sums of each chunk of steps * BLOCK voxels, (B, chunks, C, 4 or for M = 0 1, COLUMNS).
 
     Rows: what NLL, TOTAL, ... name; and of each bin its weight, its sum of p, and its weight of voxels with y = c. The
@@ -202,9 +217,27 @@ def slope_of_sums(p, own, total_ptr, true_ptr, n_ptr, p_ptr, y_ptr, row, M: tl.c
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def gradient_kernel(z_ptr, y_ptr, top_ptr, rest_ptr, nll_ptr, total_ptr, true_ptr, n_ptr, p_ptr, s_ptr, g_ptr,
-                    N, C, ignore, M: tl.constexpr, BLOCK: tl.constexpr,
-                    REGIONS: tl.constexpr, HAS_IGNORE: tl.constexpr, SOFT: tl.constexpr):
+def gradient_kernel(
+    z_ptr,
+    y_ptr,
+    top_ptr,
+    rest_ptr,
+    nll_ptr,
+    total_ptr,
+    true_ptr,
+    n_ptr,
+    p_ptr,
+    s_ptr,
+    g_ptr,
+    N,
+    C,
+    ignore,
+    M: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REGIONS: tl.constexpr,
+    HAS_IGNORE: tl.constexpr,
+    SOFT: tl.constexpr,
+):
     """Write the gradient (B, C, N) from the derivatives by the sums, in float64.
 
     By nll (), by the totals and the sums of true classes (B, C), and by the bins' weights, sums of p and positives

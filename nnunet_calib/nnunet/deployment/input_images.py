@@ -52,8 +52,9 @@ def _files(images: Path, ending: str) -> dict[str, list[Path]]:
         else:
             others[case] = file
     if not cases:
-        raise ValueError(f"expected images that end with _0000{ending}, found none in {images}: name their folder "
-                         f"with -i")  # fmt: skip
+        raise ValueError(
+            f"expected images that end with _0000{ending}, found none in {images}: name their folder with -i"
+        )
     for case, file in others.items():
         if case not in cases:  # nnU-Net takes it for a case without images, and otherwise leaves it out
             raise ValueError(

@@ -23,13 +23,7 @@ from nnunet_calib.io.atomic_files import forget, write_json
 from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.measuring.volume import Probabilities
 from nnunet_calib.nnunet.deployment.map_images import check_format, write_map
-from nnunet_calib.nnunet.deployment.map_values import (
-    CONFIDENCE,
-    PROBABILITIES,
-    MapOptions,
-    compute_maps,
-    describe_maps,
-)
+from nnunet_calib.nnunet.deployment.map_values import CONFIDENCE, PROBABILITIES, MapOptions, compute_maps, describe_maps
 from nnunet_calib.results.heads import Heads
 
 FORMAT_VERSION = 1
@@ -61,9 +55,10 @@ class MapFolder:
         several = several if self.options.layout == "files" else set()
         return {
             kind: [self.folder / kind / channel / name for channel in channel_folders(self.heads)]
-            if kind in several else [self.folder / kind / name]
+            if kind in several
+            else [self.folder / kind / name]
             for kind in self.options.kinds
-        }  # fmt: skip
+        }
 
     def complete(self, case: str) -> bool:
         """Whether all maps of a case are there."""

@@ -101,10 +101,12 @@ def compute_maps(
         p = torch.from_numpy(values_here)
         for kind, view in inside.items():
             values = (
-                p if kind == PROBABILITIES
-                else entropy(p, regions=regions)[None] if kind == ENTROPY
+                p
+                if kind == PROBABILITIES
+                else entropy(p, regions=regions)[None]
+                if kind == ENTROPY
                 else confidence(p, regions=regions)
-            )  # fmt: skip
+            )
             if options.steps:
                 values = values / maximum(kind, channels, regions=regions)
                 values = (values.clamp(0, 1) * options.steps).round_()
@@ -116,10 +118,7 @@ def describe_maps(options: MapOptions, channels: int, *, regions: bool) -> dict[
     """How to read the values of each map, as JSON values: a stored value times `step` is the value in `unit`."""
     definitions = {
         PROBABILITIES: ("probability", "p of each class", "p of each region"),
-        ENTROPY: (
-            "nats", "-sum over classes of p log p",
-            "mean over regions of -p log p - (1 - p) log(1 - p)",
-        ),
+        ENTROPY: ("nats", "-sum over classes of p log p", "mean over regions of -p log p - (1 - p) log(1 - p)"),
         CONFIDENCE: ("probability", "largest p of all classes", "max(p, 1 - p) of each region"),
     }
     described = {}

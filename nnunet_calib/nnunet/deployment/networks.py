@@ -60,8 +60,11 @@ class Architecture:
             if "plans_manager" in inspect.signature(build).parameters:
                 return build(plans, configuration, *channels, enable_deep_supervision=deep_supervision)
             return build(  # trainers from before nnU-Net 2.8
-                configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
-                configuration.network_arch_init_kwargs_req_import, *channels, enable_deep_supervision=deep_supervision,
+                configuration.network_arch_class_name,
+                configuration.network_arch_init_kwargs,
+                configuration.network_arch_init_kwargs_req_import,
+                *channels,
+                enable_deep_supervision=deep_supervision,
             )
         except Exception as error:
             raise ValueError(

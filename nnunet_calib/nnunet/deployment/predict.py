@@ -89,17 +89,22 @@ def predict(
         deployed.check(model_folder, fold, weights[str(fold)])
 
     maps = MapFolder(
-        output / MAPS_FOLDER, options, Heads.of(nnunet.label_manager),
-        nnunet.plans_manager.image_reader_writer_class(), nnunet.dataset_json["file_ending"],
-    )  # fmt: skip
-    maps.claim({
-        "model": {**model_folder.identity, "checkpoint": checkpoint, "weights_sha256": weights},
-        "step_size": nnunet.tile_step_size,
-        "mirroring": nnunet.use_mirroring,
-        "average": average if len(folds) > 1 else None,
-        **_by_fold(folds, [deployed.calibrator for deployed in temperatures]),
-        "temperature_from": {str(f): d.source for f, d in zip(folds, temperatures, strict=True)},
-    })  # fmt: skip
+        output / MAPS_FOLDER,
+        options,
+        Heads.of(nnunet.label_manager),
+        nnunet.plans_manager.image_reader_writer_class(),
+        nnunet.dataset_json["file_ending"],
+    )
+    maps.claim(
+        {
+            "model": {**model_folder.identity, "checkpoint": checkpoint, "weights_sha256": weights},
+            "step_size": nnunet.tile_step_size,
+            "mirroring": nnunet.use_mirroring,
+            "average": average if len(folds) > 1 else None,
+            **_by_fold(folds, [deployed.calibrator for deployed in temperatures]),
+            "temperature_from": {str(f): d.source for f, d in zip(folds, temperatures, strict=True)},
+        }
+    )
     nnunet.export = ExportWithMaps(
         export_prediction_from_logits, maps, tuple(deployed.calibrator for deployed in temperatures), average
     )
@@ -199,9 +204,15 @@ class MapPredictor(nnUNetPredictor):
         return torch.cat(logits)
 
     def _manage_input_and_output_lists(
-        self, inputs: Any, output: Any, previous: Any = None, overwrite: bool = True, part_id: int = 0,
-        num_parts: int = 1, save_probabilities: bool = False,
-    ) -> tuple[list, list, list]:  # fmt: skip
+        self,
+        inputs: Any,
+        output: Any,
+        previous: Any = None,
+        overwrite: bool = True,
+        part_id: int = 0,
+        num_parts: int = 1,
+        save_probabilities: bool = False,
+    ) -> tuple[list, list, list]:
         """nnU-Net's, but a case is finished only if its maps are there, which are written last."""
         every = super()._manage_input_and_output_lists(inputs, output, previous, True, part_id, num_parts)
         maps = self.export.maps

@@ -242,9 +242,15 @@ class AddedTerm(LossMixin):
     """
 
     weighting: ClassVar[Mapping[str, Any]] = {
-        "weight": 1.0, "warmup_epochs": 0, "every_resolution": True, "schedule": "constant", "schedule_rate": 1.0,
-        "schedule_every": 1, "max_weight": math.inf, "pool_with_batch_dice": False,
-    }  # fmt: skip
+        "weight": 1.0,
+        "warmup_epochs": 0,
+        "every_resolution": True,
+        "schedule": "constant",
+        "schedule_rate": 1.0,
+        "schedule_every": 1,
+        "max_weight": math.inf,
+        "pool_with_batch_dice": False,
+    }
     added: ClassVar[tuple[tuple[type[nn.Module], str], ...]] = ()
 
     @classmethod

@@ -72,9 +72,7 @@ def _measured(
     with hidden_folder(existing) as folder:
         case_file(folder, "").parent.mkdir()
         predictions.save_all(folder, processes)
-        cases, _ = read_cases(
-            folder, predictions.cases, predictions.heads, predictions.model, predictions.boundary_mm
-        )
+        cases, _ = read_cases(folder, predictions.cases, predictions.heads, predictions.model, predictions.boundary_mm)
         yield cases
 
 

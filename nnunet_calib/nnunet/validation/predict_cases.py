@@ -30,16 +30,24 @@ from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME, replaced,
 
 
 def convert_only(
-    predicted_array_or_file: Any, properties_dict: dict, configuration_manager: Any, plans_manager: Any,
-    dataset_json_dict_or_file: dict, output_file_truncated: str, save_probabilities: bool = False,
+    predicted_array_or_file: Any,
+    properties_dict: dict,
+    configuration_manager: Any,
+    plans_manager: Any,
+    dataset_json_dict_or_file: dict,
+    output_file_truncated: str,
+    save_probabilities: bool = False,
     num_threads_torch: int = default_num_processes,
-) -> None:  # fmt: skip
+) -> None:
     """Stands for nnU-Net's `export_prediction_from_logits`, with its arguments, and writes no file."""
     convert_predicted_logits_to_segmentation_with_correct_shape(
-        predicted_array_or_file, plans_manager, configuration_manager,
-        plans_manager.get_label_manager(dataset_json_dict_or_file), properties_dict,
+        predicted_array_or_file,
+        plans_manager,
+        configuration_manager,
+        plans_manager.get_label_manager(dataset_json_dict_or_file),
+        properties_dict,
         num_threads_torch=num_threads_torch,
-    )  # fmt: skip
+    )
 
 
 def export_for(trainer: Any) -> Callable[..., None]:
@@ -96,9 +104,10 @@ def predict(
     trainer.print_to_log_file = lambda *args, **kwargs: None  # it would tell of segmentations that are not written
     trainer.measure_validation = False  # here is what measures
     names: dict[str, Any] = {
-        EXPORT_NAME: measure, "default_num_processes": min(processes or default_num_processes, len(cases)),
+        EXPORT_NAME: measure,
+        "default_num_processes": min(processes or default_num_processes, len(cases)),
         **watched_workers(),
-    }  # fmt: skip
+    }
     if measure.export is convert_only:
         names["compute_metrics_on_folder"] = _no_metrics
     try:

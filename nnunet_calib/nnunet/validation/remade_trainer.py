@@ -33,10 +33,13 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
         ValueError: in one sentence, if nnU-Net does not find the trainer, or plans and labels are unfit.
     """
     configuration = model_folder.configuration
-    plans, dataset = (_described(model_folder.path / file, form) for file, form in (
-        ("plans.json", {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}),
-        ("dataset.json", {"labels": dict, "file_ending": NAME}),
-    ))  # fmt: skip
+    plans, dataset = (
+        _described(model_folder.path / file, form)
+        for file, form in (
+            ("plans.json", {"dataset_name": NAME, "plans_name": NAME, "configurations": {str: dict}}),
+            ("dataset.json", {"labels": dict, "file_ending": NAME}),
+        )
+    )
     check_dataset(dataset, model_folder.path / "dataset.json")
     if configuration not in plans["configurations"]:
         raise ValueError(
@@ -56,9 +59,13 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
         # nnU-Net reads the variable whenever it needs the folder
         with _environment(nnUNet_results=scratch, nnUNet_wandb_enabled="0"):
             trainer = _made(
-                trainer_class, plans=plans | {"continue_training": False}, configuration=configuration, fold=fold,
-                dataset_json=dataset, device=device,
-            )  # fmt: skip
+                trainer_class,
+                plans=plans | {"continue_training": False},
+                configuration=configuration,
+                fold=fold,
+                dataset_json=dataset,
+                device=device,
+            )
         previous = trainer.folder_with_segs_from_previous_stage
         if previous is not None and Path(previous).is_relative_to(scratch):
             trainer.folder_with_segs_from_previous_stage = str(

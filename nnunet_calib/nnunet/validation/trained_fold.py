@@ -125,8 +125,9 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
         others = [case for case in remaining if case not in saved]
         print(
             f"fold {fold}: {len(share)} of {len(cases)} cases, {len(share) - len(remaining)} measured before, "
-            f"{len(saved)} with .npz, {len(others)} to predict with {options.checkpoint}", file=sys.stderr,
-        )  # fmt: skip
+            f"{len(saved)} with .npz, {len(others)} to predict with {options.checkpoint}",
+            file=sys.stderr,
+        )
         if others:
             check_inputs(trainer, others)
         _make_folder(folder)
@@ -149,7 +150,8 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
 def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> None:
     """A network that was trained on other cases than its folder says would be judged by cases that it knows."""
     for what, found, wanted in (
-        ("fold", weights.fold, trainer.fold), ("configuration", weights.configuration, trainer.configuration_name),
+        ("fold", weights.fold, trainer.fold),
+        ("configuration", weights.configuration, trainer.configuration_name),
     ):
         if found is not None and str(found) != str(wanted):
             raise ValueError(
@@ -171,9 +173,10 @@ def _split_of_training(trainer: Any, checkpoint: Path) -> Split:
     trained = (final if final.is_file() else checkpoint).stat().st_mtime
     # nnU-Net has segmented what the fold held out then; older files are of an earlier training in this folder
     known = [
-        case for case in split.training
+        case
+        for case in split.training
         if case not in split.validation and _is_newer(folder / f"{case}{ending}", trained)
-    ]  # fmt: skip
+    ]
     if known:
         raise ValueError(
             f"expected the splits that fold {trainer.fold} was trained with, found its training cases "

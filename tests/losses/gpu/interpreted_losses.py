@@ -19,7 +19,8 @@ TERMS = {
     "ece, zero, batch": (ML1ACELoss, {"reduction": "ece", "absent_classes": "zero", "pool": "batch", "num_bins": 7}),
     "mce, keep": (ML1ACELoss, {"reduction": "mce", "absent_classes": "keep", "num_bins": 5}),
     "soft, ece, keep, batch": (
-        ML1ACELoss, {"binning": "soft", "reduction": "ece", "absent_classes": "keep", "pool": "batch", "num_bins": 6},
+        ML1ACELoss,
+        {"binning": "soft", "reduction": "ece", "absent_classes": "keep", "pool": "batch", "num_bins": 6},
     ),
     "NACL": (NACLLoss, {}),
     "SVLS": (SVLSLoss, {}),
@@ -69,9 +70,7 @@ PRECISION = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 @all_modes
-@pytest.mark.parametrize(
-    "names", [*((name,) for name in TERMS), ("NACL", "hard"), ("SVLS", "soft")], ids=" and ".join
-)
+@pytest.mark.parametrize("names", [*((name,) for name in TERMS), ("NACL", "hard"), ("SVLS", "soft")], ids=" and ".join)
 def test_compound(options, names):
     """Dice + CE + terms is what nnU-Net's loss and the formulas give, without either of them being called."""
     batch = make_batch(**options)

@@ -25,12 +25,14 @@ BATCHES = {
     "labels 2D": {"heads": 2, "shape": (7, 9)},
     "labels 3D, ignore, fp16": {"heads": 5, "shape": (3, 4, 5), "ignore": True, "dtype": torch.float16},
     "labels 2D, ignore, bf16, fresh": {
-        "heads": 3, "shape": (6, 7), "ignore": True, "dtype": torch.bfloat16, "sure": 0.0,
+        "heads": 3,
+        "shape": (6, 7),
+        "ignore": True,
+        "dtype": torch.bfloat16,
+        "sure": 0.0,
     },
     "regions 3D, ignore": {"heads": 3, "shape": (3, 4, 5), "regions": True, "ignore": True},
-    "regions 2D, fp16, fresh": {
-        "heads": 2, "shape": (5, 9), "regions": True, "dtype": torch.float16, "sure": 0.0,
-    },
+    "regions 2D, fp16, fresh": {"heads": 2, "shape": (5, 9), "regions": True, "dtype": torch.float16, "sure": 0.0},
     "regions 2D, bf16": {"heads": 1, "shape": (8, 8), "regions": True, "dtype": torch.bfloat16},
 }
 
@@ -168,7 +170,9 @@ def test_types_of_labels(dtype):
 @pytest.mark.parametrize(
     ("label", "dtype", "found"),
     [
-        (3, torch.int16, "0 to 3"), (-1, torch.int8, "-1 to 2"), (2**32, torch.int64, f"0 to {2**32}"),
+        (3, torch.int16, "0 to 3"),
+        (-1, torch.int8, "-1 to 2"),
+        (2**32, torch.int64, f"0 to {2**32}"),
         (torch.inf, torch.float32, "0 to inf"),
     ],
 )

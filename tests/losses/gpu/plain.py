@@ -30,8 +30,14 @@ class Batch:
 
 
 def make_batch(
-    heads: int, shape: tuple[int, ...], *, regions: bool = False, ignore: bool = False,
-    dtype: torch.dtype = torch.float32, sure: float = 6.0, seed: int = 0,
+    heads: int,
+    shape: tuple[int, ...],
+    *,
+    regions: bool = False,
+    ignore: bool = False,
+    dtype: torch.dtype = torch.float32,
+    sure: float = 6.0,
+    seed: int = 0,
 ) -> Batch:
     """Return two images of blocks of labels, of which the logits know four fifths by `sure`."""
     generator = torch.Generator().manual_seed(seed)
@@ -73,6 +79,12 @@ def plain_sums(logits: Tensor, batch: Batch, num_bins: int, soft: bool) -> Voxel
         shares = one_hot(index, max(num_bins, 1)).double()[..., :num_bins]
     shares = shares * valid[..., None]
     return VoxelSums(
-        (loss * valid).sum(), (p * valid).sum(2), (p * y).sum(2), y.sum(2), valid.sum(), shares.sum(2),
-        (shares * p[..., None]).sum(2), (shares * y[..., None]).sum(2),
+        (loss * valid).sum(),
+        (p * valid).sum(2),
+        (p * y).sum(2),
+        y.sum(2),
+        valid.sum(),
+        shares.sum(2),
+        (shares * p[..., None]).sum(2),
+        (shares * y[..., None]).sum(2),
     )

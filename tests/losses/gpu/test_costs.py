@@ -14,8 +14,13 @@ from tests.worlds.joined_losses import nnunet_loss, nnunet_region_loss
 pytest.importorskip("triton")  # comes with PyTorch's packages for GPUs
 
 SMALLEST = {2: 1.3, 4: 0.95, 15: 0.65, 62: 0.55}  # peak in float32 bytes of the logits
-TERMS = {"hard": [ML1ACELoss], "soft": [ML1ACELoss], "NACL": [NACLLoss], "SVLS": [SVLSLoss],
-         "NACL and hard": [NACLLoss, ML1ACELoss]}
+TERMS = {
+    "hard": [ML1ACELoss],
+    "soft": [ML1ACELoss],
+    "NACL": [NACLLoss],
+    "SVLS": [SVLSLoss],
+    "NACL and hard": [NACLLoss, ML1ACELoss],
+}
 
 
 @pytest.fixture

@@ -165,8 +165,7 @@ def test_kernels_are_tried_once(kernels_do_nothing, operation):
 
 
 @pytest.mark.parametrize(
-    ("operation", "failing"),
-    [*product(OPTIONS, ["all", "gradient_kernel"]), ("voxel_sums", "error_kernel")],
+    ("operation", "failing"), [*product(OPTIONS, ["all", "gradient_kernel"]), ("voxel_sums", "error_kernel")]
 )
 def test_kernels_that_this_triton_cannot_compile(monkeypatch, kernels_do_nothing, operation, failing):
     """One warning, and another backend computes, whichever kernel it is: a training goes on."""

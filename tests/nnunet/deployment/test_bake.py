@@ -96,8 +96,11 @@ def test_fold_of_a_training(untrained, capsys):
     trainer.load_checkpoint(str(original))
     assert fitted["weights_sha256"] == weights_fingerprint(trainer.network)
     assert fitted["fitted"] == {
-        "file": "fold_0/validation/calibration/temperature.json", "folds": [0], "cases": 1, "in_sample": False,
-    }  # fmt: skip
+        "file": "fold_0/validation/calibration/temperature.json",
+        "folds": [0],
+        "cases": 1,
+        "in_sample": False,
+    }
     assert fitted["version"] == nnunet_calib.__version__
     assert (fitted["checkpoint"], fitted["trainer_name"]) == (FINAL, model.trainer)
     assert ours.keys() == {*theirs, ENTRY}
@@ -155,9 +158,13 @@ def test_shared(untrained, tmp_path, monkeypatch):
         file.parent.mkdir(exist_ok=True)
         file.write_text("{}")
     export_pretrained_model(
-        model.world.dataset_id, str(tmp_path / "model.zip"), ("2d",), model.trainer, folds=(0,),
+        model.world.dataset_id,
+        str(tmp_path / "model.zip"),
+        ("2d",),
+        model.trainer,
+        folds=(0,),
         save_checkpoints=(CALIBRATED,),
-    )  # fmt: skip
+    )
     expected = model.probabilities(folder, CALIBRATED)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "elsewhere"))
     install_model_from_zip_file(str(tmp_path / "model.zip"))

@@ -159,11 +159,14 @@ def test_primus(untrained):
 @pytest.mark.parametrize(
     ("trainer", "stock"),
     [
-        ("nnUNetTrainerNACL_5epochs", "nnUNetTrainer_5epochs"), ("NACL_DA5", "nnUNetTrainerDA5"),
-        ("NoDeepSupervision", "nnUNetTrainerNoDeepSupervision"), ("BN", "nnUNetTrainerBN"),
-        ("nnUNetTrainer", "nnUNetTrainer"), ("Old", None),
+        ("nnUNetTrainerNACL_5epochs", "nnUNetTrainer_5epochs"),
+        ("NACL_DA5", "nnUNetTrainerDA5"),
+        ("NoDeepSupervision", "nnUNetTrainerNoDeepSupervision"),
+        ("BN", "nnUNetTrainerBN"),
+        ("nnUNetTrainer", "nnUNetTrainer"),
+        ("Old", None),
     ],
-)  # fmt: skip
+)
 def test_portable_name(untrained, monkeypatch, trainer, stock):
     """The nearest class of nnU-Net's own; loaded by it, without our folder of trainers, the same is predicted."""
     model = untrained("2d", trainer)
@@ -234,10 +237,26 @@ def test_without_the_package(untrained, tmp_path):
 
     def predict(checkpoint: str) -> subprocess.CompletedProcess:
         return run(
-            "-c", "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as main; main()",
-            "-i", str(images), "-o", str(tmp_path / checkpoint), *model.arguments, "-f", "0", "-device", "cpu",
-            "-chk", checkpoint, "--save_probabilities", "-npp", "1", "-nps", "1", "--disable_progress_bar",
-        )  # fmt: skip
+            "-c",
+            "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as main; main()",
+            "-i",
+            str(images),
+            "-o",
+            str(tmp_path / checkpoint),
+            *model.arguments,
+            "-f",
+            "0",
+            "-device",
+            "cpu",
+            "-chk",
+            checkpoint,
+            "--save_probabilities",
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+            "--disable_progress_bar",
+        )
 
     assert "ImportError: nnunet_calib" in run("-c", "import nnunet_calib").stderr
     assert model.bake("-f", "0", "--temperature", str(T)) == 0

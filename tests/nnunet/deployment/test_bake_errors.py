@@ -22,7 +22,6 @@ pytestmark = [
 MODEL = "-d Dataset900_labels -c 2d -tr nnUNetTrainerCalib -p nnUNetPlans"
 
 
-
 class Told:
     """A model, and what the command tells of it."""
 
@@ -101,8 +100,12 @@ def test_model_folder(told, tmp_path, monkeypatch):
 def test_advice_without_training_data(told, tmp_path, monkeypatch):
     """On a machine that has the model only, nothing is advised that needs the preprocessed data."""
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    for options in (("-f", "0"), ("-f", "0", "1"), ("-f", "1", "--temperature", "2"),
-                    ("-f", "0", "--temperature", "2", "-chk", "checkpoint_best.pth")):  # fmt: skip
+    for options in (
+        ("-f", "0"),
+        ("-f", "0", "1"),
+        ("-f", "1", "--temperature", "2"),
+        ("-f", "0", "--temperature", "2", "-chk", "checkpoint_best.pth"),
+    ):
         text = told.refused(*options)
         assert not any(command in text for command in ("validate", "crossval", "nnUNetv2_train"))
     text = told.refused("-f", "0")
@@ -274,8 +277,9 @@ class TestCrossValidation:
         assert expected in told.baked("-f", "1", "0", "1")
         merged(0, 1, 2, temperature=1.5)
         assert "T = 1.5000" in told.baked("-f", "0", "1")
-        assert {load_checkpoint(told.folder / f"fold_{i}" / CALIBRATED)["nnunet_calib"]["temperature"]
-                for i in range(2)} == {1.5}  # fmt: skip
+        assert {
+            load_checkpoint(told.folder / f"fold_{i}" / CALIBRATED)["nnunet_calib"]["temperature"] for i in range(2)
+        } == {1.5}
 
     def test_not_covered(self, told, merged):
         """A fold that was not merged has its own; several have none."""

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def model(tmp_path) -> ModelFolder:
     """A model of T1 and T2 in .png files; `cascade` is one whose previous stage is `first`."""
     plans = {
-        "dataset_name": "Dataset001_A", "plans_name": "nnUNetPlans", "image_reader_writer": "NaturalImage2DIO",
-        "configurations": {
-            "2d": {"architecture": {}}, "cascade": {"architecture": {}, "previous_stage": "first"},
-        },
-    }  # fmt: skip
+        "dataset_name": "Dataset001_A",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "NaturalImage2DIO",
+        "configurations": {"2d": {"architecture": {}}, "cascade": {"architecture": {}, "previous_stage": "first"}},
+    }
     dataset = {"channel_names": {"1": "T2", "0": "T1"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}
     for name, content in (("plans", plans), ("dataset", dataset)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -41,16 +41,22 @@ def images(model: ModelFolder, *names: str) -> Path:
 
 COMPLETE = ("a_0000.png", "a_0001.png")
 REFUSED = {
-    "first": ((*COMPLETE, "b_0001.png"), "expected case b with 2 channels (T1, T2) as its model was trained, found no",
-              "b_0000.png: add it"),
+    "first": (
+        (*COMPLETE, "b_0001.png"),
+        "expected case b with 2 channels (T1, T2) as its model was trained, found no",
+        "b_0000.png: add it",
+    ),
     "gap": (("a_0000.png", "a_0002.png"), "expected case a with 2 channels (T1, T2)", "a_0001.png: add it"),
-    "more": ((*COMPLETE, "b_0000.png", "b_0001.png", "b_0002.png"), "expected case b with 2 channels (T1, T2)",
-             "b_0002.png: move it elsewhere"),
+    "more": (
+        (*COMPLETE, "b_0000.png", "b_0001.png", "b_0002.png"),
+        "expected case b with 2 channels (T1, T2)",
+        "b_0002.png: move it elsewhere",
+    ),
     "no number": ((*COMPLETE, "scan.png"), "a number for each channel, found", "scan.png: rename it"),
     "none": (("a_0000.nii.gz",), "expected images that end with _0000.png, found none in", "with -i"),
     "unreadable": ((*COMPLETE, "b_0000.png"), "expected images of case b that nnU-Net can read", "restore it"),
     "name": ((*COMPLETE, "b\n_0000.png", "b\n_0001.png"), "expected names of cases that are", "'b\\n': rename"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

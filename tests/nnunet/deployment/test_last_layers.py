@@ -15,14 +15,29 @@ from nnunet_calib.posthoc.temperature import Temperature
 
 T = 1.7
 UNET = {
-    "input_channels": 1, "n_stages": 3, "features_per_stage": [4, 8, 8], "conv_op": nn.Conv3d, "kernel_sizes": 3,
-    "strides": [1, 2, 2], "num_classes": 3, "n_conv_per_stage_decoder": 1, "conv_bias": True,
-    "norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU,
-}  # fmt: skip
+    "input_channels": 1,
+    "n_stages": 3,
+    "features_per_stage": [4, 8, 8],
+    "conv_op": nn.Conv3d,
+    "kernel_sizes": 3,
+    "strides": [1, 2, 2],
+    "num_classes": 3,
+    "n_conv_per_stage_decoder": 1,
+    "conv_bias": True,
+    "norm_op": nn.InstanceNorm3d,
+    "norm_op_kwargs": {"affine": True},
+    "nonlin": nn.LeakyReLU,
+}
 PRIMUS = {
-    "input_channels": 1, "embed_dim": 24, "patch_embed_size": (8, 8, 8), "num_classes": 3, "eva_depth": 1,
-    "eva_numheads": 2, "input_shape": (16, 16, 16), "drop_path_rate": 0.5,
-}  # fmt: skip
+    "input_channels": 1,
+    "embed_dim": 24,
+    "patch_embed_size": (8, 8, 8),
+    "num_classes": 3,
+    "eva_depth": 1,
+    "eva_numheads": 2,
+    "input_shape": (16, 16, 16),
+    "drop_path_rate": 0.5,
+}
 SEG_LAYERS = {f"decoder.seg_layers.{i}.{kind}" for i in range(2) for kind in ("weight", "bias")}
 PRIMUS_HEAD = {"up_projection.decode.2.weight", "up_projection.decode.2.bias"}
 
@@ -177,8 +192,9 @@ def test_shared_weights():
     assert torch.equal(state["head.weight"], before)
     assert [*result] == [*state]
     assert result._metadata == state._metadata
-    assert divide(network, torch.randn(1, 1, 6, 6))[0] == {f"{a}.{b}" for a in ("head", "same_head") for b in
-                                                            ("weight", "bias")}  # fmt: skip
+    assert divide(network, torch.randn(1, 1, 6, 6))[0] == {
+        f"{a}.{b}" for a in ("head", "same_head") for b in ("weight", "bias")
+    }
 
 
 def refusal(network: nn.Module) -> str:

@@ -31,25 +31,34 @@ def other_weights(deployed) -> None:
 
 REFUSALS = {
     "baked": (
-        lambda t: change_checkpoint(t, nnunet_calib={"temperature": 1.8}), (),
+        lambda t: change_checkpoint(t, nnunet_calib={"temperature": 1.8}),
+        (),
         "found checkpoint_final.pth with one in its weights: use them as they are with --temperature 1, or name the",
     ),
     "other weights": (other_weights, (), "found one of other weights in fold_0/validation/calibration/"),
     "no temperature": (lambda t: t.temperature_file().unlink(), (), "of fold 0 of"),
     "at bound": (
-        lambda t: change_json(t.temperature_file(), at_bound=True), (), "a temperature that the data determine",
+        lambda t: change_json(t.temperature_file(), at_bound=True),
+        (),
+        "a temperature that the data determine",
     ),
     "in sample": (
-        lambda t: change_json(t.temperature_file(), in_sample=True), (), "fitted on cases the model was not trained on",
+        lambda t: change_json(t.temperature_file(), in_sample=True),
+        (),
+        "fitted on cases the model was not trained on",
     ),
     "no number": (lambda t: None, ("--temperature", "-1"), "expected a temperature above 0"),
     "no checkpoint": (lambda t: None, ("-f", "3"), "expected nnU-Net's checkpoint"),
     "no images": (
-        lambda t: [p.unlink() for p in t.images.iterdir()], (), "images that end with _0000.nii.gz, found none",
+        lambda t: [p.unlink() for p in t.images.iterdir()],
+        (),
+        "images that end with _0000.nii.gz, found none",
     ),
     "no folder": (lambda t: None, ("-i", "/nowhere"), "found none in /nowhere: name their folder with -i"),
     "no trainer": (
-        lambda t: change_checkpoint(t, trainer_name="nnUNetTrainerNone"), (), "expected a model that nnU-Net can load",
+        lambda t: change_checkpoint(t, trainer_name="nnUNetTrainerNone"),
+        (),
+        "expected a model that nnU-Net can load",
     ),
     "part": (lambda t: None, ("-num_parts", "2", "-part_id", "2"), "expected -part_id from 0 to 1 with -num_parts 2"),
     "step": (lambda t: None, ("-step_size", "1.5"), "expected -step_size above 0 and at most 1, got 1.5"),

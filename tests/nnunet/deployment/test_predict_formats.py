@@ -17,8 +17,10 @@ pytestmark = MARKS
 
 def retype(deployed, ending: str, reader: str) -> None:
     """Images of another type, and a model that reads them."""
-    volumes = {p.name.removesuffix(".nii.gz"): sitk.GetArrayFromImage(sitk.ReadImage(str(p)))
-               for p in deployed.images.iterdir()}  # fmt: skip
+    volumes = {
+        p.name.removesuffix(".nii.gz"): sitk.GetArrayFromImage(sitk.ReadImage(str(p)))
+        for p in deployed.images.iterdir()
+    }
     shutil.rmtree(deployed.images)
     deployed.images.mkdir()
     for name, volume in volumes.items():

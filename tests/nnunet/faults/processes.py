@@ -68,9 +68,10 @@ def visible(*folders: Path) -> dict[str, bytes]:
     """The files of folders, but for hidden ones and those in hidden folders, which no command reads."""
     found = [(path, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*"))]
     return {
-        str(name): path.read_bytes() for path, name in found
+        str(name): path.read_bytes()
+        for path, name in found
         if path.is_file() and not any(part[0] == "." for part in name.parts)
-    }  # fmt: skip
+    }
 
 
 def half_written(folder: Path) -> list[str]:
@@ -89,4 +90,3 @@ def one_figure(patch: pytest.MonkeyPatch) -> Iterator[None]:
         small = figures.FigureSpec("nll", "NLL", "A small figure.", lambda *_: Figure(figsize=(1, 1)))
         context.setattr(figures, "FIGURES", (small,))
         yield
-

@@ -153,4 +153,3 @@ def test_wrong_clock(trained, predicted_cases):
     for path in trained.fold.rglob("*"):
         os.utime(path, (9e8, 9e8) if path == checkpoint else (9e8 + 1, 9e8 + 1))
     assert predicted_cases() == []
-

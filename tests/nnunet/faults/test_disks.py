@@ -1,4 +1,5 @@
 """Commands on a disk that is full or only reads: one sentence that names the file, and nothing is left of it."""
+
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,27 @@ COMMANDS = {
     "export": (lambda f: ["export", "-i", str(f / "pred"), "-np", "1", "-o", str(f / "disk" / "out")], "disk"),
     "report": (lambda f: ["report", *CROSSVAL[1:], "-f", "0", "--no-images", "-o", str(f / "disk" / "r.html")], "disk"),
     "compare": (
-        lambda f: ["compare", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER, "nnUNetTrainerNACL", "-f", "0", "-o",
-                   str(f / "disk" / "out")], "disk",
+        lambda f: [
+            "compare",
+            "-d",
+            "4",
+            "-c",
+            "3d_fullres",
+            "-tr",
+            TRAINER,
+            "nnUNetTrainerNACL",
+            "-f",
+            "0",
+            "-o",
+            str(f / "disk" / "out"),
+        ],
+        "disk",
     ),
     "crossval": (
         lambda f: [*CROSSVAL, "-f", "0", "1", "2"],
         f"results/Dataset004_Synthetic/{TRAINER}__nnUNetPlans__3d_fullres/crossval_results_folds_0_1_2",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -65,8 +65,11 @@ def stop(command: list[str], number: int, when: Callable[[], object], workers: i
     with (
         open(folder / "stderr", "w+") as stderr,
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "nnunet_calib.cli", *command], stdout=subprocess.DEVNULL,
-            stderr=stderr, start_new_session=True, env=os.environ | {"PYTHONPATH": path},
+            [sys.executable, "-W", "ignore", "-m", "nnunet_calib.cli", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
             preexec_fn=hear_interrupts,
         ) as process,
     ):

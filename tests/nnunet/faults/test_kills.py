@@ -76,14 +76,29 @@ def test_report_and_compare(model, tmp_path):
     (tmp_path / "page").mkdir()
     check_every_kill(
         ["report", *CROSSVAL[1:], "-f", "0", "--no-images", "-o", str(tmp_path / "page" / "report.html")],
-        tmp_path / "page", 1,
-    )  # fmt: skip
+        tmp_path / "page",
+        1,
+    )
     other = Model(tmp_path, trainer="nnUNetTrainerNACL", weights="others")
     other.write(0, {name: made(9 + i) for i, name in enumerate(model.cases[0])})
     check_every_kill(
-        ["compare", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER, other.named["trainer"], "-f", "0", "-o",
-         str(tmp_path / "compared")], tmp_path / "compared", 4,
-    )  # fmt: skip
+        [
+            "compare",
+            "-d",
+            "4",
+            "-c",
+            "3d_fullres",
+            "-tr",
+            TRAINER,
+            other.named["trainer"],
+            "-f",
+            "0",
+            "-o",
+            str(tmp_path / "compared"),
+        ],
+        tmp_path / "compared",
+        4,
+    )
 
 
 def test_over_older_results(tmp_path, capsys):

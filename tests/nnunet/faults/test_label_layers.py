@@ -105,6 +105,12 @@ def test_where_labels_are_read(tmp_path):
         write(tmp_path / name, one_hot(labels))
         with pytest.raises(ValueError, match=SAID.format(2, tmp_path / name)):
             measure_case(
-                p, tmp_path / name, SimpleITKIO(), heads, case="a", model={}, spacing=(1, 1, 1),
+                p,
+                tmp_path / name,
+                SimpleITKIO(),
+                heads,
+                case="a",
+                model={},
+                spacing=(1, 1, 1),
                 crop=(slice(1, 3), slice(None), slice(None)),
             )

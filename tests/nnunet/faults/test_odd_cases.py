@@ -197,8 +197,11 @@ def test_console_without_letters(tmp_path):
 def test_links_to_results(model, tmp_path, monkeypatch, what):
     """A folder or a file that lies elsewhere, and is linked to: the same numbers."""
     target = {
-        "results": model.results, "model": model.folder, "fold_0": model.folder / "fold_0",
-        "validation": model.calibration(0).parent, "calibration": model.calibration(0),
+        "results": model.results,
+        "model": model.folder,
+        "fold_0": model.folder / "fold_0",
+        "validation": model.calibration(0).parent,
+        "calibration": model.calibration(0),
     }.get(what, model.calibration(0) / what)
     shutil.move(target, tmp_path / "elsewhere")
     target.symlink_to(tmp_path / "elsewhere")

@@ -68,7 +68,8 @@ def test_cases(again, trained, monkeypatch):
     assert "RuntimeError: out of order" in text
     assert f"To measure again: nnunet_calib validate -d {trained.dataset} -c 3d_fullres" in text
     assert {path.name for path in trained.calibration.glob("cases/*.npz") if path.is_file()} == {
-        "case.3.npz", "case.4.npz",
+        "case.3.npz",
+        "case.4.npz",
     }
 
 
@@ -170,4 +171,3 @@ def same(a, b) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if torch.is_tensor(a) else a == b
-

@@ -16,9 +16,15 @@ def validate(trained: Trained) -> None:
     from nnunetv2.run.run_training import run_training
 
     run_training(
-        trained.dataset, CONFIGURATION, "all", trained.trainer, PLANS, device=torch.device("cpu"),
-        only_run_validation=True, export_validation_probabilities=True,
-    )  # fmt: skip
+        trained.dataset,
+        CONFIGURATION,
+        "all",
+        trained.trainer,
+        PLANS,
+        device=torch.device("cpu"),
+        only_run_validation=True,
+        export_validation_probabilities=True,
+    )
 
 
 def train(dataset: str, trainer: str, results: Path) -> Path:
@@ -35,9 +41,10 @@ def train(dataset: str, trainer: str, results: Path) -> Path:
 def validation_files(fold: Path) -> dict[str, bytes]:
     """What nnU-Net itself has written of its validation, the folders left out that its summary.json names."""
     files = {
-        path.name: path.read_bytes() for path in sorted((fold / "validation").iterdir())
+        path.name: path.read_bytes()
+        for path in sorted((fold / "validation").iterdir())
         if path.is_file() and path.name != "calibration"
-    }  # fmt: skip
+    }
     return files | {"summary.json": re.sub(rb'"[^"]*/([^"/]+)"', rb'"\1"', files["summary.json"])}
 
 

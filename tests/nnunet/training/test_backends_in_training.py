@@ -14,7 +14,7 @@ from nnunet_calib.losses.backends import VARIABLE
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINER = "nnUNetTrainerSeeded"
-SOURCE = f'''
+SOURCE = f"""
 import json
 import os
 import random
@@ -42,7 +42,7 @@ class {TRAINER}(nnUNetTrainerNACLML1ACE):
         with open(os.environ["LOSSES"], "w") as file:
             json.dump(self.losses, file)
         return result
-'''
+"""
 TRAIN = """
 import sys
 import torch
@@ -55,8 +55,14 @@ def train(world, tmp_path, choice, configuration):
     """Return the losses of all iterations of a fold."""
     file = tmp_path / f"{choice}.json"
     environment = {
-        **os.environ, **world.environment(), VARIABLE: choice, "LOSSES": str(file), "nnUNet_n_proc_DA": "0",
-        "nnUNet_results": str(tmp_path / choice), "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1",
+        **os.environ,
+        **world.environment(),
+        VARIABLE: choice,
+        "LOSSES": str(file),
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_results": str(tmp_path / choice),
+        "PYTHONPATH": str(ROOT),
+        "TRITON_INTERPRET": "1",
     }
     command = [sys.executable, "-c", TRAIN, world.dataset, configuration, TRAINER]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

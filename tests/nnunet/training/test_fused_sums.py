@@ -32,17 +32,20 @@ COMBINATIONS = {
     "SVLS and CE": (lambda b, i: add_term(b, SVLSLoss(ignore_label=i), 0.5), []),
     "NACL": (lambda b, i: add_term(b, NACLLoss(ignore_label=i), 0.1), []),
     "NACL, Gaussian": (
-        lambda b, i: add_term(b, NACLLoss(5, prior="gaussian", penalty="l2", sigma=2.0, ignore_label=i), 0.1), [],
+        lambda b, i: add_term(b, NACLLoss(5, prior="gaussian", penalty="l2", sigma=2.0, ignore_label=i), 0.1),
+        [],
     ),
     "NACL, median": (lambda b, i: add_term(b, NACLLoss(prior="median", ignore_label=i), 0.1), ["NACLLoss"]),
     "NACL, probabilities": (lambda b, i: add_term(b, NACLLoss(on="probabilities", ignore_label=i), 1.0), ["NACLLoss"]),
     "soft mL1-ACE": (lambda b, i: add_term(b, ML1ACELoss(ignore_label=i, binning="soft"), 1.0), []),
     "pooled mL1-ACE": (lambda b, i: add_term(b, ML1ACELoss(ignore_label=i, pool="batch"), 1.0), []),
     "NACL + mL1-ACE": (
-        lambda b, i: add_term(add_term(b, NACLLoss(ignore_label=i), 0.1), ML1ACELoss(ignore_label=i), 1.0), [],
+        lambda b, i: add_term(add_term(b, NACLLoss(ignore_label=i), 0.1), ML1ACELoss(ignore_label=i), 1.0),
+        [],
     ),
     "mL1-ACE + NACL": (
-        lambda b, i: add_term(add_term(b, ML1ACELoss(ignore_label=i), 1.0), NACLLoss(ignore_label=i), 0.1), [],
+        lambda b, i: add_term(add_term(b, ML1ACELoss(ignore_label=i), 1.0), NACLLoss(ignore_label=i), 0.1),
+        [],
     ),
     "SVLS + mL1-ACE": (lambda b, i: add_term(with_svls(b, i), ML1ACELoss(ignore_label=i), 1.0), []),
     "Dice + mL1-ACE": (lambda b, i: add_term(without_ce(b), ML1ACELoss(ignore_label=i), 1.0), []),

@@ -17,8 +17,12 @@ class Squares(FunctionalLoss):
     def __init__(self, kernel_size=5, factor=1.0, power=2, regions=False, ignore_label=None):
         super().__init__(
             lambda logits, target, factor, power, **options: factor * logits.abs().pow(power).mean(),
-            kernel_size=kernel_size, factor=factor, power=power, regions=regions, ignore_label=ignore_label,
-        )  # fmt: skip
+            kernel_size=kernel_size,
+            factor=factor,
+            power=power,
+            regions=regions,
+            ignore_label=ignore_label,
+        )
 
 
 class SquaresMixin(AddedTerm, loss=Squares, prefix="squares"):
@@ -52,8 +56,10 @@ def test_added():
     assert type(term) is Squares
     assert term.options == {"kernel_size": 5, "factor": 7.0, "power": 2, "regions": False, "ignore_label": 9}
     assert [*trainer.calibration_hyperparameters().items()] == [
-        ("squares_weight", 0.5), ("squares_warmup_epochs", 2), ("squares_factor", 7.0),
-    ]  # fmt: skip
+        ("squares_weight", 0.5),
+        ("squares_warmup_epochs", 2),
+        ("squares_factor", 7.0),
+    ]
     assert trainer.told["calibration"] == trainer.calibration_hyperparameters()
     trainer.num_epochs = 10
     assert [trainer.term_weights(epoch)[Squares] for epoch in range(4)] == [0, 0.25, 0.5, 0.5]
@@ -106,9 +112,7 @@ def test_several():
     assert torch.isfinite(trainer.train_step())
 
 
-@pytest.mark.parametrize(
-    ("base", "name"), [(AddedTerm, "squares_facter"), (ReplacedCrossEntropy, "squares_weight")]
-)
+@pytest.mark.parametrize(("base", "name"), [(AddedTerm, "squares_facter"), (ReplacedCrossEntropy, "squares_weight")])
 def test_unknown_option(base, name):
     """An attribute that would reach nothing is refused when the class is defined."""
     with pytest.raises(TypeError, match=rf"squares_ in Mine to be followed by .*factor.*, got {name}: correct"):

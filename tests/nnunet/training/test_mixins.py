@@ -144,8 +144,7 @@ def test_regions_without_order(world, order):
 
 
 @pytest.mark.parametrize(
-    ("stock", "loss"),
-    [(nnUNetTrainerTopk10Loss, "TopKLoss"), (nnUNetTrainerDiceLoss, "MemoryEfficientSoftDiceLoss")],
+    ("stock", "loss"), [(nnUNetTrainerTopk10Loss, "TopKLoss"), (nnUNetTrainerDiceLoss, "MemoryEfficientSoftDiceLoss")]
 )
 def test_svls_without_cross_entropy(world, stock, loss):
     """SVLS has nothing to replace there, and says so before the training starts."""

@@ -219,7 +219,11 @@ def test_mixins_pass_names():
             given.update(vars() | {"self": None})
 
     arguments = {
-        "plans": {}, "configuration": "2d", "fold": 1, "dataset_json": {"labels": {"background": 0}}, "device": "cpu",
-    }  # fmt: skip
+        "plans": {},
+        "configuration": "2d",
+        "fold": 1,
+        "dataset_json": {"labels": {"background": 0}},
+        "device": "cpu",
+    }
     type("Mine", (NACLMixin, Parent), {})(**arguments)
     assert {name: given[name] for name in arguments} == arguments

@@ -121,9 +121,11 @@ class Doubled:
 
 
 NAMES = {
-    NACLMixin: "NACLLoss", SVLSMixin: "SVLSLoss, NoTerm in the place of the cross-entropy", ML1ACEMixin: "ML1ACELoss",
+    NACLMixin: "NACLLoss",
+    SVLSMixin: "SVLSLoss, NoTerm in the place of the cross-entropy",
+    ML1ACEMixin: "ML1ACELoss",
     DiceOnlyMixin: "NoTerm in the place of the cross-entropy",
-}  # fmt: skip
+}
 every_mixin = pytest.mark.parametrize("mixin", NAMES)
 
 
@@ -225,8 +227,10 @@ def test_never_called():
     trainer = make(OwnStep, NACLMixin)
     trainer.run_training()
     assert [line.partition(":")[0] for line in trainer.log] == [
-        "epoch 0", "No training step has called the loss with NACLLoss", "epoch 1",
-    ]  # fmt: skip
+        "epoch 0",
+        "No training step has called the loss with NACLLoss",
+        "epoch 1",
+    ]
 
 
 def test_failures_cost_nothing(monkeypatch):

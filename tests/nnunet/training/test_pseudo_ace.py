@@ -141,10 +141,13 @@ def test_validation_step(world, cls, monkeypatch):
     if heads.regions:
         p, labels, ignored = torch.sigmoid(output), target, target[:, -1].bool()
         expected = [
-            calibration_errors(CaseStatistics.from_probabilities(
-                np.stack([1 - p[:, c], p[:, c]]),
-                np.where(ignored & (heads.ignore_label is not None), 9, labels[:, c].numpy()), ignore_label=9,
-            ))["ace"][1]
+            calibration_errors(
+                CaseStatistics.from_probabilities(
+                    np.stack([1 - p[:, c], p[:, c]]),
+                    np.where(ignored & (heads.ignore_label is not None), 9, labels[:, c].numpy()),
+                    ignore_label=9,
+                )
+            )["ace"][1]
             for c in range(len(heads.regions))
         ]
     else:

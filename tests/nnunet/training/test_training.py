@@ -89,15 +89,19 @@ def test_fold(world, configuration):
     assert foreground == list(own["mean"])
 
     plans = world.trainer(f"{name}_short", configuration).plans_manager
-    reader, label_manager = plans.image_reader_writer_class(), plans.get_label_manager(
-        json.loads((world.preprocessed / "dataset.json").read_text())
+    reader, label_manager = (
+        plans.image_reader_writer_class(),
+        plans.get_label_manager(json.loads((world.preprocessed / "dataset.json").read_text())),
     )
     heads = Heads.of(label_manager)
     for case in cases:
         labels, properties = reader.read_seg(str(world.preprocessed / "gt_segmentations" / f"{case}.nii.gz"))
         with np.load(validation / f"{case}.npz") as file:
             expected = CaseStatistics.from_probabilities(
-                file["probabilities"], labels[0], regions=heads.regions, ignore_label=heads.ignore_label,
+                file["probabilities"],
+                labels[0],
+                regions=heads.regions,
+                ignore_label=heads.ignore_label,
                 spacing=properties["spacing"],
             )
         measured = CaseStatistics.load(calibration / "cases" / f"{case}.npz")
@@ -188,9 +192,7 @@ def test_weights_and_biases(world, monkeypatch):
 def run_command(world, *arguments: str, **changed: str) -> subprocess.CompletedProcess:
     environment = os.environ | world.environment() | changed
     program = Path(sysconfig.get_path("scripts")) / arguments[0]
-    return subprocess.run(
-        [str(program), *arguments[1:]], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([str(program), *arguments[1:]], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_command_line(world):

@@ -63,9 +63,12 @@ def test_prediction_and_ensemble(world, tmp_path):
     raw = world.folder / "raw" / world.dataset
     predicted, ensemble = tmp_path / "predicted", tmp_path / "ensemble"
     predictor.predict_from_files(
-        str(raw / "imagesTr"), str(predicted), save_probabilities=True, num_processes_preprocessing=1,
+        str(raw / "imagesTr"),
+        str(predicted),
+        save_probabilities=True,
+        num_processes_preprocessing=1,
         num_processes_segmentation_export=1,
-    )  # fmt: skip
+    )
     shutil.copytree(predicted, tmp_path / "again")
     ensemble_folders([str(predicted), str(tmp_path / "again")], str(ensemble), True, 1)
     assert not (ensemble / "plans.json").exists()

@@ -161,9 +161,13 @@ def trainer(folder: Path, split, epoch: int = 0, rank: int = 0) -> SimpleNamespa
     """What is asked of a trainer when its training starts."""
     said: list[str] = []
     return SimpleNamespace(
-        do_split=lambda: split, output_folder=str(folder), current_epoch=epoch, local_rank=rank, said=said,
+        do_split=lambda: split,
+        output_folder=str(folder),
+        current_epoch=epoch,
+        local_rank=rank,
+        said=said,
         print_to_log_file=said.append,
-    )  # fmt: skip
+    )
 
 
 def start(made: SimpleNamespace) -> object:
