@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 # Takes a case's name, gives its image (channels, *spatial) on the grid of its label map, or None.
-ImageOf = Callable[[str], NDArray | None]
+ImageOf = Callable[[str], NDArray[Any] | None]
 
 
 _WIDTH = 16  # characters above a third of a column

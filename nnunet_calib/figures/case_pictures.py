@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class CasePicture:
         *,
         regions: Regions,
         ignore_label: int | None,
-        image: NDArray | None = None,
+        image: NDArray[Any] | None = None,
     ) -> CasePicture:
         """The picture of the head that has the most foreground, true or predicted, in the slice.
 
@@ -92,7 +92,7 @@ class CasePicture:
         )
 
 
-def _background(shown: RepresentativeSlice, image: NDArray | None) -> NDArray[np.float32]:
+def _background(shown: RepresentativeSlice, image: NDArray[Any] | None) -> NDArray[np.float32]:
     if image is not None:
         dimensions = len(shown.where)
         if image.ndim != dimensions + 1 or any(
@@ -126,7 +126,7 @@ def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
     times = max(1, -(-_TILE // max(min(rows, columns), 1)))
     size = max(1, round(rows * times * picture.aspect)), columns * times
 
-    def enlarged(pixels: NDArray) -> NDArray:
+    def enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
         at = [np.arange(n) * of // n for n, of in zip(size, (rows, columns), strict=True)]
         return pixels[np.ix_(*at)]
 

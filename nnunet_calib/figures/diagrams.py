@@ -23,7 +23,11 @@ def _square(ax: Axes, ylabel: str) -> None:
 
 
 def draw_reliability(
-    ax: Axes, curve: ReliabilityCurve, row: int, title: str, interval: tuple[NDArray, NDArray] | None = None
+    ax: Axes,
+    curve: ReliabilityCurve,
+    row: int,
+    title: str,
+    interval: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> None:
     """Reliability diagram of one head, with the number of voxels in each bin in a strip above it.
 

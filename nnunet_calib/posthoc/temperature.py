@@ -253,4 +253,4 @@ def _numbered(groups: ArrayLike, voxels: int) -> Tensor:
         raise ValueError(f"expected groups ({voxels},), one for each voxel, got {tuple(found.shape)}")
     _check_whole(found, "groups")
     # sums are kept for each number up to the largest
-    return found.long() if found.max() < voxels else found.unique(return_inverse=True)[1]
+    return found.long() if found.max() < voxels else torch.unique(found, return_inverse=True)[1]

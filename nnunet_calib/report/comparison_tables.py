@@ -208,6 +208,7 @@ def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -
         for group in comparison["results"]
         if (group["metric"], group["of"], group["scope"]) == column and group["stage"] in (stage, "both")
     )
+    row: dict[str, Any]
     (row,) = (row for row in group["models"] if row["model"] == model)
     return row
 

@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
             return case.dice
         errors = case.errors[stage][self.scope]
         if self.of == "top_label":
-            return errors["top_label"][self.metric]
+            return float(errors["top_label"][self.metric])
         return case_error(errors, self.metric)
 
 

@@ -92,9 +92,9 @@ class RunningMeans:
         return result
 
 
-def _nanmean_of_arrays(values: list[NDArray]) -> NDArray:
+def _nanmean_of_arrays(values: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     counts = sum(~np.isnan(v) for v in values)
-    total: NDArray = sum(np.nan_to_num(v) for v in values) / np.where(counts, counts, np.nan)
+    total: NDArray[np.float64] = sum(np.nan_to_num(v) for v in values) / np.where(counts, counts, np.nan)
     return total
 
 

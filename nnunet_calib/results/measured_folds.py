@@ -46,7 +46,8 @@ class FoldResult:
     @property
     def checkpoint(self) -> str | None:
         """Name of the checkpoint that was measured, which files do not say that were written before it could differ."""
-        return self.model.get("checkpoint", FINAL)
+        checkpoint: str | None = self.model.get("checkpoint", FINAL)
+        return checkpoint
 
 
 def find_folds(
