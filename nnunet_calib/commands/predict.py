@@ -19,51 +19,30 @@ from nnunet_calib.commands.arguments import (
 
 
 def _run(args: argparse.Namespace) -> None:
-    if not 0 <= args.part_id < args.num_parts:
-        raise ValueError(
-            f"expected -part_id from 0 to {args.num_parts - 1} with -num_parts {args.num_parts}, got "
-            f"{args.part_id}: count from 0"
-        )
-    if not 0 < args.step_size <= 1:
-        raise ValueError(f"expected -step_size above 0 and at most 1, got {args.step_size}: nnU-Net's own is 0.5")
-    sequential = args.npp == args.nps == 0
-    if not sequential and min(args.npp, args.nps) < 1:
-        raise ValueError(f"expected -npp and -nps of at least 1, or 0 for both, got {args.npp} and {args.nps}")
-    if sequential and args.num_parts > 1:
-        raise ValueError(
-            "expected processes for a part of the cases, got -npp 0 -nps 0, with which nnU-Net predicts "
-            "all of them: give more, or leave out -num_parts"
-        )
     with contextlib.redirect_stdout(sys.stderr):
-        from nnunet_calib.nnunet.deployment.predict import predict, set_threads
+        from nnunet_calib.nnunet.deployment.predict import PredictionOptions, predict
 
-        model_folder = trained_model(args)
-        folder = predict(
-            model_folder,
-            args.folds,
-            args.images,
-            args.output,
-            map_options(args),
+        options = PredictionOptions(
+            maps=map_options(args),
             temperature=args.temperature,
             average=args.average,
             checkpoint=args.checkpoint,
             trust=args.trust,
+            device=args.device,
+            step_size=args.step_size,
+            mirroring=args.mirroring,
+            on_device=args.on_device,
             previous_stage=args.previous_stage,
             save_probabilities=args.save_probabilities,
             continued=args.continued,
-            processes=(args.npp, args.nps),
-            part=(args.part_id, args.num_parts),
-            predictor={
-                "tile_step_size": args.step_size,
-                "use_gaussian": True,
-                "use_mirroring": args.mirroring,
-                "perform_everything_on_device": args.on_device,
-                "device": set_threads(args.device),
-                "verbose": args.verbose,
-                "verbose_preprocessing": args.verbose,
-                "allow_tqdm": args.progress,
-            },
+            preprocessing_processes=args.npp,
+            export_processes=args.nps,
+            part=args.part_id,
+            parts=args.num_parts,
+            verbose=args.verbose,
+            progress=args.progress,
         )
+        folder = predict(trained_model(args), args.folds, args.images, args.output, options)
     print(folder / "maps.json")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,99 +32,157 @@ from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
 from nnunet_calib.results.schemas import in_sample_note
 
 
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How images are predicted.
+
+    Attributes:
+        maps: which maps are written, and how.
+        temperature: see `find_temperatures`.
+        average: what is averaged over the folds for the maps, one of `AVERAGES`.
+        checkpoint: file name of the checkpoint in each fold.
+        trust: also read checkpoints that hold objects whose code then runs.
+        device: "cuda", "cpu" or "mps".
+        step_size: step of nnU-Net's sliding window, as a fraction of the patch.
+        mirroring: whether nnU-Net also averages over mirrored images.
+        on_device: whether the logits of a case are kept on the GPU.
+        previous_stage: segmentations of the previous stage, for a cascade.
+        save_probabilities: whether nnU-Net also writes its .npz, without a temperature.
+        continued: predict only the cases that lack a segmentation or a map.
+        preprocessing_processes: number of processes that preprocess.
+        export_processes: number of processes that export; with 0 for both, everything runs in one process.
+        part: which part of the cases to predict, from 0.
+        parts: number of parts that the cases are split into.
+        verbose: whether nnU-Net prints details.
+        progress: whether nnU-Net shows progress bars.
+    """
+
+    maps: MapOptions
+    temperature: str | None = None
+    average: str = LOGITS
+    checkpoint: str = FINAL
+    trust: bool = False
+    device: str = "cuda"
+    step_size: float = 0.5
+    mirroring: bool = True
+    on_device: bool = True
+    previous_stage: Path | None = None
+    save_probabilities: bool = False
+    continued: bool = False
+    preprocessing_processes: int = 3
+    export_processes: int = 3
+    part: int = 0
+    parts: int = 1
+    verbose: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers out of range, or that do not go together."""
+        if not 0 <= self.part < self.parts:
+            raise ValueError(
+                f"expected -part_id from 0 to {self.parts - 1} with -num_parts {self.parts}, got {self.part}: count "
+                f"from 0"
+            )
+        if not 0 < self.step_size <= 1:
+            raise ValueError(f"expected -step_size above 0 and at most 1, got {self.step_size}: nnU-Net's own is 0.5")
+        if not self.one_process and min(self.preprocessing_processes, self.export_processes) < 1:
+            raise ValueError(
+                f"expected -npp and -nps of at least 1, or 0 for both, got {self.preprocessing_processes} and "
+                f"{self.export_processes}"
+            )
+        if self.one_process and self.parts > 1:
+            raise ValueError(
+                "expected processes for a part of the cases, got -npp 0 -nps 0, with which nnU-Net predicts all of "
+                "them: give more, or leave out -num_parts"
+            )
+
+    @property
+    def one_process(self) -> bool:
+        """Whether everything runs in one process."""
+        return self.preprocessing_processes == self.export_processes == 0
+
+
 def predict(
-    model_folder: ModelFolder,
-    folds: Sequence[Fold],
-    images: Path,
-    output: Path,
-    options: MapOptions,
-    *,
-    temperature: str | None = None,
-    average: str = LOGITS,
-    checkpoint: str = FINAL,
-    trust: bool = False,
-    predictor: dict[str, Any] | None = None,
-    previous_stage: Path | None = None,
-    save_probabilities: bool = False,
-    continued: bool = False,
-    processes: tuple[int, int] = (3, 3),
-    part: tuple[int, int] = (0, 1),
+    model_folder: ModelFolder, folds: Sequence[Fold], images: Path, output: Path, options: PredictionOptions
 ) -> Path:
     """Predict as nnUNetv2_predict does, and write the maps of each case into `output`/maps.
 
     Args:
         model_folder: of nnU-Net, with the folders `fold_X`.
-        folds: whose networks are averaged.
-        images: named as nnU-Net wants them, CASE_0000 and so on.
-        output: for what nnU-Net writes.
-        options: which maps, and how.
-        temperature: as `find_temperatures`.
-        average: of `predicted_maps.AVERAGES`.
-        checkpoint: name of the file in each fold.
-        trust: also read checkpoints that bring objects whose code then runs.
-        predictor: arguments of nnU-Net's `nnUNetPredictor`.
-        previous_stage: segmentations of the previous stage, for a cascade.
-        save_probabilities: let nnU-Net write its .npz too; without a temperature, as always.
-        continued: predict the cases that lack a segmentation or a map.
-        processes: for preprocessing and for export; (0, 0) predicts without further processes.
-        part: `part_id` and `num_parts`.
+        folds: folds whose networks are averaged.
+        images: folder of images with nnU-Net's names, CASE_0000 and so on.
+        output: folder for nnU-Net's files.
+        options: how to predict.
 
     Returns:
         The folder of the maps.
 
     Raises:
         ValueError: in one sentence, if the model, its temperature or an argument is not what is needed.
-        OSError: if something cannot be read or written, or if nnU-Net stops.
+        OSError: if a file cannot be read or written, or if nnU-Net stops.
     """
-    check_images(model_folder, images, previous_stage)
-    checkpoints = [load_checkpoint(find_checkpoint(model_folder, fold, checkpoint), trust=trust) for fold in folds]
-    _refuse_baked(checkpoints, checkpoint, temperature)
-    del checkpoints  # nnU-Net reads them itself
-    temperatures = find_temperatures(model_folder, folds, temperature)
+    device = set_threads(options.device)
+    check_images(model_folder, images, options.previous_stage)
+    _check_checkpoints(model_folder, folds, options)
+    temperatures = find_temperatures(model_folder, folds, options.temperature)
     for note in {in_sample_note(deployed.content): None for deployed in temperatures}:
         if note is not None:
             print(note, file=sys.stderr)
-    nnunet = _load(model_folder, folds, checkpoint, predictor or {})
+    nnunet = _load(model_folder, folds, options, device)
     weights = _fingerprints(nnunet, folds)
     for fold, deployed in zip(folds, temperatures, strict=True):
         deployed.check(model_folder, fold, weights[str(fold)])
 
+    calibrators = tuple(deployed.calibrator for deployed in temperatures)
     maps = MapFolder(
         output / MAPS_FOLDER,
-        options,
+        options.maps,
         Heads.of(nnunet.label_manager),
         nnunet.plans_manager.image_reader_writer_class(),
         nnunet.dataset_json["file_ending"],
     )
     maps.claim(
         {
-            "model": {**model_folder.identity, "checkpoint": checkpoint, "weights_sha256": weights},
+            "model": {**model_folder.identity, "checkpoint": options.checkpoint, "weights_sha256": weights},
             "step_size": nnunet.tile_step_size,
             "mirroring": nnunet.use_mirroring,
-            "average": average if len(folds) > 1 else None,
-            **_by_fold(folds, [deployed.calibrator for deployed in temperatures]),
+            "average": options.average if len(folds) > 1 else None,
+            **_by_fold(folds, calibrators),
             "temperature_from": {str(f): d.source for f, d in zip(folds, temperatures, strict=True)},
         }
     )
-    nnunet.export = ExportWithMaps(
-        export_prediction_from_logits, maps, tuple(deployed.calibrator for deployed in temperatures), average
-    )
-    previous = None if previous_stage is None else str(previous_stage)
+    nnunet.export = ExportWithMaps(export_prediction_from_logits, maps, calibrators, options.average)
     try:
         with workers_end_with_us(), exporting_through(nnunet.export):
-            if processes == (0, 0):
-                nnunet.predict_from_files_sequential(
-                    str(images), str(output), save_probabilities, not continued, previous
-                )
-            else:
-                nnunet.predict_from_files(
-                    str(images), str(output), save_probabilities, not continued, *processes, previous, part[1], part[0]
-                )
+            _run(nnunet, images, output, options)
     except (RuntimeError, AssertionError, ValueError) as error:  # ValueError: a map without a meaning
         raise OSError(
-            f"nnU-Net stopped ({reason(error)}): once that is mended, --continue_prediction predicts what is missing"
+            f"nnU-Net stopped ({reason(error)}): fix this and rerun with --continue_prediction, which predicts what is "
+            f"missing"
         ) from error
     return maps.folder
+
+
+def _run(nnunet: MapPredictor, images: Path, output: Path, options: PredictionOptions) -> None:
+    """Let nnU-Net predict the images."""
+    previous = None if options.previous_stage is None else str(options.previous_stage)
+    overwrite = not options.continued
+    if options.one_process:
+        nnunet.predict_from_files_sequential(
+            str(images), str(output), options.save_probabilities, overwrite, folder_with_segs_from_prev_stage=previous
+        )
+        return
+    nnunet.predict_from_files(
+        str(images),
+        str(output),
+        options.save_probabilities,
+        overwrite,
+        num_processes_preprocessing=options.preprocessing_processes,
+        num_processes_segmentation_export=options.export_processes,
+        folder_with_segs_from_prev_stage=previous,
+        num_parts=options.parts,
+        part_id=options.part,
+    )
 
 
 def _by_fold(folds: Sequence[Fold], calibrators: Sequence[Calibrator]) -> dict[str, dict[str, Any]]:
@@ -135,25 +194,35 @@ def _by_fold(folds: Sequence[Fold], calibrators: Sequence[Calibrator]) -> dict[s
     return values
 
 
-def _refuse_baked(checkpoints: Sequence[dict[str, Any]], name: str, temperature: str | None) -> None:
-    try:
-        if float(temperature or "nan") == 1:
+def _check_checkpoints(model_folder: ModelFolder, folds: Sequence[Fold], options: PredictionOptions) -> None:
+    """Read the checkpoints safely, before nnU-Net does, and refuse a second temperature for those that hold one."""
+    files = [find_checkpoint(model_folder, fold, options.checkpoint) for fold in folds]
+    checkpoints = [load_checkpoint(file, trust=options.trust) for file in files]
+    with suppress(ValueError):  # the temperature may be the name of a file
+        if float(options.temperature or "nan") == 1:
             return
-    except ValueError:  # a file
-        pass
-    for checkpoint in checkpoints:
-        if ENTRY in checkpoint:
-            raise ValueError(
-                f"expected checkpoints without a temperature, found {name} with one in its weights: use them as they "
-                f"are with --temperature 1, or name the original with -chk, as in -chk {FINAL}"
-            )
+    if any(ENTRY in checkpoint for checkpoint in checkpoints):
+        raise ValueError(
+            f"expected checkpoints without a temperature, found {options.checkpoint} with one in its weights: use them "
+            f"as they are with --temperature 1, or name the original with -chk, as in -chk {FINAL}"
+        )
 
 
-def _load(model_folder: ModelFolder, folds: Sequence[Fold], checkpoint: str, options: dict[str, Any]) -> MapPredictor:
-    """nnU-Net's predictor with the networks of the folds."""
-    nnunet = MapPredictor(**options)
+def _load(
+    model_folder: ModelFolder, folds: Sequence[Fold], options: PredictionOptions, device: torch.device
+) -> MapPredictor:
+    """Return nnU-Net's predictor with the networks of the folds."""
+    nnunet = MapPredictor(
+        tile_step_size=options.step_size,
+        use_mirroring=options.mirroring,
+        perform_everything_on_device=options.on_device,
+        device=device,
+        verbose=options.verbose,
+        verbose_preprocessing=options.verbose,
+        allow_tqdm=options.progress,
+    )
     try:
-        nnunet.initialize_from_trained_model_folder(str(model_folder), tuple(folds), checkpoint)
+        nnunet.initialize_from_trained_model_folder(str(model_folder), tuple(folds), options.checkpoint)
     except (RuntimeError, AssertionError, KeyError, ValueError) as error:  # ValueError: damaged JSON
         raise ValueError(
             f"expected a model that nnU-Net can load in {model_folder}, found one that it cannot ({reason(error)})"
@@ -162,7 +231,7 @@ def _load(model_folder: ModelFolder, folds: Sequence[Fold], checkpoint: str, opt
 
 
 def _fingerprints(nnunet: MapPredictor, folds: Sequence[Fold]) -> dict[str, str]:
-    """SHA-256 of the weights of each fold."""
+    """Return the SHA-256 of the weights of each fold."""
     network = unwrapped(nnunet.network)  # of torch.compile
     found = {}
     for fold, weights in zip(folds, nnunet.list_of_parameters, strict=True):
@@ -172,7 +241,7 @@ def _fingerprints(nnunet: MapPredictor, folds: Sequence[Fold]) -> dict[str, str]
 
 
 def set_threads(device: str) -> torch.device:
-    """The device, with PyTorch's threads as nnUNetv2_predict sets them for it; ValueError if there is no such GPU."""
+    """Set PyTorch's threads as nnUNetv2_predict does, and return the device; ValueError without a GPU for "cuda"."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("expected a CUDA device to predict with, found none: predict with -device cpu or -device mps")
     if device == "cpu":
@@ -184,13 +253,13 @@ def set_threads(device: str) -> torch.device:
 
 
 class MapPredictor(nnUNetPredictor):
-    """nnU-Net's predictor; `export` must be set before it predicts."""
+    """nnU-Net's predictor, with maps; set `export` before it predicts."""
 
     export: ExportWithMaps
     list_of_parameters: Any
 
     def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
-        """nnU-Net's; (folds * C, *spatial) instead of the mean if the logits of each fold are wanted."""
+        """Return nnU-Net's mean logits, or those of each fold, (folds * C, *spatial), if the maps need them."""
         if not self.export.wants_folds:
             return super().predict_logits_from_preprocessed_data(data)
         networks = self.list_of_parameters
@@ -212,8 +281,11 @@ class MapPredictor(nnUNetPredictor):
         part_id: int = 0,
         num_parts: int = 1,
         save_probabilities: bool = False,
-    ) -> tuple[list, list, list]:
-        """nnU-Net's, but a case is finished only if its maps are there, which are written last."""
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        """Return nnU-Net's lists of the cases to predict.
+
+        A case is finished only if its maps, which are written last, exist.
+        """
         every = super()._manage_input_and_output_lists(inputs, output, previous, True, part_id, num_parts)
         maps = self.export.maps
         endings = [maps.file_ending, *([".npz"] if save_probabilities else [])]
@@ -221,7 +293,7 @@ class MapPredictor(nnUNetPredictor):
         for case in zip(*every, strict=True):
             name = Path(case[1]).name
             if overwrite or not (maps.complete(name) and all(Path(case[1] + e).is_file() for e in endings)):
-                maps.forget(name)  # what is there afterwards is of this prediction
+                maps.forget(name)  # whatever exists afterwards comes from this prediction
                 forget_leftovers(Path(case[1]))
                 pending.append(case)
         if not overwrite:
@@ -232,7 +304,7 @@ class MapPredictor(nnUNetPredictor):
 
 @contextmanager
 def exporting_through(export: ExportWithMaps) -> Iterator[None]:
-    """While this lasts, nnU-Net's predictors export through it: they look the function up at each call."""
+    """Let nnU-Net's predictors export through `export`: they look the function up at each call."""
     space = vars(predict_from_raw_data)
     space[EXPORT_NAME] = export
     try:

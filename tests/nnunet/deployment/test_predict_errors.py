@@ -104,7 +104,7 @@ def test_nnunet_stops(deployed, capsys):
     assert cli.main(deployed.command("-npp", "1", "-nps", "1")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "nnU-Net stopped (Background workers died" in sentence(last)
-    assert last.endswith("--continue_prediction predicts what is missing")
+    assert last.endswith("rerun with --continue_prediction, which predicts what is missing")
 
 
 def test_cascade(deployed, capsys):

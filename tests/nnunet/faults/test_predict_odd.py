@@ -26,7 +26,7 @@ def test_nan_image(deployed, capsys):
     assert cli.main(deployed.command("--dtype", "uint8")) == 2
     text = sentence(capsys.readouterr().err.splitlines()[-1])
     assert "case case.1: expected probabilities in [0, 1], got values from nan to nan" in text
-    assert text.endswith("--continue_prediction predicts what is missing")
+    assert text.endswith("rerun with --continue_prediction, which predicts what is missing")
     maps = deployed.root / "predicted" / "maps"
     assert not [*maps.rglob("*case.1*")]
     file.unlink()
