@@ -29,7 +29,8 @@ HEADER = ("trainer", "T", "Dice", *_COLUMNS.values())
 def read_probabilities(path: Path) -> NDArray[np.float32]:
     """Return (C, *spatial), of an .npz of nnU-Net or of the truth."""
     with np.load(path) as file:
-        return file["probabilities"]
+        probabilities: NDArray[np.float32] = file["probabilities"]
+    return probabilities
 
 
 def against_truth(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +46,15 @@ def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) ->
     impulse = np.zeros(shape)
     impulse[(0,) * len(shape)] = 1
     scale = np.sqrt(np.square(gaussian_filter(impulse, sigma, mode="wrap")).sum())
-    return gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap") / scale
+    field: NDArray[np.float64] = gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap") / scale
+    return field
 
 
-def true_probabilities(image: NDArray) -> NDArray[np.float32]:
+def true_probabilities(image: NDArray[Any]) -> NDArray[np.float32]:
     """The posterior of the labels given an image, (3, *spatial): softmax(0, k (g - t), k (-g - t)) of its blur g."""
     g = gaussian_filter(image.astype(np.float64), _IMAGE_BLUR, mode="wrap")
     logits = np.stack([np.zeros_like(g), _STEEPNESS * (g - _THRESHOLD), _STEEPNESS * (-g - _THRESHOLD)])
-    return softmax(logits, axis=0).astype(np.float32)
+    return np.asarray(softmax(logits, axis=0), np.float32)
 
 
 def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticCase:
@@ -77,7 +79,7 @@ def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticC
     return SyntheticCase(image, labels, probabilities)
 
 
-def divergence_from_truth(probabilities: NDArray, truth: NDArray) -> float:
+def divergence_from_truth(probabilities: NDArray[Any], truth: NDArray[Any]) -> float:
     """Mean over voxels of the Kullback-Leibler divergence sum_c q_c log(q_c / p_c) in nats; both (C, *spatial).
 
     It is what a model's expected NLL exceeds that of the true probabilities q by; 0 for p = q. Zeros are clamped.
@@ -87,6 +89,6 @@ def divergence_from_truth(probabilities: NDArray, truth: NDArray) -> float:
     return float((np.exp(q) * (q - p)).sum(0).mean())
 
 
-def distance_to_truth(probabilities: NDArray, truth: NDArray) -> float:
+def distance_to_truth(probabilities: NDArray[Any], truth: NDArray[Any]) -> float:
     """Mean over voxels of the total variation distance sum_c |p_c - q_c| / 2, in [0, 1]; both (C, *spatial)."""
     return float(np.abs(probabilities.astype(np.float64) - truth).sum(0).mean() / 2)

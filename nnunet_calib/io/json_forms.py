@@ -98,14 +98,7 @@ def check_form(content: Any, form: Any, file: Path, write_again: str = "write it
 def problems(value: Any, form: Any, place: str = _WHOLE) -> Iterator[str]:
     """What is wrong with a value, each as "expected ... to be ..., found ..."."""
     if isinstance(form, dict) and form and isinstance(value, dict):
-        for key, of_value in form.items():
-            if key is str:
-                for name, entry in value.items():
-                    yield from problems(entry, of_value, _inside(place, name))
-            elif key.removesuffix("?") in value:
-                yield from problems(value[key.removesuffix("?")], of_value, _inside(place, key.removesuffix("?")))
-            elif not key.endswith("?"):
-                yield f"expected {_inside(place, key)}, found none"
+        yield from _object_problems(value, form, place)
     elif isinstance(form, list) and isinstance(value, list):
         if len(form) > 1 and len(value) != len(form):
             yield f"expected {place} to be a list of {len(form)}, found {_shown(value)}"
@@ -118,6 +111,17 @@ def problems(value: Any, form: Any, place: str = _WHOLE) -> Iterator[str]:
             yield from problems(value, matching[0], place) if matching else [_wrong(value, form, place)]
     elif not _is(value, form):
         yield _wrong(value, form, place)
+
+
+def _object_problems(value: dict[str, Any], form: dict[Any, Any], place: str) -> Iterator[str]:
+    for key, entry_form in form.items():
+        if key is str:
+            for name, entry in value.items():
+                yield from problems(entry, entry_form, _inside(place, name))
+        elif (name := key.removesuffix("?")) in value:
+            yield from problems(value[name], entry_form, _inside(place, name))
+        elif not key.endswith("?"):
+            yield f"expected {_inside(place, key)}, found none"
 
 
 def _is(value: Any, form: Any) -> bool:

@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -79,7 +79,7 @@ class Arrays:
             raise ValueError(f"{name}, {dtype} of shape {found.shape}, does not fill its {member.file_size} bytes")
         return found
 
-    def read(self, name: str) -> NDArray:
+    def read(self, name: str) -> NDArray[Any]:
         """Unpack an array; errors as `describe`, and whatever zipfile raises where the content is damaged."""
         described = self.describe(name)
         content = np.empty(described.nbytes, np.uint8)

@@ -83,7 +83,7 @@ def _end(processes: list[BaseProcess]) -> None:
             process.kill()
 
 
-def end_session(process: subprocess.Popen) -> None:
+def end_session(process: subprocess.Popen[Any]) -> None:
     """End a command that was started in a session of its own, with all of its processes."""
     if not hasattr(os, "killpg"):
         process.terminate()

@@ -121,7 +121,7 @@ def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, liste
     return content
 
 
-def _from_lists(lists: list[NDArray], heads: int) -> NDArray:
+def _from_lists(lists: list[NDArray[Any]], heads: int) -> NDArray[Any]:
     """The log-probabilities of all classes, from lists that can be those of a case."""
     common, number, classes, values = lists
     _has(common, (len(common),), "f2", "sample.common")
@@ -215,7 +215,7 @@ def _check_slice(shown: RepresentativeSlice, heads: int) -> None:
     _has(shown.image, (*shown.image.shape[:1], *sides[-2:]), "f2", "shown.image")
 
 
-def _has(array: NDArray, shape: tuple[int, ...], dtype: str, name: str) -> None:
+def _has(array: NDArray[Any], shape: tuple[int, ...], dtype: str, name: str) -> None:
     _expect(array.shape == shape and array.dtype == np.dtype(dtype), name, f"of shape {array.shape}, {array.dtype}")
 
 

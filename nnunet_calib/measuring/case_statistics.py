@@ -54,13 +54,13 @@ class CaseStatistics:
     @property
     def num_heads(self) -> int:
         """Number of classes or regions."""
-        return self.histograms.counts.shape[1] - 1
+        return int(self.histograms.counts.shape[1]) - 1
 
     @classmethod
     def from_probabilities(
         cls,
         probabilities: Probabilities,
-        labels: NDArray,
+        labels: NDArray[Any],
         *,
         regions: Sequence[tuple[int, ...]] | None = None,
         ignore_label: int | None = None,
@@ -70,7 +70,7 @@ class CaseStatistics:
         crop: tuple[slice, ...] | None = None,
         case: str = "",
         model: dict[str, Any] | None = None,
-        image: NDArray | None = None,
+        image: NDArray[Any] | None = None,
     ) -> CaseStatistics:
         """Measure one case.
 
@@ -219,13 +219,13 @@ def _check_alike(first: CaseStatistics, part: CaseStatistics) -> None:
         )
 
 
-def _smallest(labels: NDArray) -> NDArray:
+def _smallest(labels: NDArray[Any]) -> NDArray[Any]:
     """The same labels in one or two bytes."""
     one = not labels.size or (labels.min() >= 0 and labels.max() < 256)
     return labels.astype(np.uint8 if one else np.uint16, copy=False)
 
 
-def _check(probabilities: Probabilities, labels: NDArray, crop: tuple[slice, ...], regions: object) -> None:
+def _check(probabilities: Probabilities, labels: NDArray[Any], crop: tuple[slice, ...], regions: object) -> None:
     inside = tuple(s.stop - s.start for s in crop)
     if tuple(probabilities.shape[1:]) != inside:
         raise ValueError(

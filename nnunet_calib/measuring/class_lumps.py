@@ -10,6 +10,8 @@ T = 2 is a small share of the sum over all classes but the largest. The true cla
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,7 @@ _CHUNK = 1 << 20  # log-probabilities at a time
 _LISTED, _DENSE, _VOXEL = 2.3, 1.3, 5.0
 
 
-def lump_classes(logits: NDArray[np.float16], labels: NDArray) -> NDArray[np.float16]:
+def lump_classes(logits: NDArray[np.float16], labels: NDArray[Any]) -> NDArray[np.float16]:
     """Return log-probabilities (n, C) with a common one for the classes of each voxel that hardly matter.
 
     Args:
@@ -67,7 +69,7 @@ def _lumped(z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.float32]
     return result
 
 
-def room_for_sample(counts: NDArray) -> int:
+def room_for_sample(counts: NDArray[Any]) -> int:
     """Bytes that are left for the voxel sample of a case, beside histograms with these counts."""
     return max(FILE_BYTES - _OTHERS - _CELL * int(np.count_nonzero(counts)), _LEAST)
 
@@ -78,7 +80,7 @@ def sample_bytes(logits: NDArray[np.float16], *, regions: bool) -> float:
     if heads <= DENSE_HEADS:
         return 0.0
     if regions:
-        return voxels * (heads * (_DENSE + 0.4) + _VOXEL)
+        return float(voxels * (heads * (_DENSE + 0.4) + _VOXEL))
     listed = (logits != common_value(logits)[:, None]).sum(1)
     return float(np.minimum(listed * _LISTED, heads * _DENSE).sum() + voxels * _VOXEL)
 
@@ -99,7 +101,7 @@ def listed_classes(
 
 
 def from_listed(
-    common: NDArray[np.float16], number: NDArray, classes: NDArray, values: NDArray[np.float16], heads: int
+    common: NDArray[np.float16], number: NDArray[Any], classes: NDArray[Any], values: NDArray[np.float16], heads: int
 ) -> NDArray[np.float16]:
     """The log-probabilities (n, heads) of which `listed_classes` made these."""
     logits = np.repeat(common[:, None], heads, 1)

@@ -10,6 +10,8 @@ are, with zeros in the place of all others.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,7 +39,7 @@ class SureVoxels:
         self._limit = _MARGIN / num_bins
         self._buffer = torch.empty(0, dtype=torch.float64)
 
-    def add(self, p: NDArray, y: NDArray, part: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def add(self, p: NDArray[Any], y: NDArray[Any], part: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Add sure ones of some voxels.
 
         Args:
@@ -80,6 +82,6 @@ class SureVoxels:
         return others
 
 
-def columns(p: NDArray, indices: NDArray[np.int64]) -> NDArray:
+def columns(p: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
     """(C, k) some voxels of p (C, n), in rows; p[:, indices] would lie in columns, np.take is slower."""
     return np.stack([row[indices] for row in p])

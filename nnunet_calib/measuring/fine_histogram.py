@@ -8,7 +8,7 @@ there is much of it, because every bin of every table is touched whenever voxels
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class _Values(NamedTuple):
 
     voxels: NDArray[np.int64]
     row: NDArray[np.int64] | int
-    values: NDArray
+    values: NDArray[Any]
 
 
 class _Lookup(NamedTuple):
@@ -66,14 +66,16 @@ class FineBins:
         self._waiting: list[_Cells] = []
         self._true: list[_Cells] = []
 
-    def add(self, p: NDArray, y: NDArray, part: NDArray[np.uint8], weights: NDArray | None = None) -> None:
+    def add(
+        self, p: NDArray[Any], y: NDArray[Any], part: NDArray[np.uint8], weights: NDArray[Any] | None = None
+    ) -> None:
         """Add voxels; arguments as of `Histograms.of`."""
         step = len(part) // (len(part) // _PIECE + 1) + 1
         for start in range(0, len(part), step):
             some = slice(start, start + step)
             self._add(p[:, some], y[..., some], part[some], None if weights is None else weights[some])
 
-    def _add(self, p: NDArray, y: NDArray, part: NDArray[np.uint8], weights: NDArray | None) -> None:
+    def _add(self, p: NDArray[Any], y: NDArray[Any], part: NDArray[np.uint8], weights: NDArray[Any] | None) -> None:
         p = p.astype(np.result_type(p, np.float32), copy=False)
         exact = p.astype(np.float64)  # has exact edges, see bin_index
         if y.ndim == 2:
@@ -125,10 +127,10 @@ class FineBins:
         self._waiting.clear()
         self._true.clear()
 
-    def arrays(self) -> tuple[NDArray, ...]:
+    def arrays(self) -> tuple[NDArray[Any], ...]:
         """Those of `Histograms` in their order, counts as integers if only whole numbers were added; call it once."""
         self._look_up()
-        sums: list[NDArray] = [self._counts, self._positives, self._voxels]
+        sums: list[NDArray[Any]] = [self._counts, self._positives, self._voxels]
         counts, positives, voxels = sums
         if self._counting:
             counts[:, :-1, 0] += voxels[:, None] - counts[:, :-1].sum(2)
@@ -136,7 +138,7 @@ class FineBins:
         return counts, self._probability, positives, self._nll, self._brier, voxels
 
 
-def _of_classes(p: NDArray, y: NDArray[np.int64]) -> _Lookup:
+def _of_classes(p: NDArray[Any], y: NDArray[np.int64]) -> _Lookup:
     """Of classes: p (C, n), labels (n,)."""
     everywhere, top = np.arange(len(y)), p.max(0)
     # what is no softmax may give more than half to several
@@ -159,10 +161,10 @@ def _of_regions(p: NDArray[np.float64], y: NDArray[np.bool_]) -> _Lookup:
     return _Lookup(truths, tops, rights, derived=False)
 
 
-_Cells = tuple[NDArray[np.int64], NDArray[np.float64], NDArray | None]
+_Cells = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[Any] | None]
 
 
-def _cells(looked_up: list[_Values], start: NDArray[np.int64], weights: NDArray | None) -> _Cells:
+def _cells(looked_up: list[_Values], start: NDArray[np.int64], weights: NDArray[Any] | None) -> _Cells:
     """Cells of the flat tables, values and weights; `start` is the first cell of each voxel's part."""
     values = np.concatenate([x.values for x in looked_up]).astype(np.float64, copy=False)
     cells = np.concatenate([start[x.voxels] + x.row * FINE_BINS for x in looked_up])

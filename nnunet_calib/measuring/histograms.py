@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +34,17 @@ class Histograms:
         voxels: (4,) voxels.
     """
 
-    counts: NDArray
+    counts: NDArray[Any]
     probability: NDArray[np.float64]
-    positives: NDArray
-    nll: NDArray
-    brier: NDArray
-    voxels: NDArray
+    positives: NDArray[Any]
+    nll: NDArray[Any]
+    brier: NDArray[Any]
+    voxels: NDArray[Any]
 
     @classmethod
-    def of(cls, p: NDArray, y: NDArray, scope_bits: NDArray[np.uint8], weights: NDArray | None = None) -> Histograms:
+    def of(
+        cls, p: NDArray[Any], y: NDArray[Any], scope_bits: NDArray[np.uint8], weights: NDArray[Any] | None = None
+    ) -> Histograms:
         """Histograms of some voxels.
 
         Args:
@@ -108,12 +111,12 @@ class Binner:
         """Start without voxels."""
         self._bins = FineBins(heads, counting=True)
         self._sure = None if regions else SureVoxels(heads, parts=PARTS, num_bins=FINE_BINS)
-        self._waiting: list[tuple[NDArray, NDArray, NDArray[np.uint8]]] = []
+        self._waiting: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.uint8]]] = []
         # A large block that is freed once makes glibc keep what is freed from now on. It would return arrays of a few
         # hundred kilobytes to the system and fetch them again for each piece, which takes longer than the sums.
         np.empty(1 << 23, np.uint8)
 
-    def add(self, p: NDArray, y: NDArray, scope_bits: NDArray[np.uint8]) -> None:
+    def add(self, p: NDArray[Any], y: NDArray[Any], scope_bits: NDArray[np.uint8]) -> None:
         """Add voxels; arguments as of `Histograms.of`."""
         if self._sure is not None:
             others = self._sure.add(p, y, scope_bits)

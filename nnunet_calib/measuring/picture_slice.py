@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class RepresentativeSlice:
         return (int(self.where[0, 0]), *slices[1:]) if len(slices) == 3 else tuple(slices)
 
 
-def slice_with_longest_border(labels: NDArray, valid: NDArray[np.bool_] | None = None) -> int:
+def slice_with_longest_border(labels: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> int:
     """Which slice along the first axis has the most voxels beside another label in the slice.
 
     It depends on the ground truth alone, so that the pictures of several models show the same slice. Pairs with an
@@ -52,13 +53,13 @@ def slice_with_longest_border(labels: NDArray, valid: NDArray[np.bool_] | None =
 
 
 def representative_slice(
-    labels: NDArray,
-    read: Callable[[slice], NDArray],
+    labels: NDArray[Any],
+    read: Callable[[slice], NDArray[Any]],
     *,
     foreground: NDArray[np.bool_],
     valid: NDArray[np.bool_] | None = None,
     spacing: Sequence[float] | None = None,
-    image: NDArray | None = None,
+    image: NDArray[Any] | None = None,
     regions: bool = False,
 ) -> RepresentativeSlice | None:
     """Cut the slice of a case that shows most: for 3D the one with the longest label border, for 2D the whole.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ def scope_notes(voxels: Mapping[str, int], boundary_mm: float) -> list[str]:
     ]
 
 
-def boundary_voxels(labels: NDArray, valid: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+def boundary_voxels(labels: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """Voxels that have a face neighbour with another label; pairs with an ignored voxel do not count."""
     edge = np.zeros(labels.shape, dtype=bool)
     for axis in range(labels.ndim):
@@ -71,7 +72,7 @@ def boundary_voxels(labels: NDArray, valid: NDArray[np.bool_] | None = None) -> 
 
 
 def boundary_band(
-    labels: NDArray,
+    labels: NDArray[Any],
     *,
     spacing_mm: Sequence[float] | None = None,
     width_mm: float = BOUNDARY_MM,
@@ -146,7 +147,7 @@ def _dilated(
 
 
 def scope_bits(
-    labels: NDArray,
+    labels: NDArray[Any],
     *,
     foreground: NDArray[np.bool_],
     valid: NDArray[np.bool_] | None,

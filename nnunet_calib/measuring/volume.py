@@ -42,13 +42,13 @@ class Volume:
     """
 
     probabilities: Probabilities
-    labels: NDArray
+    labels: NDArray[Any]
     valid: NDArray[np.bool_] | None
     scope_bits: NDArray[np.uint8]
     crop: tuple[slice, ...]
     members: NDArray[np.bool_] | None
 
-    def target(self, labels: NDArray) -> NDArray:
+    def target(self, labels: NDArray[Any]) -> NDArray[Any]:
         """(n,) labels as they are, or which regions (heads, n) they belong to."""
         return labels if self.members is None else self.members[:, labels]
 
@@ -59,7 +59,7 @@ class Volume:
             p[0] = 1
         return p
 
-    def slab(self, rows: slice) -> NDArray:
+    def slab(self, rows: slice) -> NDArray[Any]:
         """(C, rows, ...) probabilities of a range of the first axis of the whole grid."""
         shape = self.labels[rows].shape
         low, high = max(rows.start, self.crop[0].start), min(rows.stop, self.crop[0].stop)
@@ -90,7 +90,7 @@ class Volume:
             chosen = np.ones(labels.size, bool) if self.valid is None else self.valid[self.crop][rows].ravel()
             for piece in slab_slices(labels.shape, heads):
                 p, y, bits = slab[:, piece], labels[piece], scopes[piece]
-                kept: NDArray | slice = slice(None)
+                kept: NDArray[Any] | slice = slice(None)
                 if not chosen[piece].all():
                     kept = np.flatnonzero(chosen[piece])
                     p, y, bits = columns(p, kept), y[kept], bits[kept]
@@ -188,7 +188,7 @@ def slab_slices(shape: Sequence[int], channels: int = 1) -> Iterator[slice]:
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 
-def check_range(p: NDArray) -> None:
+def check_range(p: NDArray[Any]) -> None:
     """Raise ValueError for values that are no probabilities."""
     if not p.size:
         return
@@ -204,7 +204,7 @@ def check_range(p: NDArray) -> None:
         )
 
 
-def check_sums(p: NDArray, rounded: float = 0) -> None:
+def check_sums(p: NDArray[Any], rounded: float = 0) -> None:
     """Raise ValueError where the probabilities (C, ...) of classes do not sum to 1.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class VoxelSample:
     """
 
     logits: NDArray[np.float16]
-    labels: NDArray
+    labels: NDArray[Any]
     weights: NDArray[np.float32]
     scope_bits: NDArray[np.uint8]
 
@@ -60,7 +61,7 @@ class VoxelSample:
         return Histograms.of(p, self.labels.T, self.scope_bits, self.weights)
 
 
-def strata_of(p: NDArray, labels: NDArray, members: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
+def strata_of(p: NDArray[Any], labels: NDArray[Any], members: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
     """The stratum of each voxel, from 0 (sure and right) to STRATA - 1 (sure and wrong).
 
     What a voxel adds to the gradient in T differs little within a stratum: 1 - p of the true label, or p where that is
@@ -81,7 +82,7 @@ def strata_of(p: NDArray, labels: NDArray, members: NDArray[np.bool_] | None = N
     return strata
 
 
-def _by_chance(chances: NDArray) -> NDArray[np.uint8]:
+def _by_chance(chances: NDArray[Any]) -> NDArray[np.uint8]:
     """The same from p of the true label."""
     return np.searchsorted(-_EDGES, -chances.astype(np.float32, copy=False), side="right").astype(np.uint8)
 
@@ -89,7 +90,7 @@ def _by_chance(chances: NDArray) -> NDArray[np.uint8]:
 def _influences() -> NDArray[np.float64]:
     """About how far voxels of a stratum pull at T, which is not known yet: see `choose_voxels`."""
     m = logit(np.concatenate([[1 - 2.0**-21], np.sqrt(_EDGES[1:] * _EDGES[:-1], dtype=np.float64), [2.0**-21]]))
-    return (1 + np.abs(m)) * expit(-m / 1.5)
+    return np.asarray((1 + np.abs(m)) * expit(-m / 1.5), np.float64)
 
 
 def gradient_spread(sample: VoxelSample, strata: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -116,7 +117,7 @@ def _allocate(sizes: NDArray[np.int64], budget: int, spread: NDArray[np.float64]
     some = np.minimum(sizes, 1)
 
     def kept(log_scale: float) -> NDArray[np.int64]:
-        return np.clip(claims * np.exp(log_scale), some, sizes).astype(np.int64)
+        return np.asarray(np.clip(claims * np.exp(log_scale), some, sizes), np.int64)
 
     low, high = -1.0, float(np.log(sizes[sizes > 0] / claims[sizes > 0]).max()) + 1  # all but nothing; everything
     for _ in range(60):

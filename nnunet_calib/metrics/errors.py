@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class ReliabilityCurve:
         frequency: (heads + 1, M) observed frequency, NaN in empty bins.
     """
 
-    counts: NDArray
+    counts: NDArray[Any]
     confidence: NDArray[np.float64]
     frequency: NDArray[np.float64]
 

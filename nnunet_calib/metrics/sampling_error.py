@@ -64,7 +64,7 @@ def replicates(sample: VoxelSample, temperature: Calibrator | float = IDENTITY) 
         yield Histograms(*(getattr(whole, f.name) + x for f, x in zip(fields(Histograms), change, strict=True)))
 
 
-def rms_deviation(value: NDArray | float, replicated: NDArray) -> NDArray[np.float64]:
+def rms_deviation(value: NDArray[Any] | float, replicated: NDArray[Any]) -> NDArray[np.float64]:
     """Root mean square of value_r - value for replicates (R, ...) of a value (...).
 
     What noise adds to an absolute value is in it, unlike in the deviation from the mean of the replicates. Replicates
@@ -72,7 +72,7 @@ def rms_deviation(value: NDArray | float, replicated: NDArray) -> NDArray[np.flo
     """
     squares = np.square(np.asarray(replicated, dtype=np.float64) - value)
     known = (~np.isnan(squares)).sum(0)
-    return np.sqrt(np.nansum(squares, axis=0) / np.where(known, known, np.nan))
+    return np.asarray(np.sqrt(np.nansum(squares, axis=0) / np.where(known, known, np.nan)))
 
 
 def sampling_errors(

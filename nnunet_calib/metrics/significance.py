@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,7 +39,9 @@ def resampled_means(values: ArrayLike, counts: NDArray[np.float64]) -> NDArray[n
     known = ~np.isnan(v)
     drawn = counts[:, known]
     total = drawn.sum(1)
-    return np.divide(drawn @ v[known], total, out=np.full(len(counts), np.nan), where=total > 0)
+    means = np.full(len(counts), np.nan)
+    np.divide(drawn @ v[known], total, out=means, where=total > 0)
+    return means
 
 
 def percentile_interval(means: NDArray[np.float64], cases: int, level: float = LEVEL) -> tuple[float, float]:
@@ -91,7 +93,7 @@ def mean_interval(values: ArrayLike, *, level: float = LEVEL, resamples: int = R
 
 
 def ratio_intervals(
-    numerators: NDArray, denominators: NDArray, *, level: float = LEVEL, resamples: int = 2_000
+    numerators: NDArray[Any], denominators: NDArray[Any], *, level: float = LEVEL, resamples: int = 2_000
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bootstrap intervals of ratios of sums over cases, such as the observed frequency in each bin.
 
