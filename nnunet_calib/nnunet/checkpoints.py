@@ -94,7 +94,8 @@ def load_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
     lacking = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if lacking:
         raise ValueError(f"expected a checkpoint of nnU-Net v2 with {' and '.join(lacking)}, found none in {file}")
-    return checkpoint
+    content: dict[str, Any] = checkpoint
+    return content
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 
-def check_dataset(dataset_json: dict, file: Path | str = "dataset.json") -> None:
+def check_dataset(dataset_json: dict[str, Any], file: Path | str = "dataset.json") -> None:
     """Raise ValueError, in one sentence, for labels that nnU-Net refuses too, which says in other words what is wrong.
 
     What nnU-Net trains on passes.

@@ -48,7 +48,7 @@ def measure_case(
     )
 
 
-def _only_layer(labels: NDArray, axes: int, file: Path) -> NDArray:
+def _only_layer(labels: NDArray[Any], axes: int, file: Path) -> NDArray[Any]:
     """The label map of a file, which may repeat it as the colours of a grey picture.
 
     Args:
@@ -62,14 +62,15 @@ def _only_layer(labels: NDArray, axes: int, file: Path) -> NDArray:
     """
     layers = labels.shape[-1] if axes < labels.ndim - 1 else len(labels)
     if layers == 1 or (layers == len(labels) and _is_grey(labels)):
-        return labels[0]
+        layer: NDArray[Any] = labels[0]
+        return layer
     raise ValueError(
         f"expected one label map, found {layers} layers in {file}: save one layer, in which each voxel has one number; "
         f"structures that overlap are regions of dataset.json, with a number for what they share"
     )
 
 
-def _is_grey(layers: NDArray) -> bool:
+def _is_grey(layers: NDArray[Any]) -> bool:
     """Whether all layers are the same but for an alpha channel without transparency."""
     same = [np.array_equal(layer, layers[0]) for layer in layers]
     if len(layers) == 4 and not same[3]:
@@ -78,7 +79,7 @@ def _is_grey(layers: NDArray) -> bool:
     return all(same)
 
 
-def _in_two_bytes(labels: NDArray, file: Path) -> NDArray[np.int16]:
+def _in_two_bytes(labels: NDArray[Any], file: Path) -> NDArray[np.int16]:
     """Labels as integers: as float32, which some readers return, they would take as much memory as a class map."""
     with np.errstate(invalid="ignore"):  # NaN
         integers = labels.astype(np.int16)

@@ -62,13 +62,14 @@ class _Type:
     def __init__(self, name: str = "", *_: Any) -> None:
         self.name, self.order = name, "="
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1]
 
     def read(self, content: bytes) -> list[float]:
         if not re.fullmatch("[<>=|][fiu][1248]", f"{self.order}{self.name}"):
             raise pickle.UnpicklingError(f"type {self.order}{self.name}")
-        return np.frombuffer(content, f"{self.order}{self.name}").astype(float).tolist()
+        values: list[float] = np.frombuffer(content, f"{self.order}{self.name}").astype(float).tolist()
+        return values
 
 
 class _Values:
@@ -79,7 +80,7 @@ class _Values:
     def __init__(self, *_: Any) -> None:
         pass
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, _, self.kind, _, self.content = state
 
     def __iter__(self) -> Iterator[float]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nnunet_calib.results.measured_folds import read_json
+from nnunet_calib.io.json_forms import read_json
 
 
-def raw_images(model_folder: Path) -> Callable[[str], NDArray | None]:
+def raw_images(model_folder: Path) -> Callable[[str], NDArray[Any] | None]:
     """What reads the training images of a model's dataset.
 
     Args:
@@ -25,7 +25,7 @@ def raw_images(model_folder: Path) -> Callable[[str], NDArray | None]:
     files = _files(model_folder)
     reader: list[Any] = []
 
-    def image(case: str) -> NDArray | None:
+    def image(case: str) -> NDArray[Any] | None:
         names = files.get(case)
         if not names or not all(os.path.isfile(name) for name in names):
             return None
@@ -34,7 +34,7 @@ def raw_images(model_folder: Path) -> Callable[[str], NDArray | None]:
 
             reader.append(PlansManager(str(model_folder / "plans.json")).image_reader_writer_class())
         try:
-            pixels: NDArray = reader[0].read_images(names)[0]
+            pixels: NDArray[Any] = reader[0].read_images(names)[0]
         except Exception:  # each format has its own errors; a picture does without the image
             return None
         return pixels

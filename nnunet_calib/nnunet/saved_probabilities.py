@@ -37,12 +37,12 @@ class SavedProbabilities:
         self.shape = described.shape
         self._steps = _steps(described.dtype)
 
-    def __getitem__(self, key: Any) -> NDArray:
+    def __getitem__(self, key: Any) -> NDArray[Any]:
         values = self._unpacked[key]
         return of_steps(values, self._steps, regions=self._regions) if self._steps else values
 
     @cached_property
-    def _unpacked(self) -> NDArray:
+    def _unpacked(self) -> NDArray[Any]:
         try:
             with open_arrays(self._path) as arrays:
                 values = arrays.read(_KEY)
@@ -85,7 +85,7 @@ def _steps(dtype: np.dtype) -> int:
     return int(np.iinfo(dtype).max) if dtype.kind == "u" and dtype.itemsize <= 2 else 0
 
 
-def of_steps(values: NDArray, steps: int, *, regions: bool) -> NDArray[np.float32]:
+def of_steps(values: NDArray[Any], steps: int, *, regions: bool) -> NDArray[np.float32]:
     """Probabilities (C, ...) that were rounded to so many steps.
 
     A step of 0 is read as a small probability, as -log of 0 would outweigh all other voxels where such a class is the

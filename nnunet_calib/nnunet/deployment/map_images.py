@@ -21,7 +21,7 @@ from nnunet_calib.nnunet.deployment.map_values import MapOptions
 _RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def _itk(array: NDArray, segmentation: Path, target: Path, reorient: bool = False) -> None:
+def _itk(array: NDArray[Any], segmentation: Path, target: Path, reorient: bool = False) -> None:
     import SimpleITK as sitk
 
     header = sitk.ImageFileReader()
@@ -34,7 +34,7 @@ def _itk(array: NDArray, segmentation: Path, target: Path, reorient: bool = Fals
     if reorient:
         code = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(direction.tolist())
 
-        def original(volume: NDArray) -> NDArray:
+        def original(volume: NDArray[Any]) -> NDArray[Any]:
             image = sitk.GetImageFromArray(volume)
             image.SetDirection(_RAS)
             return sitk.GetArrayFromImage(sitk.DICOMOrient(image, code))
@@ -50,11 +50,11 @@ def _itk(array: NDArray, segmentation: Path, target: Path, reorient: bool = Fals
     sitk.WriteImage(image, str(target), True)
 
 
-def _itk_reoriented(array: NDArray, segmentation: Path, target: Path) -> None:
+def _itk_reoriented(array: NDArray[Any], segmentation: Path, target: Path) -> None:
     _itk(array, segmentation, target, reorient=True)
 
 
-def _nibabel(array: NDArray, segmentation: Path, target: Path, reorient: bool = False) -> None:
+def _nibabel(array: NDArray[Any], segmentation: Path, target: Path, reorient: bool = False) -> None:
     import nibabel
     from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
@@ -65,11 +65,11 @@ def _nibabel(array: NDArray, segmentation: Path, target: Path, reorient: bool = 
     nibabel.save(nibabel.Nifti1Image(array, affine), target)
 
 
-def _nibabel_reoriented(array: NDArray, segmentation: Path, target: Path) -> None:
+def _nibabel_reoriented(array: NDArray[Any], segmentation: Path, target: Path) -> None:
     _nibabel(array, segmentation, target, reorient=True)
 
 
-def _natural(array: NDArray, segmentation: Path, target: Path) -> None:
+def _natural(array: NDArray[Any], segmentation: Path, target: Path) -> None:
     from skimage import io
 
     if target.suffix == ".tif":
@@ -78,14 +78,14 @@ def _natural(array: NDArray, segmentation: Path, target: Path) -> None:
         io.imsave(target, array[0], check_contrast=False)
 
 
-def _tiff(array: NDArray, segmentation: Path, target: Path) -> None:
+def _tiff(array: NDArray[Any], segmentation: Path, target: Path) -> None:
     import tifffile
 
     # three or four channels are no colours
     tifffile.imwrite(target, array, compression="zlib", photometric="minisblack")
 
 
-_WRITERS: dict[str, Callable[[NDArray, Path, Path], None]] = {
+_WRITERS: dict[str, Callable[[NDArray[Any], Path, Path], None]] = {
     "SimpleITKIO": _itk,
     "SimpleITKIOWithReorient": _itk_reoriented,
     "NibabelIO": _nibabel,
@@ -114,7 +114,7 @@ def check_format(reader: Any, file_ending: str, options: MapOptions) -> None:
         )
 
 
-def write_map(array: NDArray, segmentation: Path, target: Path, reader: Any) -> None:
+def write_map(array: NDArray[Any], segmentation: Path, target: Path, reader: Any) -> None:
     """Write a map in the geometry of a segmentation; the file is complete or not there.
 
     Args:

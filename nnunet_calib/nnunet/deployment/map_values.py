@@ -48,7 +48,7 @@ class MapOptions:
 
 def entropy(probabilities: torch.Tensor, *, regions: bool) -> torch.Tensor:
     """Entropy (*spatial) in nats of probabilities (C, *spatial); 0 log 0 is 0."""
-    h = torch.special.entr(probabilities)
+    h: torch.Tensor = torch.special.entr(probabilities)
     return (h + torch.special.entr(1 - probabilities)).mean(0) if regions else h.sum(0)
 
 
@@ -69,7 +69,7 @@ def compute_maps(
     regions: bool,
     shape: tuple[int, ...] | None = None,
     crop: tuple[slice, ...] | None = None,
-) -> dict[str, NDArray]:
+) -> dict[str, NDArray[Any]]:
     """The maps of a case, computed slab by slab.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_calib.io.wording import last_line
 from nnunet_calib.measuring.volume import Probabilities, check_range, check_sums
@@ -29,14 +30,16 @@ class _Calibrated:
         self._probabilities, self._calibrator, self._regions = probabilities, calibrator, regions
         self.shape = probabilities.shape
 
-    def __getitem__(self, key: Any) -> np.ndarray:
-        p = self._probabilities[key]
+    def __getitem__(self, key: Any) -> NDArray[np.float32]:
+        p: NDArray[np.float32] = self._probabilities[key]
         check_range(p)  # calibration would make numbers in [0, 1] of others
         if not self._regions:
             check_sums(p)
         if self._calibrator == IDENTITY:
             return p
-        result = calibrated(log_probabilities(p, regions=self._regions), self._calibrator, regions=self._regions)
+        result: NDArray[np.float32] = calibrated(
+            log_probabilities(p, regions=self._regions), self._calibrator, regions=self._regions
+        )
         if (impossible := p == 0).any():
             result[impossible] = 0
             if not self._regions:

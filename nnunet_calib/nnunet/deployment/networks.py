@@ -39,7 +39,7 @@ class Architecture:
         """Channels of the images, and for a cascade those of the previous stage."""
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-        return determine_num_input_channels(*self._plans)
+        return int(determine_num_input_channels(*self._plans))
 
     @cached_property
     def regions(self) -> bool:
@@ -56,21 +56,23 @@ class Architecture:
         plans, configuration, dataset = self._plans
         channels = self.input_channels, plans.get_label_manager(dataset).num_segmentation_heads
         build = self.trainer.build_network_architecture  # type: ignore[attr-defined]
+        arguments: tuple[Any, ...]
         try:
             if "plans_manager" in inspect.signature(build).parameters:
-                return build(plans, configuration, *channels, enable_deep_supervision=deep_supervision)
-            return build(  # trainers from before nnU-Net 2.8
-                configuration.network_arch_class_name,
-                configuration.network_arch_init_kwargs,
-                configuration.network_arch_init_kwargs_req_import,
-                *channels,
-                enable_deep_supervision=deep_supervision,
-            )
+                arguments = plans, configuration
+            else:  # trainers from before nnU-Net 2.8
+                arguments = (
+                    configuration.network_arch_class_name,
+                    configuration.network_arch_init_kwargs,
+                    configuration.network_arch_init_kwargs_req_import,
+                )
+            network: nn.Module = build(*arguments, *channels, enable_deep_supervision=deep_supervision)
         except Exception as error:
             raise ValueError(
                 f"expected {self.trainer.__name__} to build its network from {self.model_folder.path / 'plans.json'}, "
                 f"got {type(error).__name__}: {reason(error)}"
             ) from error
+        return network
 
     def random_input(self, network: nn.Module) -> torch.Tensor:
         """Noise (1, C, *spatial) that the network takes: twice its total stride, or the whole patch where it must be.

@@ -261,7 +261,8 @@ class MapPredictor(nnUNetPredictor):
     def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
         """Return nnU-Net's mean logits, or those of each fold, (folds * C, *spatial), if the maps need them."""
         if not self.export.wants_folds:
-            return super().predict_logits_from_preprocessed_data(data)
+            mean: torch.Tensor = super().predict_logits_from_preprocessed_data(data)
+            return mean
         networks = self.list_of_parameters
         try:
             logits = []

@@ -35,9 +35,9 @@ def _held_by(part: Any) -> Iterable[Any]:
     """Return what an object holds."""
     kind = type(part)  # a proxy would be asked for its __class__
     if issubclass(kind, dict):
-        return part.values()
+        return [*part.values()]
     if issubclass(kind, list | tuple | set | frozenset):
-        return part
+        return [*part]
     if issubclass(kind, CellType):
         return () if part == CellType() else (part.cell_contents,)
     if issubclass(kind, MethodType):

@@ -126,13 +126,14 @@ class LossWithTerm(nn.Module):
     def _of_term(self, net_output: Any, target: Any) -> Tensor:
         """Return the term's value; TypeError, in one sentence, for what is no output and target of nnU-Net's."""
         try:
-            return self.term(*(x if isinstance(x, Tensor) else x[0] for x in (net_output, target)))
+            value: Tensor = self.term(*(x if isinstance(x, Tensor) else x[0] for x in (net_output, target)))
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise TypeError(
                 f"expected a loss to be given logits and labels as nnU-Net's are, got {_name(net_output)} and "
                 f"{_name(target)}, from which {_name(self.term)} cannot be computed ({error!r}): train with "
                 f"nnUNetTrainerCalib, which adds nothing"
             ) from error
+        return value
 
     def _at_once(self, net_output: Tensor, target: Tensor) -> Tensor | None:
         """Return the sum, computed at once with the terms of losses below, or None where that cannot be done."""
@@ -183,7 +184,8 @@ def add_term(
     if not isinstance(base, DeepSupervisionWrapper) or not every_resolution:
         return LossWithTerm(base, term, weight)
     base.loss = LossWithTerm(base.loss, term, weight)
-    return base
+    wrapper: nn.Module = base
+    return wrapper
 
 
 def replace_cross_entropy(base: Callable[..., Tensor], term: nn.Module | None, num_heads: int = 1) -> nn.Module:
@@ -206,7 +208,8 @@ def replace_cross_entropy(base: Callable[..., Tensor], term: nn.Module | None, n
     """
     if isinstance(base, DeepSupervisionWrapper):
         base.loss = replace_cross_entropy(base.loss, term, num_heads)
-        return base
+        wrapper: nn.Module = base
+        return wrapper
     if isinstance(base, LossWithTerm):
         base.base = replace_cross_entropy(base.base, term, num_heads)
         return base

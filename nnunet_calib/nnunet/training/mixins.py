@@ -63,7 +63,12 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added. They are passed on by
     # name, as nnU-Net does: another trainer may have them in another order, or more of them.
     def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = CUDA
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = CUDA,
     ) -> None:
         check_dataset(dataset_json)
         wanted = "expected a results folder that can be written, got {} for {}: set nnUNet_results to another"

@@ -127,7 +127,7 @@ class PseudoACEMixin(Trainer):
                     manager.num_segmentation_heads, manager.has_regions, manager.ignore_label, self.device
                 )
 
-    def validation_step(self, *arguments: Any, **named: Any) -> dict:
+    def validation_step(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """nnU-Net's, while a hook sees what the loss is given."""
         hook = None
         if self._patch_sums is not None:
@@ -136,10 +136,11 @@ class PseudoACEMixin(Trainer):
                     raise UnwatchedLoss(f"the loss is a {type(self.loss).__name__}, and only a module can be watched")
                 hook = self.loss.register_forward_hook(self._add_patches, with_kwargs=True)
         try:
-            return super().validation_step(*arguments, **named)
+            outputs: dict[str, Any] = super().validation_step(*arguments, **named)
         finally:
             if hook is not None:
                 hook.remove()
+        return outputs
 
     def _add_patches(self, loss: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], value: Any) -> None:
         with self._costing_no_training():
@@ -184,11 +185,12 @@ class PseudoACEMixin(Trainer):
         for failure in (x for x in found if isinstance(x, str)):
             self._pseudo_ace_failure = failure
             return [math.nan] * (self.label_manager.num_segmentation_heads - (not self.label_manager.has_regions))
-        return pseudo_ace(np.sum(found, 0)).tolist()
+        return [float(error) for error in pseudo_ace(np.sum(found, 0))]
 
-    def _logged_lists(self) -> dict[str, list]:
+    def _logged_lists(self) -> dict[str, list[Any]]:
         """Return what nnU-Net's logger keeps of every epoch; nothing if the trainer has another logger."""
-        return getattr(getattr(self.logger, "local_logger", None), "my_fantastic_logging", {})
+        lists: dict[str, list[Any]] = getattr(getattr(self.logger, "local_logger", None), "my_fantastic_logging", {})
+        return lists
 
     def _log_pseudo_ace(self, per_class: list[float]) -> None:
         defined = [value for value in per_class if not math.isnan(value)]

@@ -31,10 +31,10 @@ from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME, replaced,
 
 def convert_only(
     predicted_array_or_file: Any,
-    properties_dict: dict,
+    properties_dict: dict[str, Any],
     configuration_manager: Any,
     plans_manager: Any,
-    dataset_json_dict_or_file: dict,
+    dataset_json_dict_or_file: dict[str, Any],
     output_file_truncated: str,
     save_probabilities: bool = False,
     num_threads_torch: int = default_num_processes,
