@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 from torch import Tensor
 
@@ -78,7 +78,7 @@ class Backend(Protocol):
     ) -> VoxelSums | None:
         """Return the sums over voxels, or None for options beyond this backend. M = 0 leaves out the bins."""
 
-    def nacl(
+    def nacl(  # noqa: PLR0913
         self,
         logits: Tensor,
         target: Tensor,
@@ -179,14 +179,17 @@ def choice() -> str:
     return named
 
 
+@overload
 def compute(
-    operation: Literal["voxel_sums", "nacl", "label_smoothing"],
-    logits: Tensor,
-    target: Tensor,
-    *,
-    regions: bool,
-    **options: Any,
-) -> Any:
+    operation: Literal["voxel_sums"], logits: Tensor, target: Tensor, *, regions: bool, **options: Any
+) -> VoxelSums | None: ...
+@overload
+def compute(
+    operation: Literal["nacl", "label_smoothing"], logits: Tensor, target: Tensor, *, regions: bool, **options: Any
+) -> tuple[Tensor, Tensor] | None: ...
+def compute(
+    operation: str, logits: Tensor, target: Tensor, *, regions: bool, **options: Any
+) -> VoxelSums | tuple[Tensor, Tensor] | None:
     """Return what the chosen backend, or the first that suits the logits, computes; None leaves it to the formulas.
 
     Args:
@@ -207,6 +210,7 @@ def compute(
         backend = _load(name)
         reason = backend.why_not(logits, regions=regions)
         if reason is None:
+            result: VoxelSums | tuple[Tensor, Tensor] | None
             result = getattr(backend, operation)(logits, target, regions=regions, **options)
             if result is not None:
                 return result

@@ -84,7 +84,7 @@ def _pool(sums: Tensor) -> Tensor:
     return sums
 
 
-def ml1_ace_loss(
+def ml1_ace_loss(  # noqa: PLR0913
     logits: Tensor,
     target: Tensor,
     *,
@@ -153,12 +153,10 @@ def _compute(
     target: Tensor,
     *,
     num_bins: int,
-    reduction: Reduction,
     binning: Binning,
-    absent_classes: AbsentClasses,
-    pool: Pool,
     regions: bool,
     ignore_label: int | None,
+    **of_error: Any,
 ) -> Tensor:
     """Return `ml1_ace_loss` of options that have been checked."""
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
@@ -169,9 +167,9 @@ def _compute(
     if computed is not None:
         sums, error_of_bins = (computed.weight, computed.probability, computed.positive), computed.error_of_bins
     else:
-        z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
+        z, maps, valid = prepare(logits, target, **labels)
         sums = _bin_sums(activate(z, regions), maps, valid, num_bins, binning)
-    return _error(sums, error_of_bins, reduction, binning, absent_classes, pool).to(loss_type(logits))
+    return _error(sums, error_of_bins, binning=binning, **of_error).to(loss_type(logits))
 
 
 def _error(

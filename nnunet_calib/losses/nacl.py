@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -63,11 +63,14 @@ def neighbour_prior(
     if not regions:
         return _order_statistic(counts, total, prior)
     # each region is a two-label map of its own: 0 outside, 1 inside
-    heads = [_order_statistic(torch.cat([total - c, c], dim=1), total, prior)[:, 1:] for c in counts.split(1, dim=1)]
+    heads = [
+        _order_statistic(torch.cat([total - c, c], dim=1), total, prior)[:, 1:]
+        for c in counts.tensor_split(counts.shape[1], dim=1)
+    ]
     return torch.cat(heads, dim=1)
 
 
-def nacl_loss(
+def nacl_loss(  # noqa: PLR0913
     logits: Tensor,
     target: Tensor,
     *,
@@ -131,32 +134,20 @@ def _compute(
     logits: Tensor,
     target: Tensor,
     *,
-    kernel_size: KernelSize,
-    prior: Prior,
     penalty: Penalty,
     on: On,
-    sigma: float,
     regions: bool,
     ignore_label: int | None,
+    **of_prior: Any,
 ) -> Tensor:
     """Return `nacl_loss` of options that have been checked."""
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
-    computed = compute(
-        "nacl",
-        logits,
-        target,
-        kernel_size=kernel_size,
-        prior=prior,
-        penalty=penalty,
-        on=on,
-        sigma=sigma,
-        regions=regions,
-        ignore_label=ignore_label,
-    )
+    labels: dict[str, Any] = {"regions": regions, "ignore_label": ignore_label}
+    computed = compute("nacl", logits, target, penalty=penalty, on=on, **labels, **of_prior)
     if computed is not None:
         return computed[1]
-    z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
-    tau = neighbour_prior(maps, valid, kernel_size=kernel_size, prior=prior, sigma=sigma, regions=regions)
+    z, maps, valid = prepare(logits, target, **labels)
+    tau = neighbour_prior(maps, valid, regions=regions, **of_prior)
     if on == "probabilities":
         z = activate(z, regions)
     elif regions:

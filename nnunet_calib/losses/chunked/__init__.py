@@ -31,7 +31,7 @@ def voxel_sums(
     )
 
 
-def nacl(
+def nacl(  # noqa: PLR0913
     logits: Tensor,
     target: Tensor,
     *,

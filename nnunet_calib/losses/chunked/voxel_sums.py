@@ -33,7 +33,7 @@ class _Part(NamedTuple):
 def _in_blocks(x: Tensor, product: bool = False) -> Tensor:
     """Return the sum over the last axis, or of the logarithms of factors from 1/2 to 1, in the widest type."""
     whole, wide = x.shape[-1] // BLOCK * BLOCK, widest(x.device)
-    blocks, rest = x[..., :whole].unflatten(-1, (whole // BLOCK, BLOCK)), x[..., whole:]
+    blocks, rest = x[..., :whole].view(*x.shape[:-1], whole // BLOCK, BLOCK), x[..., whole:]
     if product:
         blocks, rest = blocks.prod(-1).log_(), rest.prod(-1).log_()
         return blocks.sum(-1, dtype=wide) + rest.to(wide)

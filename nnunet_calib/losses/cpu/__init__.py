@@ -46,7 +46,7 @@ def voxel_sums(
     return VoxelSums(nll, total, of_true, number, number.sum(), weight, probability, positive)
 
 
-def nacl(
+def nacl(  # noqa: PLR0913
     logits: Tensor,
     target: Tensor,
     *,

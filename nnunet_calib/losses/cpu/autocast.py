@@ -1,39 +1,26 @@
-"""PyTorch's `custom_fwd` and `custom_bwd`, with what they do on a CPU for PyTorch before 2.4, which has none for it."""
+"""Autocast switched off for a function's forward and backward passes on a CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 
-try:
-    from torch.amp import custom_bwd, custom_fwd
-except ImportError:
-
-    def custom_fwd(  # type: ignore[misc]
-        forward: Callable[..., Any] | None = None, *, device_type: str, cast_inputs: torch.dtype | None = None
-    ) -> Any:
-        """Under autocast, call `forward` without it, with floating-point tensors cast to `cast_inputs`, if given."""
-        if forward is None:
-            return partial(custom_fwd, device_type=device_type, cast_inputs=cast_inputs)
-
-        @wraps(forward)
-        def cast(ctx: Any, *args: Any) -> Any:
-            if cast_inputs is None or not torch.is_autocast_cpu_enabled():
-                return forward(ctx, *args)
-            with torch.autocast(device_type, enabled=False):
-                return forward(ctx, *(a.to(cast_inputs) if _is_floating_point(a) else a for a in args))
-
-        return cast
-
-    def custom_bwd(backward: Callable[..., Any] | None = None, *, device_type: str) -> Any:  # type: ignore[misc]
-        """Nothing: PyTorch runs backward passes outside of autocast."""
-        return partial(custom_bwd, device_type=device_type) if backward is None else backward
-
-    def _is_floating_point(value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and value.is_floating_point()
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-__all__ = ["custom_bwd", "custom_fwd"]
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function such that it computes in the types of its arguments, also where it is called under autocast.
+
+    `torch.amp.custom_fwd` does this too, but has no types, and PyTorch before 2.4 has none for a CPU.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return call

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_calib.losses.cpu.autocast import custom_bwd, custom_fwd
+from nnunet_calib.losses.cpu.autocast import without_autocast
 from nnunet_calib.losses.cpu.borders import Borders
 
 
@@ -19,7 +19,7 @@ class _AtBorders(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd(device_type="cpu")
+    @without_autocast
     def forward(ctx: Any, z: Tensor, borders: Borders) -> tuple[Tensor, Tensor]:
         """Return the logits and the sum, in float64."""
         at_true = borders.own(borders.of_batch, z.shape[1])
@@ -29,7 +29,7 @@ class _AtBorders(torch.autograd.Function):
         return z.view_as(z), total
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @without_autocast
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, d_sum: Tensor) -> tuple[Tensor, None]:
         """Add the labels' factors to the gradient."""

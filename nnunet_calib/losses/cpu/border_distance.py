@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_calib.losses.cpu.autocast import custom_bwd, custom_fwd
+from nnunet_calib.losses.cpu.autocast import without_autocast
 from nnunet_calib.losses.cpu.borders import Borders
 from nnunet_calib.losses.cpu.pieces import own_entries
 from nnunet_calib.losses.targets import as_int32, positions
@@ -37,7 +37,7 @@ class DistanceToBorders(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd(device_type="cpu")
+    @without_autocast
     def forward(ctx: Any, z: Tensor, borders: Borders, squared: bool) -> tuple[Tensor, Tensor]:
         """The sum, in float64, over the voxels of (B, C, N) that count."""
         valid, voxels, total = borders.valid, z.shape[2], 0.0
@@ -84,7 +84,7 @@ class DistanceToBorders(torch.autograd.Function):
         return z.view_as(z), torch.tensor(total + more if math.isfinite(total) else total, dtype=torch.float64)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @without_autocast
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, d_total: Tensor | None) -> tuple[Tensor | None, None, None]:
         """The gradient with scaled signs, or twice the distances, added: first those to 0, then what differs."""

@@ -78,5 +78,5 @@ def few(unsure: Tensor) -> Tensor | None:
 def sum_of(p: Tensor) -> Tensor:
     """The sum over the last axis, in float64."""
     whole = p.shape[-1] // BLOCK * BLOCK
-    blocks = p[..., :whole].unflatten(-1, (BLOCK, -1)).sum(-2)
+    blocks = p[..., :whole].view(*p.shape[:-1], BLOCK, whole // BLOCK).sum(-2)
     return blocks.sum(-1, dtype=torch.float64) + p[..., whole:].sum(-1, dtype=torch.float64)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_calib.losses.cpu.autocast import custom_bwd, custom_fwd
+from nnunet_calib.losses.cpu.autocast import without_autocast
 from nnunet_calib.losses.cpu.bin_sums import BinSums, Chunks
 from nnunet_calib.losses.cpu.pieces import MARGIN, Piece, few, pieces, sum_of
 
@@ -72,7 +72,7 @@ class TwoClassSums(torch.autograd.Function):
     """The sums over the voxels that count."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @without_autocast
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
@@ -119,9 +119,11 @@ class TwoClassSums(torch.autograd.Function):
         return nll, of_true + other.flip(1), of_true, number, probability, weight, positive
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @without_autocast
     @once_differentiable
-    def backward(ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor):
+    def backward(
+        ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor
+    ) -> tuple[Tensor, None, None, None]:
         """The gradient of the logits, given those of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options

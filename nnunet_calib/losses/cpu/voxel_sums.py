@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from nnunet_calib.losses.cpu.autocast import custom_bwd, custom_fwd
+from nnunet_calib.losses.cpu.autocast import without_autocast
 from nnunet_calib.losses.cpu.bin_sums import BinSums, Chunks
 from nnunet_calib.losses.cpu.pieces import MARGIN, Piece, few, pieces, sum_of
 
@@ -68,11 +68,36 @@ def _of_class(table: Tensor, row: Tensor) -> Tensor:
     return table.reshape(-1).index_select(0, (row + first[:, None]).view(-1)).view(len(row), 1, -1)
 
 
+def _derivatives(d_total: Tensor, d_of_true: Tensor, d_bins: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return u_c by class and bin, and for confident voxels by class; and what the true class adds to these two."""
+    num_bins = d_bins.shape[2]
+    by_bin = torch.cat([d_bins, d_bins[..., -1:]], 2) + d_total[..., None]
+    u_sure, last = (by_bin[..., 0], by_bin[..., -1]) if num_bins else (d_total, d_total)
+    more_sure, more = (pad(d, (0, 1)) for d in (d_of_true + last - u_sure, d_of_true))  # 0 for ignored voxels
+    return by_bin, u_sure, more_sure, more
+
+
+def _differentiate(p: Tensor, u: Tensor, mean: Tensor, of_true: Tensor, d_nll: Tensor) -> None:
+    """Turn p (b, C, n) into the gradient, in place, but for what `of_true` - d_nll adds where y = c.
+
+    Given the mean of u, which is overwritten, and what the true class adds to it.
+    """
+    p.mul_(u - mean.add_(of_true).sub_(d_nll))
+
+
+def _differentiate_binned(p: Tensor, by_bin: Tensor, of_true: Tensor, d_nll: Tensor, chunks: Chunks) -> None:
+    """Do the same a chunk at a time, with u_c as it is in the bin of each p."""
+    for where in chunks.of(p):
+        part = p[..., where]
+        u = chunks.look_up(by_bin, part)
+        _differentiate(part, u, torch.mul(part, u).sum(1, keepdim=True), of_true[..., where], d_nll)
+
+
 class SoftmaxSums(torch.autograd.Function):
     """The sums over the voxels that count."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # half-precision sums would be wrong in the third digit
+    @without_autocast
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
@@ -135,50 +160,37 @@ class SoftmaxSums(torch.autograd.Function):
         return nll, total, of_true, number, probability, weight, positive
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @without_autocast
     @once_differentiable
-    def backward(ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor):
+    def backward(
+        ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor
+    ) -> tuple[Tensor, None, None, None]:
         """The gradient of the logits, given those of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options
         if ctx.kept is None:
             return torch.full_like(logits, nan), None, None, None
         p, ctx.p = torch.softmax(logits, 1) if ctx.p is None else ctx.p, None
-        # u_c by class and bin, and what the true class adds to it; of sure voxels and of the others
-        by_bin = torch.cat([d_bins, d_bins[..., -1:]], 2) + d_total[..., None]
-        u_sure, last = (by_bin[..., 0], by_bin[..., -1]) if num_bins else (d_total, d_total)
-        more_sure, more = (pad(d, (0, 1)) for d in (d_of_true + last - u_sure, d_of_true))  # 0 for ignored voxels
-        d_nll, by_bin, u_sure, more_sure, more = (d.to(p.dtype) for d in (d_nll, by_bin, u_sure, more_sure, more))
+        by_bin, u_sure, more_sure, more, d_nll = (
+            d.to(p.dtype) for d in (*_derivatives(d_total, d_of_true, d_bins), d_nll)
+        )
         chunks = Chunks(num_bins, p.numel())
 
-        def differentiate(p: Tensor, u: Tensor, mean: Tensor, of_true: Tensor) -> None:
-            """Turn p (b, C, n) into the gradient, in place, but for what `of_true` - d_nll adds where y = c.
-
-            Given the mean of u, which is overwritten, and what the true class adds to it.
-            """
-            p.mul_(u - mean.add_(of_true).sub_(d_nll))
-
-        def differentiate_unsure(b: slice, p: Tensor, p_y: Tensor, row: Tensor) -> Tensor:
-            """The same, a chunk at a time, with u_c as it is in the bin of each p; returns `of_true`."""
-            of_true = _of_class(more[b], row[:, 0]).mul_(p_y)
-            for where in chunks.of(p):
-                part = p[..., where]
-                u = chunks.look_up(by_bin[b], part)
-                differentiate(part, u, torch.mul(part, u).sum(1, keepdim=True), of_true[..., where])
-            return of_true
-
         for piece, (p_y, index) in zip(pieces(p.shape, labels, ignore_label), ctx.kept, strict=True):
-            b, q, row = piece.images, piece.of(p), piece.row[:, None]
+            b, q = piece.images, piece.of(p)
             if piece.ignored is not None:
                 q.masked_fill_(piece.ignored[:, None], 0)
             if num_bins and index is None:
-                of_true = differentiate_unsure(b, q, p_y, row)
+                of_true = _of_class(more[b], piece.row).mul_(p_y)
+                _differentiate_binned(q, by_bin[b], of_true, d_nll, chunks)
             else:
                 if index is not None:
                     unsure = q.gather(2, index)
-                    of_unsure = differentiate_unsure(b, unsure, *(x.gather(2, index[:, :1]) for x in (p_y, row)))
+                    unsure_y, unsure_row = (x.gather(2, index[:, :1]) for x in (p_y, piece.row[:, None]))
+                    of_unsure = _of_class(more[b], unsure_row[:, 0]).mul_(unsure_y)
+                    _differentiate_binned(unsure, by_bin[b], of_unsure, d_nll, chunks)
                 of_true = _of_class(more_sure[b], piece.row).mul_(p_y)
-                differentiate(q, u_sure[b, :, None], torch.bmm(u_sure[b, None], q), of_true)
+                _differentiate(q, u_sure[b, :, None], torch.bmm(u_sure[b, None], q), of_true, d_nll)
                 if index is not None:
                     q.scatter_(2, index, unsure)
                     of_true.scatter_(2, index[:, :1], of_unsure)

@@ -7,13 +7,15 @@ TRITON_INTERPRET=1 in the environment the same kernels run on CPU tensors, slowl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from nnunet_calib.losses.backends import Binning, VoxelSums
 from nnunet_calib.losses.gpu import launch
 from nnunet_calib.losses.neighbourhood import KernelSize
+
+R = TypeVar("R")
 
 MOST_BINS = 64  # a program goes through all bins of a block, one after the other
 
@@ -47,7 +49,7 @@ def voxel_sums(
     )
 
 
-def nacl(
+def nacl(  # noqa: PLR0913
     logits: Tensor,
     target: Tensor,
     *,
@@ -96,7 +98,7 @@ def label_smoothing(
     )
 
 
-def _if_it_works(operation: Callable[..., Any], logits: Tensor, target: Tensor, **options: Any) -> Any:
+def _if_it_works(operation: Callable[..., R], logits: Tensor, target: Tensor, **options: Any) -> R | None:
     """Return what an operation computes, or None where its kernels cannot be compiled."""
     return operation(logits, target, **options) if launch.works(operation, logits, target, **options) else None
 

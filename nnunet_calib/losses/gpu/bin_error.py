@@ -79,4 +79,5 @@ def bin_error(
         "ABSENT": ABSENT[absent_classes].value,
         "num_warps": WARPS,
     }
-    return _Error.apply(weight, probability, positive, float(least), constants)
+    error: Tensor = _Error.apply(weight, probability, positive, float(least), constants)
+    return error

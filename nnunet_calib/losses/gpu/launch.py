@@ -97,7 +97,7 @@ def _try(operation: Callable[..., Any], logits: Tensor, target: Tensor, options:
             if isinstance(results, VoxelSums) and results.weight.numel():
                 bins = results.weight, results.probability, results.positive
                 values += [results.error_of_bins(*bins, 1, how, "skip") for how in get_args(Reduction)]
-            torch.stack([x.double() for x in values]).sum().backward()
+            torch.autograd.backward(torch.stack([x.double() for x in values]).sum())
         except Exception as error:  # of Triton, its compilers or the driver, as above
             warnings.warn(f"nnunet_calib computes {operation.__name__} without Triton: {error!r:.300}", stacklevel=2)
             return False
@@ -117,5 +117,5 @@ def why_not(logits: Tensor) -> str | None:
 
 def launch(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
     """Start a kernel on the device of its first argument."""
-    with torch.cuda.device_of(first):
+    with torch.cuda.device(first.get_device()):  # -1 on a CPU, which changes nothing
         kernel[tuple(grid)](first, *arguments, **constants)
