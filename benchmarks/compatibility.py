@@ -1,4 +1,4 @@
-"""Runs the tests with chosen versions of Python and of libraries, and prints a row for docs/compatibility.md.
+"""Run the tests with chosen versions of Python and of libraries, and print a row for docs/compatibility.md.
 
     python benchmarks/compatibility.py --python python3.10 nnunetv2==2.8.0 torch==2.1.2 "numpy<2"
     python benchmarks/compatibility.py --python python3.13 nnunetv2==2.8.1 -- -m "slow or not slow" tests/nnunet
@@ -28,14 +28,14 @@ print(platform.python_version(), *map(version, ["nnunetv2", "torch", "numpy"]), 
 
 
 def install(python: Path, constraints: Path) -> None:
-    """This checkout, what it needs, and pytest; MONAI if it can be had."""
+    """Install this checkout, its requirements and pytest, and MONAI if it is available."""
     pip = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
     subprocess.run([*pip, "--editable", ROOT, "pytest>=8"], check=True, stdout=sys.stderr)
     subprocess.run([*pip, "monai>=1.6"], check=False, stdout=sys.stderr)
 
 
 def outcome(python: Path, options: list[str]) -> str:
-    """The last line of pytest, without the time."""
+    """Return the last line of pytest without the time."""
     path = os.pathsep.join([str(python.parent), os.environ["PATH"]])  # of the commands that tests run
     found = subprocess.run(
         [python, "-m", "pytest", "-q", *options],

@@ -1,4 +1,4 @@
-"""A synthetic CT-sized case: organs, the logits of a network that finds them, and the ground truth."""
+"""A synthetic case of CT size: organs, the logits of a network that finds them, and the ground truth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SPACING, NETWORK_SPACING = (2.0, 0.8, 0.8), (1.5, 1.5, 1.5)  # mm, slices first
 
 
 def organs(size_mm: np.ndarray, number: int) -> list[dict[str, np.ndarray]]:
-    """Bumpy ellipsoids: centres, radii and bumps in mm."""
+    """Return bumpy ellipsoids: centres, radii and bumps in mm."""
     rng = np.random.default_rng(number)
     return [
         {
@@ -22,7 +22,7 @@ def organs(size_mm: np.ndarray, number: int) -> list[dict[str, np.ndarray]]:
 
 
 def depth_mm(organ: dict[str, np.ndarray], axes: list[np.ndarray], waves: slice) -> np.ndarray:
-    """Roughly how deep in an organ each point of a grid lies, negative outside."""
+    """Return the approximate depth in an organ of each point of a grid, negative outside."""
     centre, radii = organ["centre"], organ["radii"]
     squares = [np.square((x - c) / r).astype(np.float32) for x, c, r in zip(axes, centre, radii, strict=True)]
     z, y, x = np.ix_(*squares)
@@ -34,7 +34,7 @@ def depth_mm(organ: dict[str, np.ndarray], axes: list[np.ndarray], waves: slice)
 
 
 def network_logits(size_mm: np.ndarray, classes: int, axes: list[np.ndarray]) -> np.ndarray:
-    """Those of a network that knows all but the borders: probabilities go from .01 to .99 within about 3 mm."""
+    """Return logits that are uncertain only at borders: probabilities go from .01 to .99 within about 3 mm."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((classes, *map(len, axes)), dtype=np.float32)
     logits *= 0.7
@@ -48,7 +48,7 @@ def network_logits(size_mm: np.ndarray, classes: int, axes: list[np.ndarray]) ->
 
 
 def true_labels(size_mm: np.ndarray, classes: int, axes: list[np.ndarray]) -> np.ndarray:
-    """The same organs with other bumps."""
+    """Return the labels of the same organs with different bumps."""
     labels, deepest = np.zeros([len(a) for a in axes], np.uint8), np.zeros([len(a) for a in axes], np.float32)
     for c, organ in enumerate(organs(size_mm, classes - 1), 1):
         depth = depth_mm(organ, axes, slice(3, 6))
@@ -58,5 +58,5 @@ def true_labels(size_mm: np.ndarray, classes: int, axes: list[np.ndarray]) -> np
 
 
 def grid(shape: tuple[int, ...], spacing: tuple[float, ...], start_mm: np.ndarray) -> list[np.ndarray]:
-    """Coordinates of voxel centres along each axis, in mm."""
+    """Return the coordinates of voxel centres along each axis, in mm."""
     return [(np.arange(n) + 0.5) * s + t for n, s, t in zip(shape, spacing, start_mm, strict=True)]

@@ -36,12 +36,12 @@ CLASSES, FOLDS, DISTINCT = 15, 5, 10
 
 
 def model_folder(root: Path) -> ModelFolder:
-    """nnU-Net's folder of the model."""
+    """Return the model folder."""
     return ModelFolder.below(root / "results", DATASET, TRAINER, PLANS, CONFIGURATION)
 
 
 def measured(number: int, size: tuple[int, ...]) -> CaseStatistics:
-    """A case; each is looked at from another side, and the model is surer of each than of the one before."""
+    """Return the statistics of a case; each has another view, and higher confidence than the one before."""
     size_mm = np.multiply(size, SPACING)
     axes = grid(size, SPACING, np.zeros(3))
     labels = np.roll(true_labels(size_mm, CLASSES, axes), number % 3, number % 2)
@@ -71,7 +71,7 @@ def make(root: Path, cases: int, size: tuple[int, ...]) -> None:
 
 
 def run(root: Path) -> None:
-    """The two commands, with their wall time, CPU time and peak memory."""
+    """Run the two commands, and print their wall time, CPU time and peak memory."""
     arguments = ["-d", DATASET, "-c", CONFIGURATION, "-tr", TRAINER, "-f", *map(str, range(FOLDS))]
     environment = os.environ | {"nnUNet_results": str(root / "results")}
     environment = {name: value for name, value in environment.items() if name not in ("nnUNet_raw",)}

@@ -34,7 +34,7 @@ TRAINED, UNDECIDED = "trained", "undecided"
 
 
 def label_map(rng: np.random.Generator, classes: int, size: int) -> np.ndarray:
-    """Background and a bumpy ball of each other class: whatever their number, 3 to 10 % are border voxels."""
+    """Return background and a bumpy ball per other class; for any number, 3 to 10 % are border voxels."""
     radius = 0.4 * size / np.sqrt(classes - 1)
     bumps = gaussian_filter(rng.standard_normal((size,) * 3), 3, mode="wrap")
     bumps *= 0.1 * radius / bumps.std()
@@ -49,7 +49,7 @@ def label_map(rng: np.random.Generator, classes: int, size: int) -> np.ndarray:
 
 
 def border_share(labels: np.ndarray) -> float:
-    """Share of voxels with a neighbour, along an axis, of another label."""
+    """Return the fraction of voxels with a face neighbour of another label."""
     border = np.zeros(labels.shape, bool)
     for axis in range(labels.ndim):
         differs = np.diff(labels, axis=axis) != 0
@@ -61,7 +61,7 @@ def border_share(labels: np.ndarray) -> float:
 
 
 def make_batch(classes: int, size: int, images: int, kind: str) -> tuple[Tensor, Tensor, float]:
-    """Logits of a network that knows all but the borders, or of a fresh one; int16 labels; their share of borders."""
+    """Return logits of a trained or a fresh network, int16 labels, and their fraction of border voxels."""
     rng = np.random.default_rng(classes)
     maps = [label_map(rng, classes, size) for _ in range(images)]
     target = torch.from_numpy(np.stack(maps)[:, None]).to(torch.int16)
@@ -75,13 +75,13 @@ def make_batch(classes: int, size: int, images: int, kind: str) -> tuple[Tensor,
 
 
 def nnunet_loss() -> DC_and_CE_loss:
-    """nnU-Net's own, as its trainers build it."""
+    """Return nnU-Net's loss, as its trainers build it."""
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
     return DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
 
 
 def losses(classes: int, ace_checkout: Path | None = None) -> dict[str, Loss]:
-    """What is measured, by name; the first is what the others are compared with."""
+    """Return the losses to measure by name; the first is the baseline."""
     chosen: dict[str, Loss] = {
         STOCK: nnunet_loss(),
         "Dice + CE + mL1-ACE": add_term(nnunet_loss(), ML1ACELoss(), 1.0),
@@ -112,7 +112,7 @@ def losses(classes: int, ace_checkout: Path | None = None) -> dict[str, Loss]:
 
 
 def step(loss: Loss, logits: Tensor, target: Tensor) -> float:
-    """Seconds of forward + backward."""
+    """Return the seconds of forward + backward."""
     logits.grad = None
     start = time.perf_counter()
     loss(logits, target).backward()
@@ -120,7 +120,7 @@ def step(loss: Loss, logits: Tensor, target: Tensor) -> float:
 
 
 def peak_memory(name: str, classes: int, size: int, images: int, kind: str, ace_checkout: Path | None) -> float:
-    """Largest extra memory of a step, the gradient included, in multiples of the logits'; in a fresh process, Linux."""
+    """Return a step's peak memory with the gradient, in multiples of the logits', from a fresh process (Linux)."""
     loss = losses(classes, ace_checkout)[name]
     step(loss, *make_batch(classes, 16, images, kind)[:2])  # what is loaded or cached once does not count
     logits, target, _ = make_batch(classes, size, images, kind)

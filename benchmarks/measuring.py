@@ -32,7 +32,7 @@ CASE = "case"
 
 
 def make_export(folder: Path, size: tuple[int, ...], classes: int) -> None:
-    """Logits, ground truth and nnU-Net's files; the crop leaves out a tenth of the image in the plane."""
+    """Write logits, ground truth and nnU-Net's files; the crop leaves out a tenth of the image in the plane."""
     import SimpleITK as sitk
 
     size_mm = np.multiply(size, SPACING)
@@ -74,7 +74,7 @@ def make_export(folder: Path, size: tuple[int, ...], classes: int) -> None:
 
 
 def run_export(folder: Path, what: str) -> dict[str, Any]:
-    """One export, as nnU-Net's worker does it, in a fresh process."""
+    """Run one export, as nnU-Net's worker does, in a fresh process."""
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -112,7 +112,7 @@ EXPORTS = ("alone", "npz", "measured")
 
 
 def run_metric(folder: Path, what: str, rounds: int) -> dict[str, Any]:
-    """One metric in a fresh process."""
+    """Run one metric in a fresh process."""
     p, y = np.load(folder / "p.npy"), np.load(folder / "y.npy")
     measure = METRICS[what](p, y)
     before, times = reset_peak(), []
@@ -126,24 +126,24 @@ def run_metric(folder: Path, what: str, rounds: int) -> dict[str, Any]:
 
 
 def status_bytes(field: str) -> int:
-    """Of this process."""
+    """Return a value of this process's status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def reset_peak() -> int:
-    """Forget the largest memory so far; returns the present one."""
+    """Reset the peak memory, and return the current one."""
     Path("/proc/self/clear_refs").write_text("5")
     return status_bytes("VmRSS")
 
 
 def peak_memory() -> int:
-    """The largest memory since `reset_peak`."""
+    """Return the peak memory since `reset_peak`."""
     return status_bytes("VmHWM")
 
 
 def in_fresh_process(step: str, folder: Path, options: argparse.Namespace, classes: int) -> dict[str, Any]:
-    """What a run prints as its last line, or why there is none."""
+    """Return the last line that a run prints, or the reason for its failure."""
     command = [sys.executable, __file__, options.what, "--step", step, "--folder", str(folder)]
     command += ["--classes", str(classes), "--size", *map(str, options.size)]
     command += ["--case", options.case, "--rounds", str(options.rounds)]
@@ -200,7 +200,7 @@ def compare(folder: Path, options: argparse.Namespace, classes: int) -> None:
 
 
 def readable(name: str, value: float | None) -> str:
-    """A number of a table."""
+    """Format a value for the table."""
     if value is None:
         return ""
     return {"seconds": f"{value:.2f} s", "error": f"{value:.1e}"}.get(name, f"{value / 2**20:.1f} MiB")

@@ -1,4 +1,4 @@
-"""The calibration errors of this package and of other libraries, from probabilities and labels that lie in memory."""
+"""The calibration errors of this package and of other libraries, from probabilities and labels in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 20
 
 
 def make_organs(folder: Path, size: tuple[int, ...], classes: int) -> None:
-    """Probabilities and labels at the image's spacing."""
+    """Return probabilities and labels at the image's spacing."""
     from scipy.special import softmax
 
     size_mm, axes = np.multiply(size, SPACING), grid(size, SPACING, np.zeros(3))
@@ -22,7 +22,7 @@ def make_organs(folder: Path, size: tuple[int, ...], classes: int) -> None:
 
 
 def make_background(folder: Path, size: tuple[int, ...], classes: int) -> None:
-    """98 of 100 voxels have p < 1 / 100 of every class but background, of others anything; labels drawn from p / 2."""
+    """Return p, below 1 / 100 outside background in 98 % of the voxels, and labels drawn from p / 2."""
     rng = np.random.default_rng(0)
     p = np.empty((classes, *size), np.float32)
     rng.random(dtype=np.float32, out=p[1])
@@ -37,7 +37,7 @@ CASES = {"organs": make_organs, "background": make_background}
 
 
 def exact_ece(p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of each class, in float64 and integers, voxel by voxel."""
+    """Compute the errors of each class voxel by voxel, in float64 and integers."""
     errors = []
     for c, row in enumerate(p.reshape(len(p), -1)):
         row = row.astype(np.float64)
@@ -50,14 +50,14 @@ Measurement = Callable[[], Any]  # returns the ECE of each class, or nothing tha
 
 
 def ours(p: np.ndarray, y: np.ndarray) -> Measurement:
-    """All that is kept of a case: three scopes, scores, the voxel sample."""
+    """Compute a case's statistics: three scopes, scores, the voxel sample."""
     from nnunet_calib import CaseStatistics, calibration_errors
 
     return lambda: calibration_errors(CaseStatistics.from_probabilities(p, y, spacing=SPACING), BINS)["ece"]
 
 
 def our_binning(p: np.ndarray, y: np.ndarray) -> Measurement:
-    """The histograms and scores alone, of all classes and of the top label."""
+    """Compute the histograms and scores alone, of all classes and of the top label."""
     from nnunet_calib.measuring.volume import Volume
 
     volume = Volume(p, y, None, np.zeros_like(y), tuple(slice(0, n) for n in y.shape), None)
@@ -71,7 +71,7 @@ def our_binning(p: np.ndarray, y: np.ndarray) -> Measurement:
 
 
 def monai(p: np.ndarray, y: np.ndarray) -> Measurement:
-    """The one-hot labels that it takes are made beforehand."""
+    """Call MONAI's metric on one-hot labels made beforehand."""
     import torch
     from monai.metrics import CalibrationErrorMetric
 
@@ -82,7 +82,7 @@ def monai(p: np.ndarray, y: np.ndarray) -> Measurement:
 
 
 def monai_from_labels(p: np.ndarray, y: np.ndarray) -> Measurement:
-    """The same from a label map, with the one-hot encoding that MONAI's example shows."""
+    """Call MONAI's metric on a label map, with the one-hot encoding of its example."""
     import torch
     from monai.metrics import CalibrationErrorMetric
     from monai.transforms import AsDiscrete
@@ -97,7 +97,7 @@ def monai_from_labels(p: np.ndarray, y: np.ndarray) -> Measurement:
 
 
 def torchmetrics(p: np.ndarray, y: np.ndarray) -> Measurement:
-    """Of the top label only."""
+    """Compute the error of the top label only."""
     import torch
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -106,7 +106,7 @@ def torchmetrics(p: np.ndarray, y: np.ndarray) -> Measurement:
 
 
 def netcal(p: np.ndarray, y: np.ndarray) -> Measurement:
-    """Of the top label only."""
+    """Compute the error of the top label only."""
     from netcal.metrics import ECE
 
     inputs = np.ascontiguousarray(p.reshape(len(p), -1).T), y.ravel()

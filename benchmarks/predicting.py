@@ -37,7 +37,7 @@ COMMANDS = {
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that came of it."""
+    """Return the ids of a process and of its descendants."""
     try:
         tasks = [*Path(f"/proc/{pid}/task").iterdir()]
         children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
@@ -47,7 +47,7 @@ def family(pid: int) -> list[int]:
 
 
 def memory_mib(pid: int) -> float:
-    """Of a process and all that came of it, now."""
+    """Return the current memory of a process and its descendants."""
     total = 0
     for member in family(pid):
         try:
@@ -59,7 +59,7 @@ def memory_mib(pid: int) -> float:
 
 
 def run(command: list[str]) -> dict[str, float]:
-    """Seconds, CPU seconds and MiB of a command, which must succeed."""
+    """Return seconds, CPU seconds and MiB of a command, which must succeed."""
     with tempfile.TemporaryFile() as told:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT)
@@ -76,7 +76,7 @@ def run(command: list[str]) -> dict[str, float]:
 
 
 def enlarged(images: Path, size: list[int], folder: Path) -> Path:
-    """The images, repeated in all directions up to a size (z, y, x)."""
+    """Write the images, repeated in all directions up to a size (z, y, x)."""
     folder.mkdir()
     for path in sorted(images.glob("*.nii.gz")):
         image = sitk.ReadImage(str(path))

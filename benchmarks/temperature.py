@@ -27,7 +27,7 @@ PART = 1 << 17  # voxels at a time, where memory matters
 
 
 def make_voxels(n: int, classes: int, true: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Float32 logits (n, C) of a network that is sure of most voxels, and labels drawn from softmax(z / T)."""
+    """Return float32 logits (n, C) of a mostly confident network, and labels drawn from softmax(z / T)."""
     generator = torch.Generator().manual_seed(seed)
     logits, labels = torch.empty(n, classes), torch.empty(n, dtype=torch.int64)
     for start in range(0, n, PART):
@@ -41,7 +41,7 @@ def make_voxels(n: int, classes: int, true: float, seed: int) -> tuple[Tensor, T
 
 
 def mean_nll(logits: Tensor, labels: Tensor, temperature: float) -> float:
-    """In float64, part by part."""
+    """Compute the mean NLL in float64, part by part."""
     total = 0.0
     for z, y in zip(logits.split(PART), labels.split(PART), strict=True):
         z = z.double().T.contiguous()  # a softmax over the first axis is the faster one
@@ -51,7 +51,7 @@ def mean_nll(logits: Tensor, labels: Tensor, temperature: float) -> float:
 
 
 def reference(logits: Tensor, labels: Tensor, near: float) -> float:
-    """The minimiser, found by a method that shares nothing with the others but is told where to look."""
+    """Return the minimiser by an independent method, started near the solution."""
     result = minimize_scalar(
         lambda t: mean_nll(logits, labels, t),
         bounds=(near / 1.05, near * 1.05),
@@ -62,13 +62,13 @@ def reference(logits: Tensor, labels: Tensor, near: float) -> float:
 
 
 def ours(logits: Tensor, labels: Tensor) -> tuple[float, str]:
-    """The package's."""
+    """Fit by this package."""
     fit = fit_temperature(logits, labels)
     return fit.temperature, f"{fit.iterations} passes"
 
 
 def lbfgs(lr: float, start: float, iterations: int, line_search: str | None) -> Fit:
-    """Full-batch L-BFGS over T, PyTorch's tolerances."""
+    """Fit T by full-batch L-BFGS with PyTorch's tolerances."""
 
     def fit(logits: Tensor, labels: Tensor) -> tuple[float, str]:
         temperature = torch.full((1,), start, requires_grad=True)
@@ -90,7 +90,7 @@ def lbfgs(lr: float, start: float, iterations: int, line_search: str | None) -> 
 
 
 def netcal(dtype: torch.dtype) -> Fit:
-    """The library's, which takes probabilities; the softmax is part of the time."""
+    """Return the fit by netcal, which takes probabilities; the softmax is part of the time."""
 
     def fit(logits: Tensor, labels: Tensor) -> tuple[float, str]:
         from netcal.scaling import TemperatureScaling

@@ -24,7 +24,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # PyTorch takes seconds to import, and `nnunet_calib trainers --path` stands in people's shell profiles.
+    # Importing PyTorch takes seconds, and users call `nnunet_calib trainers --path` in their shell profiles.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The one rule that says which bin a probability falls into.
+"""The one rule that decides which bin a probability falls into.
 
 Every histogram of this package, in the losses and in the measurements, uses `bin_index`, so that a loss and the error
 it lowers never disagree about a voxel.
@@ -21,12 +21,12 @@ def bin_index(probabilities: Array, num_bins: int) -> Array:
 
     .. math:: m = \min(\lfloor p M \rfloor, M - 1)
 
-    The product is taken in float64, where it is exact for every float32 probability and every M up to 2^29: then a bin
-    of M is precisely the union of k bins of k M. (Not on MPS, which has float32 alone: there the one value just below
-    an edge may be counted above it.) What is not float32 itself, as 1 - p, is to be passed in float64 too.
+    The product is computed in float64, where it is exact for every float32 probability and every M up to 2^29, so that
+    a bin of M is precisely the union of k bins of k M. (MPS has float32 only: there a value just below an edge may be
+    counted above it.) Pass values that float32 does not hold exactly, such as 1 - p, in float64.
 
     Args:
-        probabilities: any shape, values in [0, 1]. Others get some bin: no index is ever out of range.
+        probabilities: any shape, values in [0, 1]. Values outside are clipped into the first or last bin.
         num_bins: M, at least 1.
 
     Returns:

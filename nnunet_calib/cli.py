@@ -1,4 +1,4 @@
-"""The command line: parses arguments, runs a command, tells errors."""
+"""The command line: parse arguments, run a command, report errors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from nnunet_calib.commands import (
 )
 from nnunet_calib.io.processes import Terminated, sigterm_interrupts
 
-# In the order in which they are used. Each imports what it needs when it runs: --help and errors come at once, and an
-# import that fails is told in one sentence.
+# In the order of use. A command imports what it needs when it runs, so that --help and errors appear at once and a
+# failing import is reported in one sentence.
 COMMANDS = (demo, trainers, validate, crossval, compare, report, bake, predict, evaluate, fit, export)
 
 
@@ -45,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0, or 2 after an error of the user's, which is told in one sentence on stderr; 130 after Ctrl-C, 143 after
-        SIGTERM.
+        0; 2 after an error, which is reported in one sentence on stderr; 130 after Ctrl-C; 143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of cases and folders may have letters that it cannot show
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # names of cases and folders may hold characters that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     try:
@@ -57,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.run(args)
         sys.stdout.flush()
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
             return 0
-        print(f"nnunet_calib: {_told(error)}", file=sys.stderr)
+        print(f"nnunet_calib: {_sentence(error)}", file=sys.stderr)
         return 2
     except (ImportError, ValueError) as error:
         print(f"nnunet_calib: {error}", file=sys.stderr)
@@ -74,23 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _again(command: str) -> str:
-    """What goes on with an interrupted command."""
+    """Return how to continue an interrupted command."""
     kept = {"validate": ", which keeps what is measured", "predict": " with --continue_prediction"}
     return f"type the same command again{kept.get(command, '')}"
 
 
-def _nobody_reads() -> bool:
-    """Whether what reads our output has enough, as `| head`; then what is left of it is dropped."""
+def _output_is_closed() -> bool:
+    """Return whether the reader of stdout has closed it, as `| head` does; if so, drop the rest of the output."""
     try:
         print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return True
-    return False  # it was a pipe to a process of ours
+    return False  # the broken pipe was to a process of ours
 
 
-def _told(error: OSError) -> str:
-    """An error of the system as a sentence; those that this package raises are one."""
+def _sentence(error: OSError) -> str:
+    """Return an error of the system as a sentence; errors of this package already are one."""
     if error.errno is None:
         return str(error)
     return (

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_calib.demo_truth import against_truth, of_truth, table
+from nnunet_calib.demo_truth import errors_of_model, errors_of_truth, table
 from nnunet_calib.io.atomic_files import write_json
 from nnunet_calib.io.processes import end_session
 from nnunet_calib.nnunet.lookup import trainers_folder
@@ -27,7 +27,7 @@ from nnunet_calib.synthetic import synthetic_case
 DATASET = "Dataset999_CalibrationDemo"
 PLANS = "nnUNetPlansDemo"
 TRAINERS = ("nnUNetTrainerCalib", "nnUNetTrainerML1ACE")
-SHORT = "_demo"  # what the names of the short trainers end with
+SHORT = "_demo"  # suffix of the names of the short trainers
 CASES = 20
 FOLDS = (0, 1)
 EPOCHS = 20
@@ -41,7 +41,7 @@ ECE, ACE, MCE: 20 bins, foreground classes. NLL in nats; of it, KL to truth is w
 true probabilities q: sum_c q_c log(q_c / p_c). Distance to truth: sum_c |p_c - q_c| / 2. Last line: what chance leaves.
 """
 
-# Also an example of how little a trainer of one's own needs.
+# Also an example of how short a user's own trainer can be.
 _TRAINER_MODULE = f'''"""Trainers of the demo: as in the package, but {EPOCHS} short epochs."""
 
 import torch
@@ -66,7 +66,7 @@ class {0}{1}(Short, nnunet_calib.trainers.{0}):
 
 
 def _prepare_folder(folder: Path) -> None:
-    """An empty folder; an earlier demo in it is replaced, anything else is refused."""
+    """Empty the folder of an earlier demo, or create a new one; refuse a folder that holds anything else."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARKER).is_file())):
         raise ValueError(f"expected a new or empty folder, or that of an earlier demo, got {folder}: name one with -o")
     try:
@@ -80,7 +80,7 @@ def _prepare_folder(folder: Path) -> None:
 
 
 def _write_dataset(folder: Path) -> None:
-    """The synthetic cases in nnU-Net's raw format, and their true probabilities beside it."""
+    """Write the synthetic cases in nnU-Net's raw format, and their true probabilities beside them."""
     raw = folder / "nnUNet_raw" / DATASET
     for name in ("imagesTr", "labelsTr"):
         (raw / name).mkdir(parents=True)
@@ -102,7 +102,7 @@ def _write_dataset(folder: Path) -> None:
 
 
 def _write_plans(folder: Path) -> None:
-    """nnU-Net's plans with a network that a CPU can train in a minute."""
+    """Write plans like nnU-Net's, with a network that a CPU trains in a minute."""
     preprocessed = folder / "nnUNet_preprocessed" / DATASET
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text(encoding="utf-8"))
     plans["plans_name"] = PLANS
@@ -120,7 +120,7 @@ def _write_plans(folder: Path) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """nnU-Net's variables, all of them inside the demo's folder."""
+    """Return an environment in which all of nnU-Net's folders lie inside the demo's."""
     own = {name: str(folder / name) for name in _FOLDERS if name.startswith("nnUNet")}
     own["nnUNet_extTrainer"] = os.pathsep.join([str(trainers_folder()), str(folder / "trainers")])
     own |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_wandb_enabled": "0"}
@@ -128,12 +128,12 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Run an nnU-Net command, keep its output in a log and yield it line by line.
+    """Run a command, write its output to a log and yield it line by line.
 
     Raises:
         OSError: if the command fails.
     """
-    # nnU-Net's commands lie beside the interpreter, whether or not its environment is activated
+    # The commands lie beside the interpreter, whether or not its environment is activated.
     program = Path(sysconfig.get_path("scripts")) / command[0]
     with (
         open(log, "w", encoding="utf-8") as file,
@@ -151,7 +151,7 @@ def _run(command: Sequence[str], log: Path, environment: dict[str, str]) -> Iter
             for line in process.stdout:
                 file.write(line)
                 yield line
-        except BaseException:  # an interrupt; also where who reads the lines is interrupted
+        except BaseException:  # an interrupt, here or in the consumer of the lines
             end_session(process)
             raise
     if process.returncode:
@@ -163,16 +163,16 @@ def _model_folder(folder: Path, trainer: str) -> ModelFolder:
 
 
 def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[int] = FOLDS) -> None:
-    """Make the data, cross-validate trainers on it, compare them, and print what was measured against the truth.
+    """Make the data, cross-validate and compare trainers on it, and print their errors against the truth.
 
     Args:
-        folder: everything goes here; the table also as `truth.json`, case by case.
+        folder: where all files go, with the table, case by case, as `truth.json`.
         trainers: two or more classes of `nnunet_calib.trainers`, by name.
         folds: two or more of nnU-Net's five.
 
     Raises:
-        ValueError: if the folder holds something else than an earlier demo.
-        OSError: if it cannot be written, or if a command of nnU-Net fails.
+        ValueError: if the folder holds anything but an earlier demo.
+        OSError: if the folder cannot be written, or if a command fails.
     """
     folder = folder.resolve()
     _prepare_folder(folder)
@@ -213,9 +213,11 @@ def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[i
         deque(_run(compare, folder / "logs" / "compare.txt", environment), 0)
 
     models = {trainer: _model_folder(folder, trainer + SHORT) for trainer in trainers}
-    measured = {trainer: against_truth(of_trainer, folds, folder / "truth") for trainer, of_trainer in models.items()}
+    measured = {
+        trainer: errors_of_model(model_folder, folds, folder / "truth") for trainer, model_folder in models.items()
+    }
     cases = sorted(case["case"] for case in measured[trainers[0]]["cases"])
-    chance = of_truth(folder / "nnUNet_raw" / DATASET / "labelsTr", folder / "truth", cases)
+    chance = errors_of_truth(folder / "nnUNet_raw" / DATASET / "labelsTr", folder / "truth", cases)
     write_json({"models": measured, "true_probabilities": chance}, folder / RESULTS)
     print(_LEGEND.format(cases=len(cases), folds=len(folds)))
     print(table(measured, chance))

@@ -1,4 +1,4 @@
-"""What the demo's models say against the true probabilities of its data."""
+"""Compare the demo's models with the true probabilities of its data."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ HEADER = ("trainer", "T", "Dice", *_COLUMNS.values())
 
 
 def read_probabilities(path: Path) -> NDArray[np.float32]:
-    """Return (C, *spatial), of an .npz of nnU-Net or of the truth."""
+    """Return the probabilities (C, *spatial) in an .npz of nnU-Net or of the true probabilities."""
     with np.load(path) as file:
         probabilities: NDArray[np.float32] = file["probabilities"]
     return probabilities
 
 
-def against_truth(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict[str, Any]:
-    """Return the errors of a cross-validated model, and how far its probabilities are from the true ones.
+def errors_of_model(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict[str, Any]:
+    """Return the errors of a cross-validated model, and the distance of its probabilities to the true ones.
 
     Args:
-        model: nnU-Net's folder of the model, trained with --npz, its folds merged by `nnunet_calib crossval`.
-        folds: those that were merged.
+        model: the model's folder, trained with --npz, its folds merged by `nnunet_calib crossval`.
+        folds: the merged folds.
         truth: folder with the true probabilities of each case, CASE.npz.
 
     Returns:
-        "dice", "temperature", and under "uncalibrated" and "calibrated" the means over the cases of ECE, ACE, MCE
-        (foreground classes), NLL, the divergence from and the distance to the truth; the same of each case in "cases".
+        "dice", "temperature", and under "uncalibrated" and "calibrated" the means over the cases of ECE, ACE and MCE
+        (foreground classes), NLL, and the divergence from and distance to the truth; "cases" has each case's values.
     """
     merged = model.crossval(folds) / "summary.json"
     summary = json.loads(merged.read_text(encoding="utf-8"))
@@ -71,13 +71,13 @@ def against_truth(model: ModelFolder, folds: Sequence[int], truth: Path) -> dict
     return result | {"cases": cases}
 
 
-def of_truth(labels: Path, truth: Path, cases: Sequence[str]) -> dict[str, float]:
-    """Return the same means for the true probabilities themselves: what chance alone leaves of every error.
+def errors_of_truth(labels: Path, truth: Path, cases: Sequence[str]) -> dict[str, float]:
+    """Return the mean errors of the true probabilities themselves: what chance alone leaves of each error.
 
     Args:
         labels: folder with the label map of each case, CASE.nii.gz.
         truth: folder with the true probabilities of each case, CASE.npz.
-        cases: their names.
+        cases: names of the cases.
     """
     errors = []
     for case in cases:
@@ -89,7 +89,7 @@ def of_truth(labels: Path, truth: Path, cases: Sequence[str]) -> dict[str, float
 
 
 def table(models: dict[str, dict[str, Any]], truth: dict[str, float]) -> str:
-    """Return the lines of each model, as trained and with temperature, and of the truth, in aligned columns."""
+    """Return a table in aligned columns: each model as trained and with its temperature, and the true probabilities."""
 
     def row(name: str, temperature: str, dice: str, values: dict[str, float]) -> tuple[str, ...]:
         return name, temperature, dice, *(f"{values[column]:.4f}" for column in _COLUMNS)

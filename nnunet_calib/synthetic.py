@@ -2,7 +2,7 @@
 
 An image holds bright blobs (class 1) and dark blobs (class 2) on grey. The probability of each class is a fixed
 function of the smoothed image, so that a network can learn it, and the label map is one draw from these probabilities.
-What no real dataset can show can be measured here: how far predicted probabilities are from the true ones.
+So the distance of predicted probabilities to the true ones, unknown in real datasets, can be measured here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SyntheticCase:
 
 
 def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> NDArray[np.float64]:
-    """Smooth Gaussian noise that is standard normal in every voxel."""
+    """Return smooth Gaussian noise that is standard normal in every voxel."""
     impulse = np.zeros(shape)
     impulse[(0,) * len(shape)] = 1
     scale = np.sqrt(np.square(gaussian_filter(impulse, sigma, mode="wrap")).sum())
@@ -51,7 +51,10 @@ def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) ->
 
 
 def true_probabilities(image: NDArray[Any]) -> NDArray[np.float32]:
-    """The posterior of the labels given an image, (3, *spatial): softmax(0, k (g - t), k (-g - t)) of its blur g."""
+    """Return the posterior of the labels given an image, (3, *spatial).
+
+    It is softmax(0, k (g - t), k (-g - t)) with the blurred image g, steepness k and threshold t.
+    """
     g = gaussian_filter(image.astype(np.float64), _IMAGE_BLUR, mode="wrap")
     logits = np.stack([np.zeros_like(g), _STEEPNESS * (g - _THRESHOLD), _STEEPNESS * (-g - _THRESHOLD)])
     return np.asarray(softmax(logits, axis=0), np.float32)
@@ -69,20 +72,24 @@ def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticC
     """
     rng = np.random.default_rng(seed)
     image = _unit_field(rng, shape, _BLOB_SIZE) + _NOISE * rng.standard_normal(shape)
-    # nnU-Net standardises each image; done here, the image that the network sees still determines the probabilities
+    # nnU-Net standardises each image: as this one already is, the network's input still determines the probabilities
     image = ((image - image.mean()) / image.std()).astype(np.float32)
     probabilities = true_probabilities(image)
-    # standard normal noise through its distribution function is uniform in every voxel
+    # the distribution function makes standard normal noise uniform in every voxel
     uniform = ndtr(_unit_field(rng, shape, _DRAW_SIZE))
-    # background in the middle: at a border, the noise moves the border and does not swap the classes
+    # with background in the middle, the noise moves borders but does not swap the two classes
     labels = np.where(uniform < probabilities[2], 2, np.where(uniform >= 1 - probabilities[1], 1, 0)).astype(np.uint8)
     return SyntheticCase(image, labels, probabilities)
 
 
 def divergence_from_truth(probabilities: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Mean over voxels of the Kullback-Leibler divergence sum_c q_c log(q_c / p_c) in nats; both (C, *spatial).
+    """Return the mean over voxels of the Kullback-Leibler divergence sum_c q_c log(q_c / p_c) in nats.
 
-    It is what a model's expected NLL exceeds that of the true probabilities q by; 0 for p = q. Zeros are clamped.
+    By so much a model's expected NLL exceeds that of the true probabilities q. Zeros are clamped.
+
+    Args:
+        probabilities: p, (C, *spatial).
+        truth: q, (C, *spatial).
     """
     p = log_probabilities(probabilities.astype(np.float64))
     q = log_probabilities(truth.astype(np.float64))
@@ -90,5 +97,5 @@ def divergence_from_truth(probabilities: NDArray[Any], truth: NDArray[Any]) -> f
 
 
 def distance_to_truth(probabilities: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Mean over voxels of the total variation distance sum_c |p_c - q_c| / 2, in [0, 1]; both (C, *spatial)."""
+    """Return the mean over voxels of the total variation distance sum_c |p_c - q_c| / 2 of two (C, *spatial)."""
     return float(np.abs(probabilities.astype(np.float64) - truth).sum(0).mean() / 2)

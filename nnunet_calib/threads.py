@@ -1,4 +1,4 @@
-"""The same digits on any machine: the order in which PyTorch adds up depends on its number of threads."""
+"""Run PyTorch in one thread: its order of summation, and so the last digits, depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch works in one thread while this lasts; also a decorator, `@one_thread()`."""
+    """Keep PyTorch to one thread within the block, or within a function decorated with `@one_thread()`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Brings what a study folder holds into a few files that can be kept: `results/STUDY` beside this module.
+"""Collect the results of a study folder in a few small files: `results/STUDY` beside this module.
 
 `runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds in which all of them have
 learned foreground, and `sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv`
@@ -45,7 +45,7 @@ def finished(runs: Path) -> dict[str, set[int]]:
 
 
 def learned(runs: Path, done: dict[str, set[int]]) -> dict[str, set[int]]:
-    """Those of the finished runs whose network finds foreground; the others have no calibration to speak of."""
+    """Return the finished runs whose network finds foreground; without it, calibration means little."""
 
     def dice(name: str, fold: int) -> float:
         facts = json.loads((runs / f"{run_name(name, fold)}.json").read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def learned(runs: Path, done: dict[str, set[int]]) -> dict[str, set[int]]:
 
 
 def comparable(done: dict[str, set[int]]) -> tuple[list[str], list[int]]:
-    """The methods that have at least two folds, and the folds that all of these have; nothing without the baseline."""
+    """Return the methods with at least two folds and their common folds; nothing without the baseline."""
     methods = [name for name in settings.chosen().methods if len(done.get(name, ())) > 1]
     if BASELINE not in methods or len(methods) < 2:
         return [], []
@@ -64,21 +64,21 @@ def comparable(done: dict[str, set[int]]) -> tuple[list[str], list[int]]:
 
 
 def swept(done: dict[str, set[int]]) -> list[str]:
-    """What has the fold of the sweep, the baseline first; nothing without it."""
+    """Return the runs of the sweep's fold, the baseline first; nothing without it."""
     study = settings.chosen()
     names = [name for name in study.runs if study.sweep_fold in done.get(name, ())]
     return names if BASELINE in names and len(names) > 1 else []
 
 
 def compare(study: Study, methods: Sequence[str], folds: Sequence[int]) -> dict[str, Any]:
-    """What `nnunet_calib compare` finds, with the study's names of the methods."""
+    """Return the comparison of `nnunet_calib compare`, with the study's names of the methods."""
     models = [study.model_folder(method) for method in methods]
     found = json.dumps(compare_models(models, folds)).replace(settings.PREFIX, "")
     return json.loads(found)
 
 
 def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """A flat row for each model and case: errors of the whole image, means over the foreground classes."""
+    """Return a flat row for each model and case: errors of the image, means over the foreground classes."""
     rows = []
     for case in comparison["metric_per_case"]:
         row = {name: case[name] for name in ("model", "case", "fold", "temperature", "dice")}
@@ -90,7 +90,7 @@ def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
-    """Of the voxels of all cases pooled: method -> stage -> reliability curve of the foreground classes together.
+    """Return method -> stage -> reliability curve of all foreground classes, over the voxels of all cases.
 
     "nll" and "voxels" hold the sums of NLL and the voxels near label borders (the boundary scope) and away from them.
     """
@@ -123,7 +123,7 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def pictures(study: Study, folds: Sequence[int], images: Path, prefix: str) -> None:
-    """The dataset reliability histograms and the worst cases, as PNG, of some methods with these folds."""
+    """Write the dataset reliability histograms and the worst cases of some methods as PNG."""
     for method in PICTURED:
         model = study.model_folder(method)
         folder = merge_folds(model, folds)
@@ -133,7 +133,7 @@ def pictures(study: Study, folds: Sequence[int], images: Path, prefix: str) -> N
 
 
 def write_compact(content: Any, path: Path) -> None:
-    """JSON with a line for each entry of its lists of objects, and six significant digits."""
+    """Write JSON with a line for each entry of a list of objects, and six significant digits."""
 
     def shortened(value: Any) -> Any:
         if isinstance(value, dict):
@@ -150,7 +150,7 @@ def write_compact(content: Any, path: Path) -> None:
 
 
 def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """A CSV file."""
+    """Write a CSV file."""
     rows = list(rows)
     with replaced_when_complete(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -159,7 +159,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def collect(folder: Path, results: Path, images: Path) -> None:
-    """Bring the finished runs of a study folder into `results`, and pictures of their cases into `images`."""
+    """Write the results of a study's finished runs to `results`, and pictures of their cases to `images`."""
     study = Study(folder)
     (results / "runs").mkdir(parents=True, exist_ok=True)
     done = finished(study.runs)

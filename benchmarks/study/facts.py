@@ -1,4 +1,4 @@
-"""The facts of a finished run: a few kB of JSON that can be kept when the networks are gone."""
+"""The facts of a finished run: a few kB of JSON that outlive the networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def common_settings() -> dict[str, Any]:
-    """The settings that all runs of a study folder share."""
+    """Return the settings that all runs of a study folder share."""
     study = settings.chosen()
     shared = ("SMALL_PLANS", "DEVICE", "THREADS", "VALIDATION_ITERATIONS", "SEED")
     own = ("dataset", "configuration", "plan_changes", "architecture_changes", "epochs", "iterations")
@@ -25,7 +25,7 @@ def common_settings() -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, the last commit that changed the package (which later ones of the study leave alone), the machine."""
+    """Return versions, the last commit that changed the package, and the machine."""
 
     def git(*arguments: str) -> str | None:
         result = run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def provenance() -> dict[str, Any]:
 
 
 def plan_facts() -> dict[str, Any]:
-    """What of the plans decides about the network."""
+    """Return the part of the plans that determines the network."""
     plans = json.loads((preprocessed_dataset() / f"{settings.SMALL_PLANS}.json").read_text(encoding="utf-8"))
     configuration = plans["configurations"][settings.chosen().configuration]
     facts = {name: configuration[name] for name in ("patch_size", "batch_size", "spacing", "batch_dice")}
@@ -63,7 +63,7 @@ def plan_facts() -> dict[str, Any]:
 
 
 def validation_facts(fold_folder: Path) -> dict[str, Any]:
-    """Dice from nnU-Net's summary, and calibration from ours."""
+    """Return Dice from nnU-Net's summary, and calibration from this package's."""
     validation = fold_folder / "validation"
     dice = json.loads((validation / "summary.json").read_text(encoding="utf-8"))
     summary = json.loads((validation / "calibration" / "summary.json").read_text(encoding="utf-8"))

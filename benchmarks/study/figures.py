@@ -21,7 +21,7 @@ CHANCE = "_seed"  # of a name: the same again with other first weights and patch
 
 
 def reliability_figure(curves: dict[str, Any], folds: list[int]) -> Any:
-    """A column for each method: at T = 1 above, with temperature below."""
+    """Draw a column for each method: at T = 1 above, with temperature below."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.2 * len(curves), 6.4), layout="constrained")
@@ -41,7 +41,7 @@ def reliability_figure(curves: dict[str, Any], folds: list[int]) -> Any:
 
 
 def families(names: Sequence[str]) -> dict[str, list[str]]:
-    """What is drawn together: a method with its other values and its baseline, and runs that differ by chance alone.
+    """Return the runs of each panel: a method with its other values and its baseline, or runs that differ by chance.
 
     Args:
         names: of the runs; what follows a method's name and "_" tells its value.
@@ -58,7 +58,7 @@ def families(names: Sequence[str]) -> dict[str, list[str]]:
 
 @in_style
 def sweep_figure(comparison: dict[str, Any]) -> Any:
-    """Dice against ACE, a panel for each of `families`; without intervals, since those of single runs hide all."""
+    """Draw Dice against ACE, a panel for each of `families`, without the wide intervals of single runs."""
     from matplotlib.figure import Figure
 
     points = {point.name: point for point in points_of(comparison)}

@@ -46,7 +46,7 @@ class StudyMixin:
         self.num_val_iterations_per_epoch = settings.VALIDATION_ITERATIONS
 
     def initialize(self) -> None:
-        """nnU-Net's, with the seed of the fold: every method begins with the same weights."""
+        """Initialise with the seed of the fold, so that every method begins with the same weights."""
         seed = self.first_seed + self.fold
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002, nnU-Net draws from the global generators
@@ -55,7 +55,7 @@ class StudyMixin:
         super().initialize()
 
     def get_dataloaders(self) -> Any:
-        """nnU-Net's loaders, each in one worker with a seed, where nnU-Net gives them none."""
+        """Return nnU-Net's loaders, each in one worker with a seed, which nnU-Net does not set."""
         with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # has no worker started in vain
             loaders = [augmenter.data_loader for augmenter in super().get_dataloaders()]
         seed = 2 * (self.first_seed + self.fold)

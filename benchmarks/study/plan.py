@@ -1,4 +1,4 @@
-"""Plans and preprocesses the data set, and writes the plans of the small network."""
+"""Plan and preprocess the dataset, and write the plans of the small network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_calib.io.atomic_files import write_json
 
 
 def small_plans(plans: dict[str, Any]) -> dict[str, Any]:
-    """nnU-Net's plans with the study's changes; the preprocessed data stay those of nnU-Net's plans."""
+    """Return nnU-Net's plans with the study's changes, which use the data preprocessed for nnU-Net's plans."""
     changed = json.loads(json.dumps(plans))
     study = settings.chosen()
     changed["plans_name"] = settings.SMALL_PLANS
@@ -27,7 +27,7 @@ def small_plans(plans: dict[str, Any]) -> dict[str, Any]:
 
 
 def preprocessed_dataset() -> Path:
-    """The data set's folder under nnUNet_preprocessed, which has to exist by now."""
+    """Return the dataset's folder in nnUNet_preprocessed, which has to exist."""
     return dataset_folder(Path(os.environ["nnUNet_preprocessed"]))
 
 
@@ -37,7 +37,7 @@ def dataset_folder(root: Path) -> Path:
 
 
 def prepare(environment: dict[str, str]) -> None:
-    """nnU-Net's planning and preprocessing unless they are done, and the small plans."""
+    """Plan and preprocess unless that is done, and write the small plans."""
     root = Path(os.environ["nnUNet_preprocessed"])
     study = settings.chosen()
     done = root / f"dataset{study.dataset:03d}_is_preprocessed"

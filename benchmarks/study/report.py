@@ -1,4 +1,4 @@
-"""Makes the tables and figures of docs/results-STUDY.md.
+"""Make the tables and figures of docs/results-STUDY.md.
 
     python -m benchmarks.study.report lidc            # from results/lidc beside this file
     python -m benchmarks.study.report lidc FOLDER     # brings the study in FOLDER into results/lidc first
@@ -28,7 +28,7 @@ DOCUMENTS = REPOSITORY / "docs"
 
 
 def tables(results: Path) -> dict[str, str]:
-    """Every table that the results suffice for, by the name of its marker."""
+    """Return every table for which there are results, by the name of its marker."""
     found = {}
     if (methods := read(results / "methods.json")) is not None:
         folds = ", ".join(map(str, methods["folds"]))
@@ -55,7 +55,7 @@ def tables(results: Path) -> dict[str, str]:
 
 
 def not_learned(runs: list[dict[str, Any]]) -> str:
-    """Names the runs whose network finds no foreground."""
+    """Return a sentence on the runs whose network finds no foreground."""
     lost = [
         f"{run['run']['method']} in fold {run['run']['fold']} (Dice {run['dice']['foreground_mean']:.3f})"
         for run in runs
@@ -65,12 +65,12 @@ def not_learned(runs: list[dict[str, Any]]) -> str:
 
 
 def read(path: Path) -> Any:
-    """The content of a JSON file, None without one."""
+    """Return the content of a JSON file, or None if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def filled(document: str, found: dict[str, str]) -> str:
-    """The document with its tables; a marker without a table keeps what stands there.
+    """Return the document with its tables; a marker without a new table keeps its content.
 
     Raises:
         ValueError: for a table without a marker.
@@ -84,7 +84,7 @@ def filled(document: str, found: dict[str, str]) -> str:
 
 
 def with_foreground(comparison: dict[str, Any]) -> dict[str, Any]:
-    """A comparison without the models that learned no foreground, whose Dice would be all that a figure shows."""
+    """Return a comparison without the models that learned no foreground, whose Dice would set the scale."""
     (dice,) = (group for group in comparison["results"] if group["metric"] == "dice")
     kept = {row["model"] for row in dice["models"] if row["mean"] >= settings.LEARNED}
     results = [
@@ -95,7 +95,7 @@ def with_foreground(comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(results: Path, images: Path) -> None:
-    """Every figure that the results suffice for."""
+    """Draw every figure for which there are results."""
     from matplotlib import style
 
     from benchmarks.study.figures import reliability_figure, save, sweep_figure
@@ -113,7 +113,7 @@ def draw(results: Path, images: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.report", description=__doc__.split("\n")[0])
     parser.add_argument("study", choices=settings.STUDIES, help="whose results, see settings.py")
     parser.add_argument("folder", type=Path, nargs="?", help="of the study, finished or not")

@@ -1,4 +1,4 @@
-"""Runs the study, or goes on with it: plans, preprocesses, then trains and validates one run after the other.
+"""Run or resume the study: plan, preprocess, then train and validate one run after the other.
 
     nnUNet_raw=... python -m benchmarks.study.run lidc FOLDER
 
@@ -30,7 +30,7 @@ TRAIN = "from nnunetv2.run.run_training import run_training_entry as main; main(
 
 
 def run_name(method: str, fold: int) -> str:
-    """A name for the files of a run."""
+    """Return the name of a run's files."""
     return f"{method}_fold{fold}"
 
 
@@ -71,7 +71,7 @@ class Study:
         write_json(mine, path)
 
     def model_folder(self, method: str) -> ModelFolder:
-        """Where nnU-Net keeps the folds of a method."""
+        """Return nnU-Net's folder with the folds of a method."""
         return ModelFolder.below(
             self.folder / "results",
             preprocessed_dataset().name,
@@ -81,11 +81,11 @@ class Study:
         )
 
     def fold_folder(self, method: str, fold: int) -> Path:
-        """Where nnU-Net keeps a run."""
+        """Return nnU-Net's folder of a run."""
         return self.model_folder(method).fold(fold)
 
     def execute(self, method: str, fold: int) -> bool:
-        """Train and validate, or validate only what is trained; False if nnU-Net failed."""
+        """Train and validate, or only validate if training is done; return False if nnU-Net failed."""
         folder = self.fold_folder(method, fold)
         trained = (folder / "checkpoint_final.pth").is_file()
         if not trained and folder.exists():
@@ -151,7 +151,7 @@ class Study:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.run", description=__doc__.split("\n")[0])
     parser.add_argument("study", choices=settings.STUDIES, help="what is trained, see settings.py")
     parser.add_argument("folder", type=Path, help="where everything goes; the same again to go on")

@@ -119,7 +119,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """Key in `STUDIES`, which names files."""
+        """Key in `STUDIES`, used in file names."""
         return next(name for name, study in STUDIES.items() if study is self)
 
     @property

@@ -18,7 +18,7 @@ COLUMNS = (
 
 
 def find(comparison: dict[str, Any], metric: str, of: str | None, stage: str, model: str) -> dict[str, Any]:
-    """A model's numbers of one metric of the whole image; the Dice has one for both stages."""
+    """Return a model's values of one metric of the image; Dice has one for both stages."""
     for group in comparison["results"]:
         same = (group["metric"], group["of"], group["scope"]) == (metric, of, "image")
         if same and group["stage"] in (stage, "both"):
@@ -27,13 +27,13 @@ def find(comparison: dict[str, Any], metric: str, of: str | None, stage: str, mo
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head."""
+    """Return a Markdown table; the first row is its head."""
     head, *body = rows
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
 def means_table(comparison: dict[str, Any], stage: str) -> str:
-    """A row for each method: means with their intervals."""
+    """Return a row for each method: means with their intervals."""
     rows = [["method", "T", *(name for _, _, name, _ in COLUMNS)]]
     for model in comparison["models"]:
         cells = [model["name"], _temperature(model, stage)]
@@ -46,7 +46,7 @@ def means_table(comparison: dict[str, Any], stage: str) -> str:
 
 
 def differences_table(comparison: dict[str, Any], stage: str) -> str:
-    """A row for each method but the first: paired differences from the first, their intervals and corrected p."""
+    """Return a row for each method but the first: paired differences from it, intervals and corrected p."""
     rows = [["method", *(name for _, _, name, _ in COLUMNS)]]
     for model in comparison["models"]:
         if model["name"] == comparison["first_model"]:
@@ -62,7 +62,7 @@ def differences_table(comparison: dict[str, Any], stage: str) -> str:
 
 
 def nll_table(curves: dict[str, Any]) -> str:
-    """A row for each method: what voxels near label borders and away from them add to the NLL of all voxels."""
+    """Return a row for each method: the parts of the NLL from voxels near label borders and away from them."""
     rows = [["method", *(f"{where}{when}" for when in ("", ", T") for where in ("near borders", "away", "NLL"))]]
     for method, stages in curves.items():
         cells = [method]
@@ -74,7 +74,7 @@ def nll_table(curves: dict[str, Any]) -> str:
 
 
 def sweep_table(comparison: dict[str, Any]) -> str:
-    """A row for each value: means at T = 1 and with temperature, the temperature, and what was set."""
+    """Return a row for each value: means at T = 1 and with temperature, the temperature, and the setting."""
     rows = [["run", "hyperparameters", "Dice", "ECE", "ECE, T", "ACE", "ACE, T", "NLL", "NLL, T", "T"]]
     for model in comparison["models"]:
         name = model["name"]
@@ -87,7 +87,7 @@ def sweep_table(comparison: dict[str, Any]) -> str:
 
 
 def folds_table(runs: Sequence[dict[str, Any]], baseline: str) -> str:
-    """For each method and fold the difference of its means from the baseline's of the same fold, seed and patches."""
+    """Return a row for each method and fold: differences from the baseline of the same fold and seed."""
     by_run = {(run["run"]["method"], run["run"]["fold"]): run for run in runs}
     folds = sorted({fold for method, fold in by_run if method == baseline})
     rows = [["method", "metric", *(f"fold {fold}" for fold in folds)]]
@@ -113,7 +113,7 @@ def _run_value(run: dict[str, Any] | None, name: str) -> float | None:
 
 
 def set_here(hyperparameters: dict[str, Any]) -> str:
-    """The hyperparameters that the sweep varies, in words."""
+    """Return the hyperparameters that the sweep varies, in words."""
     names = {"nacl_weight": "NACL", "ml1_ace_weight": "mL1-ACE", "svls_sigma": "sigma"}
     parts = [f"{label} {hyperparameters[key]:g}" for key, label in names.items() if key in hyperparameters]
     if epochs := hyperparameters.get("nacl_warmup_epochs") or hyperparameters.get("ml1_ace_warmup_epochs"):

@@ -1,4 +1,4 @@
-"""Do binned errors tell how near probabilities are to the true ones? On the demo's data, where these are known.
+"""Test on the demo's data whether binned errors tell how near probabilities are to the true ones, known there.
 
 Usage, in the root of the repository:
 
@@ -29,7 +29,7 @@ DISTANCES = {"kl_to_truth": "KL to truth", "distance_to_truth": "distance to tru
 
 
 def truth_table(told: dict[str, Any]) -> str:
-    """A row for each trainer as trained and with temperature, and one for the true probabilities."""
+    """Return a row for each trainer as trained and with temperature, and one for the true probabilities."""
     rows = [["trainer", "T", "Dice", *ERRORS.values(), *DISTANCES.values()]]
 
     def values(means: dict[str, float]) -> list[str]:
@@ -54,7 +54,7 @@ def case_values(told: dict[str, Any], column: str, stages: tuple[str, ...]) -> N
 
 
 def agreement_table(told: dict[str, Any]) -> str:
-    """Kendall's tau over the trainers, in a case, of each error with each distance; mean over cases, 95 % interval."""
+    """Return Kendall's tau over the trainers of each error with each distance: mean over cases, 95 % interval."""
     rows = [["error", *(f"{name}, {when}" for name in DISTANCES.values() for when in ("as trained", "with T"))]]
     for error, name in ERRORS.items():
         cells = [name]
@@ -69,7 +69,7 @@ def agreement_table(told: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.truth", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of a demo")
     shutil.copyfile(parser.parse_args().folder / FILE, Path(__file__).with_name("results") / "hippocampus" / FILE)

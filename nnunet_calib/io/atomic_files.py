@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Write files that are either complete or absent, and open only regular ones."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
-_LONGEST_NAME = 255  # bytes that file systems take
+_LONGEST_NAME = 255  # bytes that file systems allow
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name that stands in a file is that of something in the folder it is meant for, and nowhere else.
+    """Return whether a name read from a file stays inside the folder that it is joined to, on any system.
 
-    Absolute names, `..`, separators and drives lead elsewhere, also on another system; control characters, and names
-    that no file system takes, are none.
+    Absolute names, `..`, separators and drives may lead elsewhere; names with control characters, and names that no
+    file system allows, are not plain either.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or any(c < " " or c == "\x7f" for c in name):
         return False
     try:
         return len(name.encode("utf-8")) <= _LONGEST_NAME and PureWindowsPath(name).name == name
-    except UnicodeEncodeError:  # half of a character, as a name of other bytes than UTF-8 has
+    except UnicodeEncodeError:  # a lone surrogate, from a name whose bytes are not UTF-8
         return False
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading; a pipe, which would be waited for, or a device, which may never end, is refused.
+    """Open a file for reading, but no pipe, which may block, and no device, which may never end.
 
     Raises:
-        ValueError: if there is something of the kind.
-        OSError: if there is nothing, or if it cannot be read.
+        ValueError: if the path is that of a pipe or a device.
+        OSError: if nothing is there, or if it cannot be read.
     """
     _refuse_special(os.stat(path), path)  # a device may act when it is opened
 
@@ -57,7 +57,7 @@ def _refuse_special(found: os.stat_result, path: str | os.PathLike[str]) -> None
         raise ValueError(f"expected a regular file, found a pipe or a device at {os.fspath(path)}")
 
 
-# Hidden folders of this process with files that are being written; a forked process does not have its parent's.
+# Hidden folders in which this process is writing files; a forked process forgets its parent's.
 _unfinished: set[Path] = set()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unfinished.clear)
@@ -65,9 +65,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def hidden_folder(parent: Path, name: str = "") -> Iterator[Path]:
-    """Make a hidden folder of a new random name, for what is being written, and remove it in the end.
+    """Make a hidden folder with a new random name for files that are being written, and remove it at the end.
 
-    No other process has the name, on whatever machine; no link is followed, and only this user can put something there.
+    No other process on any machine uses the name, no link is followed, and only this user can write there.
     """
     folder = Path(tempfile.mkdtemp(prefix=".", suffix=f".tmp.{name}", dir=parent))
     _unfinished.add(folder)
@@ -79,33 +79,33 @@ def hidden_folder(parent: Path, name: str = "") -> Iterator[Path]:
 
 
 def discard_unfinished() -> None:
-    """Remove what this process has in hidden folders; for its end in the middle of a file."""
+    """Remove the hidden folders of this process; for a process that ends while it writes a file."""
     for folder in [*_unfinished]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def replaced_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path of the same name, to be written to: it takes the place of `path` if the block ends well."""
+    """Yield a temporary path with the same file name, which replaces `path` if the block succeeds."""
     path = Path(path)
     try:
         with hidden_folder(path.parent, path.name) as folder:
             yield folder / path.name
             os.replace(folder / path.name, path)
     except OSError as error:
-        if error.errno is not None:  # the name that was wanted, where a full disk names none and others the temporary
+        if error.errno is not None:  # a full disk names no file, other errors the temporary one: name the user's
             error.filename, error.filename2 = str(path), None
         raise
 
 
 def forget(path: Path) -> None:
-    """Remove a file, and what a killed writer of it has left."""
+    """Remove a file and what killed writers of it left."""
     path.unlink(missing_ok=True)
     forget_leftovers(path)
 
 
 def forget_leftovers(path: Path) -> None:
-    """Remove what killed writers of a file have left under hidden names."""
+    """Remove what killed writers of a file left under hidden names."""
     for leftover in path.parent.glob(f".*.tmp.{glob.escape(path.name)}"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -114,13 +114,13 @@ def forget_leftovers(path: Path) -> None:
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write strict JSON, NaN and infinities as null."""
+    """Write strict JSON, with null for NaN and infinities."""
     with replaced_when_complete(path) as temporary:
         temporary.write_text(json_text(content), encoding="utf-8")
 
 
 def json_text(content: Any) -> str:
-    """Return strict JSON, NaN and infinities as null."""
+    """Return strict JSON, with null for NaN and infinities."""
     return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
 
 

@@ -1,16 +1,16 @@
-"""JSON files whoever made them: read, and checked to have the form that is needed, or refused in a sentence.
+"""Read JSON files of any origin, and check that they have the expected form.
 
-A form says what a value must be:
+A form describes a value:
 
     str, bool, int, float, dict      of that type; int and float are finite numbers, float takes whole ones too
     None                             null
     SHARE                            a number from 0 to 1, or NaN
-    NAME                             the plain name of a file or folder, see `files.is_plain_name`
-    (form, form)                     one of these
-    [form]                           a list of any length with such values
-    [form, form]                     a list of two, or however many there are, with such values
-    {"key": form, "other?": form}    an object with these entries, those with "?" where they are there, and others
-    {str: form}                      an object with any keys and such values
+    NAME                             the plain name of a file or folder, see `atomic_files.is_plain_name`
+    (form, form)                     a value of one of these forms
+    [form]                           a list of any length, all of whose values have the form
+    [form, form]                     a list of as many values as forms
+    {"key": form, "other?": form}    an object with these entries ("?": optional) and any others
+    {str: form}                      an object with any keys, all of whose values have the form
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SHORT.maxdict = _SHORT.maxlist = _SHORT.maxlevel = 2
 
 
 def is_share(value: object) -> bool:
-    """Whether a value is from 0 to 1, or NaN, which nnU-Net writes where a value is undefined."""
+    """Return whether a value is from 0 to 1, or NaN, which nnU-Net writes for undefined values."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and (0 <= value <= 1 or value != value)  # type: ignore[operator]
 
@@ -53,16 +53,16 @@ _WORDS |= {NAME: "a plain name without folders", SHARE: "a number from 0 to 1 or
 
 
 def read_json(file: Path, form: Any = None, write_again: str = "write it again") -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Args:
-        file: the file.
-        form: what the content must be; None takes anything.
-        write_again: what the user can do where it is not.
+        file: path of the file.
+        form: form of the content; None accepts anything.
+        write_again: advice to the user for a file of another form.
 
     Raises:
         ValueError: in one sentence that names the file, if it is damaged or of another form.
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
     """
     try:
         with open_regular(file) as stream:
@@ -77,7 +77,7 @@ def read_json(file: Path, form: Any = None, write_again: str = "write it again")
 
 
 def _is_deep(content: Any) -> bool:
-    """Whether lists and objects lie in each other so deeply that Python could not show them."""
+    """Return whether lists and objects are nested too deeply for Python's recursion."""
     level = [content]
     for _ in range(_DEEPEST):
         level = [
@@ -90,13 +90,13 @@ def _is_deep(content: Any) -> bool:
 
 
 def check_form(content: Any, form: Any, file: Path, write_again: str = "write it again") -> None:
-    """Raise ValueError, in one sentence, if the content of a file is of another form; arguments as `read_json`."""
+    """Raise ValueError, in one sentence, if the content of a file has another form; see `read_json`."""
     if problem := next(problems(content, form), None):
         raise ValueError(f"{problem} in {file}: {write_again}")
 
 
 def problems(value: Any, form: Any, place: str = _WHOLE) -> Iterator[str]:
-    """What is wrong with a value, each as "expected ... to be ..., found ..."."""
+    """Yield what is wrong with a value, each time as "expected ... to be ..., found ..."."""
     if isinstance(form, dict) and form and isinstance(value, dict):
         yield from _object_problems(value, form, place)
     elif isinstance(form, list) and isinstance(value, list):
@@ -106,7 +106,7 @@ def problems(value: Any, form: Any, place: str = _WHOLE) -> Iterator[str]:
             yield from problems(entry, form[number % len(form)], f"{place}[{number}]")
     elif isinstance(form, tuple):
         if not any(next(problems(value, one), None) is None for one in form):
-            # of the form that says most, where it is of its kind
+            # an alternative of the value's kind gives the most precise message
             matching = [one for one in form if isinstance(one, dict | list) and isinstance(value, type(one))]
             yield from problems(value, matching[0], place) if matching else [_wrong(value, form, place)]
     elif not _is(value, form):

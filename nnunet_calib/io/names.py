@@ -1,4 +1,4 @@
-"""Names of cases and classes: checked when they are taken in, and shown so that any text can hold them."""
+"""Names of cases and classes: check them on input, and escape them for output."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 from nnunet_calib.io.atomic_files import is_plain_name
 
-_BREAKING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, separators of lines
+_BREAKING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, line and paragraph separators
 
 
 def shown(name: str) -> str:
-    r"""Return a name on one line that can be written as UTF-8: line breaks, half characters and the like as \n, \ud800.
+    r"""Return a name on one line that UTF-8 can encode, with line breaks and lone surrogates as \n and \ud800.
 
-    A name that is shown once is not changed by showing it again.
+    Applying it twice changes nothing more.
     """
     if name.isprintable():
         return name
@@ -24,12 +24,12 @@ def shown(name: str) -> str:
 
 
 def in_figure(text: str) -> str:
-    """Return a text so that matplotlib draws its dollar signs, rather than formulas between them."""
+    """Escape the dollar signs of a text, between which matplotlib would otherwise set formulas."""
     return text.replace("$", r"\$")
 
 
 def check_cases(cases: Iterable[str]) -> None:
-    """Raise ValueError for a case whose name a later command would refuse to read, since it becomes a path."""
+    """Raise ValueError for a case whose name later commands, which use it as a file name, would refuse."""
     wrong = next((case for case in sorted(cases) if not is_plain_name(case)), None)
     if wrong is not None:
         raise ValueError(

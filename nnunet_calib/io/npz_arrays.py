@@ -1,7 +1,7 @@
-"""Arrays of .npz files whoever made them: no pickles, no paths, and no memory before it is known how much is needed.
+"""Read .npz files of any origin safely: without pickles, without paths, and with a limit on the memory.
 
-NumPy allocates what the header of an array claims, and a few kilobytes can be unpacked to gigabytes. So the headers are
-read first, and an array is unpacked only where its header, the size in the archive and the caller's limit agree.
+NumPy allocates whatever an array's header claims, and a few kilobytes can unpack to gigabytes. Here headers are read
+first, and an array is unpacked only if its header, its size in the archive and the caller's limit agree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LARGEST_HEADER = 1 << 14
 
 
 class Described(NamedTuple):
-    """What the header of an array says, and where its values begin."""
+    """The header of an array, and the position of its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -34,7 +34,7 @@ class Described(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Memory that the values take."""
+        """Memory of the values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -59,7 +59,7 @@ class Arrays:
         return iter(self._members)
 
     def describe(self, name: str) -> Described:
-        """The shape and type of an array, of which no more than the header is unpacked.
+        """Return the shape and type of an array; only its header is unpacked.
 
         Raises:
             ValueError: if there is no such array, if it holds objects, or if header and archive contradict each other.
@@ -80,7 +80,7 @@ class Arrays:
         return found
 
     def read(self, name: str) -> NDArray[Any]:
-        """Unpack an array; errors as `describe`, and whatever zipfile raises where the content is damaged."""
+        """Unpack an array; raises the errors of `describe`, and those of zipfile for damaged content."""
         described = self.describe(name)
         content = np.empty(described.nbytes, np.uint8)
         with self._archive.open(self._members[name]) as file:
@@ -95,19 +95,19 @@ class Arrays:
         return values.reshape(described.shape[::-1]).T if described.by_columns else values.reshape(described.shape)
 
     def check_total(self, names: Iterable[str], limit: int) -> None:
-        """Raise ValueError if arrays together take more memory than they may."""
+        """Raise ValueError if the named arrays together take more memory than the limit."""
         if (total := sum(self.describe(name).nbytes for name in names)) > limit:
             raise ValueError(f"its arrays would take {total / 2**20:.0f} MiB of memory, more than {limit / 2**20:.0f}")
 
 
 @contextmanager
 def open_arrays(path: str | os.PathLike[str]) -> Iterator[Arrays]:
-    """The arrays of an .npz; nothing is unpacked until it is asked for.
+    """Open an .npz for reading its arrays one by one.
 
     Raises:
-        ValueError: if a name in it is absolute, leads to another folder, or is there twice.
-        zipfile.BadZipFile: if it is no archive; damaged ones raise other errors, too.
-        OSError: if it cannot be read.
+        ValueError: if a name in it is absolute, leads to another folder, or occurs twice.
+        zipfile.BadZipFile: if the file is no archive; damaged archives raise other errors too.
+        OSError: if the file cannot be read.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         yield Arrays(archive)

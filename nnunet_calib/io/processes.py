@@ -1,8 +1,8 @@
-"""Worker processes that end with the process that started them, whatever ends it, and leave no half-written file.
+"""Worker processes that end with their parent, whatever ends it, and leave no half-written file.
 
-multiprocessing's own workers wait for work for ever if their parent is killed, and Ctrl-C, which a terminal sends to
-all processes of a command, ends each of them in a traceback. Here a thread of each worker waits for the parent's end or
-for SIGTERM, and Ctrl-C reaches the parent alone, which ends its workers.
+The workers of multiprocessing wait for work for ever if their parent is killed, and Ctrl-C, which a terminal sends to
+all processes of a command, ends each worker with a traceback. Here a thread in each worker waits for the parent's end
+or for SIGTERM, and only the parent reacts to Ctrl-C: it ends its workers.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 
 from nnunet_calib.io.atomic_files import discard_unfinished
 
-_PATIENCE = 5.0  # seconds in which a worker tidies up
+_PATIENCE = 5.0  # seconds for a worker to clean up
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send it, told apart from Ctrl-C."""
+    """SIGTERM, which batch systems send, as an exception distinct from that of Ctrl-C."""
 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """While this lasts, SIGTERM raises `Terminated` in the main thread, so that blocks tidy up behind them."""
+    """Let SIGTERM raise `Terminated` in the main thread within the block, so that context managers clean up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -47,10 +47,10 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextmanager
 def workers_end_with_us() -> Iterator[None]:
-    """While this lasts, processes that multiprocessing starts, for whomever, end with this one.
+    """Let every process that multiprocessing starts within the block end with this process.
 
-    An interrupt, as Ctrl-C is, ends them before it leaves the block. A pool's own block has to be around this one where
-    it waits for its workers.
+    An interrupt such as Ctrl-C ends them before it leaves the block. The block of a pool that waits for its workers
+    has to enclose this one.
     """
     started: list[BaseProcess] = []
     own = BaseProcess.start
@@ -84,12 +84,12 @@ def _end(processes: list[BaseProcess]) -> None:
 
 
 def end_session(process: subprocess.Popen[Any]) -> None:
-    """End a command that was started in a session of its own, with all of its processes."""
+    """End a command that runs in its own session, with all its processes."""
     if not hasattr(os, "killpg"):
         process.terminate()
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):  # none of them is left
+        with suppress(ProcessLookupError):  # no process is left
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE)
@@ -97,10 +97,10 @@ def end_session(process: subprocess.Popen[Any]) -> None:
 
 @contextmanager
 def _deferred_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from a process that is being started, for good, and from this one until it is.
+    """Hide Ctrl-C from a process that is being started, and defer signals to this process until the start is done.
 
-    A process that is started has the signals blocked that its parent blocks. SIGTERM waits until the process watches
-    for it: a pool may end before its workers have begun, and would wait for a worker that has missed it.
+    A new process inherits its parent's blocked signals. SIGTERM stays blocked until the new process watches for it: a
+    pool may end before its workers have begun, and would wait for ever for one that missed the signal.
     """
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
@@ -121,7 +121,7 @@ def _deferred_interrupts() -> Iterator[None]:
 
 
 class _EndsWithParent:
-    """What a process runs, picklable as that is."""
+    """The target of a process, wrapped so that the process watches its parent; picklable if the target is."""
 
     def __init__(self, target: Callable[..., object]) -> None:
         self._target = target
@@ -132,13 +132,15 @@ class _EndsWithParent:
 
 
 def _watch_parent() -> None:
-    """End this process, and what it is writing, when its parent ends or SIGTERM arrives."""
+    """End this process, and discard its unfinished files, when its parent ends or SIGTERM arrives."""
     parent = parent_process()
     assert parent is not None
     woken, wakes = os.pipe()
     os.set_blocking(wakes, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # it wakes the thread, which need not wait for the main one
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # only wakes the thread below, which does not depend on the main thread
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

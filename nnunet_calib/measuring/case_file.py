@@ -1,8 +1,8 @@
-"""The .npz in which the statistics of a case are kept: written without pickles, and believed only after checks.
+"""Write and read the .npz with the statistics of a case: without pickles, and with checks of all that is read.
 
-A file of another origin, or one that was changed, must not become a wrong result. What is read has the types and shapes
-that are written, and its sums agree: voxels with their bins, classes and weights, and each bin's mean probability with
-the bin's own edges.
+A file of another origin, or a modified one, must not lead to wrong results. So types and shapes must be those that
+`write` gives, sums over bins, classes and weights must give the number of voxels, and the mean probability of each bin
+must lie between its edges.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from nnunet_calib.measuring.picture_slice import RepresentativeSlice
 from nnunet_calib.measuring.voxel_sample import VoxelSample
 
 FORMAT_VERSION = 2
-LISTED_VERSION = 3  # of files that list the classes that matter of each voxel, in the place of all
+LISTED_VERSION = 3  # the file lists only the relevant classes of each voxel
 _LISTED = ("sample.common", "sample.number", "sample.classes", "sample.values")
 MAX_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 1 << 24
-_TOO_FEW = 1e-4  # of a voxel: by how much sums of float32 probabilities, up to 1 + 1e-5, may be off for each of them
+_TOLERANCE = 1e-4  # per voxel, in sums of float32 probabilities, which may be up to 1 + 1e-5
 _PARTS = {"histograms": Histograms, "sample": VoxelSample, "shown": RepresentativeSlice}
 
 
 class Content(NamedTuple):
-    """What a file holds."""
+    """The content of a file, see `CaseStatistics`."""
 
     histograms: Histograms
     sample: VoxelSample
@@ -48,7 +48,7 @@ class Content(NamedTuple):
 
 
 def write(content: Content, path: str | os.PathLike[str]) -> None:
-    """Write an .npz without pickles. It appears under its name only when it is complete."""
+    """Write an .npz without pickles; it appears under its name only when it is complete."""
     header = {name: getattr(content, name) for name in ("regions", "boundary_mm", "cases", "model")}
     parts = {name: part for name in _PARTS if (part := getattr(content, name)) is not None}
     arrays: dict[str, Any] = {
@@ -63,15 +63,15 @@ def write(content: Content, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Content:
-    """Read what `write` wrote.
+    """Read a file that `write` made.
 
     Args:
-        path: of the file.
-        max_bytes: of memory that its arrays may take.
+        path: the file.
+        max_bytes: limit on the memory of its arrays.
 
     Raises:
-        ValueError: in one sentence, if the file is none of ours, damaged, of another format, or takes more memory.
-        FileNotFoundError: if there is none.
+        ValueError: in one sentence, if the file has other content, is damaged, is of another format, or is too large.
+        FileNotFoundError: if there is no such file.
     """
     try:
         with open_arrays(path) as arrays:
@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Content
             content = _read_parts(arrays, header, max_bytes, listed=version == LISTED_VERSION) if known else None
     except FileNotFoundError:
         raise
-    except Exception as error:  # zipfile, zlib, json and NumPy each have their own way to say "damaged"
+    except Exception as error:  # zipfile, zlib, json and NumPy each have their own errors for damaged content
         raise ValueError(
             f"expected calibration statistics of a case, found {path} unreadable ({reason(error)})"
         ) from error
@@ -103,7 +103,7 @@ def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, liste
         counts = arrays.describe("histograms.counts").shape
         heads = counts[1] - 1 if len(counts) == 3 else 0
         voxels = math.prod(arrays.describe("sample.common").shape)
-        max_bytes -= 2 * voxels * heads  # of what is made of the lists
+        max_bytes -= 2 * voxels * heads  # memory of the array that the lists expand to
         names = {*names, *_LISTED} - {whole}
     arrays.check_total(names, max(max_bytes, 0))
     _check_sizes(arrays, names)
@@ -122,7 +122,7 @@ def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, liste
 
 
 def _from_lists(lists: list[NDArray[Any]], heads: int) -> NDArray[Any]:
-    """The log-probabilities of all classes, from lists that can be those of a case."""
+    """Return the log-probabilities of all classes, after checks of the lists."""
     common, number, classes, values = lists
     _has(common, (len(common),), "f2", "sample.common")
     _has(number, common.shape, "u2", "sample.number")
@@ -134,10 +134,13 @@ def _from_lists(lists: list[NDArray[Any]], heads: int) -> NDArray[Any]:
 
 
 def _check_sizes(arrays: Arrays, names: Collection[str]) -> None:
-    """Before it is unpacked, no sample has more voxels than the case: an archive can claim any number in no space."""
+    """Check, before arrays are unpacked, that the sample has no more voxels than the case.
+
+    Compressed, an array of any claimed size can take hardly any space.
+    """
     arrays.check_total(["histograms.voxels"], 8 * PARTS)
     voxels = arrays.read("histograms.voxels").sum()
-    several = ("sample.classes", "sample.values")  # for each voxel
+    several = ("sample.classes", "sample.values")  # entries per voxel
     for name in names:
         if name.startswith("sample.") and name not in several:
             shape = arrays.describe(name).shape
@@ -145,7 +148,7 @@ def _check_sizes(arrays: Arrays, names: Collection[str]) -> None:
 
 
 def check(content: Content) -> None:
-    """Raise ValueError if the arrays are not what a case can have."""
+    """Raise ValueError for arrays that no case can have."""
     histograms, sample = content.histograms, content.sample
     shape = histograms.counts.shape
     heads = shape[1] - 1 if len(shape) == 3 else 0
@@ -172,7 +175,7 @@ def check(content: Content) -> None:
 
 
 def _check_histograms(h: Histograms, regions: bool) -> None:
-    """Sums over the same voxels agree, in integers or as the weights of a sample."""
+    """Check that sums over the same voxels agree, as integers or as weights of a sample."""
     kind = "i8" if h.counts.dtype.kind == "i" else "f8"
     for name, dtype in (("counts", kind), ("positives", kind), ("probability", "f8")):
         _has(getattr(h, name), h.counts.shape, dtype, f"histograms.{name}")
@@ -180,9 +183,9 @@ def _check_histograms(h: Histograms, regions: bool) -> None:
         _has(getattr(h, name), (PARTS,), dtype, f"histograms.{name}")
     finite = all(bool(np.isfinite(getattr(h, f.name)).all()) for f in fields(h))
     _expect(finite, "histograms", "with NaN or infinity")
-    most = 2**53  # which float64 still counts
+    most = 2**53  # up to which float64 holds all integers
     _expect(bool((h.voxels >= 0).all() and (h.voxels <= most).all()), "histograms.voxels of", h.voxels.tolist())
-    slack = 1e-9 * h.counts if kind == "f8" else 0  # weights are rounded
+    slack = 1e-9 * h.counts if kind == "f8" else 0  # for rounded weights
     in_range = (h.counts >= 0) & (h.counts <= most) & (h.positives >= 0) & (h.positives <= h.counts + slack)
     _expect(bool(in_range.all()), "histograms.counts and positives", "that no voxels can have")
     heads = h.counts.shape[1] - 1
@@ -190,15 +193,15 @@ def _check_histograms(h: Histograms, regions: bool) -> None:
     allowed = 1e-6 * (1 + h.voxels) if kind == "f8" else np.zeros(PARTS)
     off = np.abs(h.counts.sum(2) - h.voxels[:, None] * rows).max(1)
     _expect(bool((off <= heads * allowed).all()), "histograms.counts", "whose sums are not histograms.voxels")
-    if not regions:  # each voxel is of one class
+    if not regions:  # each voxel belongs to one class
         off = np.abs(h.positives[:, :-1].sum((1, 2)) - h.voxels)
         _expect(bool((off <= heads * allowed).all()), "histograms.positives", "whose sums are not histograms.voxels")
-    edges, spare = np.arange(FINE_BINS + 1) / FINE_BINS, _TOO_FEW * h.counts + 1e-9
+    edges, spare = np.arange(FINE_BINS + 1) / FINE_BINS, _TOLERANCE * h.counts + 1e-9
     inside = (h.probability >= edges[:-1] * h.counts - spare) & (h.probability <= edges[1:] * h.counts + spare)
     _expect(bool(inside.all()), "histograms.probability", "outside of the edges of the bins")
-    for name, largest in (("nll", 100), ("brier", 2 + _TOO_FEW)):
+    for name, largest in (("nll", 100), ("brier", 2 + _TOLERANCE)):
         values = getattr(h, name)
-        fits = (values >= -_TOO_FEW * h.voxels - 1e-9) & (values <= largest * h.voxels + 1e-9)
+        fits = (values >= -_TOLERANCE * h.voxels - 1e-9) & (values <= largest * h.voxels + 1e-9)
         _expect(bool(fits.all()), f"histograms.{name} of", values.tolist())
 
 

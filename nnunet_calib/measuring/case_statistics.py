@@ -1,7 +1,7 @@
-"""CaseStatistics: everything that is kept of a case, small, additive, and enough for every metric and figure.
+"""CaseStatistics: a small, additive summary of a case from which every metric and figure is computed.
 
-Sums first, ratios last: a case becomes fine histograms of its probabilities and a sample of its voxels. Statistics of
-cases add up to statistics of a fold, and every calibration error is computed from them, without the images.
+Sums first, ratios last: a case becomes fine histograms of its probabilities and a sample of its voxels. The statistics
+of cases add up to those of a fold, and no calibration error needs the images again.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ class CaseStatistics:
     """Calibration statistics of one case, or of several that were added.
 
     Attributes:
-        histograms: exact, over all voxels.
-        sample: voxels for fitting a temperature and for errors after it.
+        histograms: exact sums over all voxels.
+        sample: voxels for fitting a temperature, and for errors after calibration.
         regions: whether the heads are overlapping regions rather than exclusive classes.
         boundary_mm: half width of the boundary scope.
         cases: names of the cases.
-        model: what identifies the model that made the predictions, as JSON values.
-        shown: one slice for pictures, before any temperature; None for several cases, each of which has its own,
-            and where there is no slice.
+        model: identity of the model that made the predictions, as JSON values.
+        shown: a slice for pictures, before any calibration; None for several cases, and for a case without a slice.
     """
 
     histograms: Histograms
@@ -76,33 +75,33 @@ class CaseStatistics:
 
         Args:
             probabilities: (C, *spatial) in [0, 1], float16 to float64: softmax over the classes, or a sigmoid per
-                region. A NumPy array, a CPU tensor, or anything with a shape that is indexed like them: with slices
-                along the first spatial axis, and with an array of positions for each axis.
+                region. A NumPy array, a CPU tensor, or any object with a shape and their indexing by slices along the
+                first spatial axis and by arrays of positions for each axis.
             labels: ground truth (*spatial), integers, 2D or 3D.
-            regions: the label values of each head, in channel order, for region-based models; None for the classes 0 to
+            regions: label values of each head, in channel order, for region-based models; None for the classes 0 to
                 C - 1.
-            ignore_label: label of voxels that are left out everywhere.
+            ignore_label: label of voxels that are excluded everywhere.
             spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
-            max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole. Of
-                more than 8 heads fewer are kept where a file would be larger than 4 MB.
+            max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole. For more than 8
+                heads the sample is smaller where a file would exceed 4 MB.
             boundary_mm: half width of the boundary scope, at least 0; None means `scopes.default_boundary_mm` of the
                 spacing.
-            crop: where in `labels` the probabilities lie, if they cover only a part of it. The voxels around count
-                with p(class 0) = 1, for regions with p = 0: what nnU-Net exports there.
-            case: its name.
-            model: what identifies the model, as JSON values.
-            image: (channels, *spatial), of which the slice for pictures is kept.
+            crop: the part of `labels` that the probabilities cover, if not all of it. Voxels outside count with
+                p(class 0) = 1, for regions with p = 0, as in nnU-Net's export.
+            case: name of the case.
+            model: identity of the model, as JSON values.
+            image: (channels, *spatial); the slice for pictures is cut from it.
 
         Returns:
             The statistics; all zero where every voxel is ignored.
 
         Raises:
-            ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], if those of classes do not sum
-                to 1 (within .01), if a label has no head, or if a width is none.
+            ValueError: if the shapes differ, if a probability is NaN or outside [0, 1], if the probabilities of classes
+                do not sum to 1 (within .01), if a label has no head, or for an invalid width.
         """
         boundary_mm = check_boundary_mm(default_boundary_mm(spacing) if boundary_mm is None else boundary_mm)
         labels = np.asarray(labels)
-        if isinstance(probabilities, np.ndarray):  # PyTorch knows no other order of bytes
+        if isinstance(probabilities, np.ndarray):  # PyTorch supports the native byte order alone
             probabilities = probabilities.astype(probabilities.dtype.newbyteorder("="), copy=False)
         crop = (slice(None),) * labels.ndim if crop is None else crop
         crop = tuple(slice(*s.indices(n)[:2]) for s, n in zip(crop, labels.shape, strict=True))
@@ -137,12 +136,12 @@ class CaseStatistics:
 
     @classmethod
     def merge(cls, parts: Iterable[CaseStatistics]) -> CaseStatistics:
-        """Statistics of the cases of all parts, as if measured together; `a + b` is the same for two.
+        """Return the statistics of all parts' cases, as if measured together; `a + b` is the same for two.
 
-        Parts are taken one after the other: of those that a generator makes, only the voxel samples stay in memory.
+        Parts are consumed one by one: of those that a generator makes, only the voxel samples stay in memory.
 
         Raises:
-            ValueError: if there is none, or if they describe different heads or scopes.
+            ValueError: if there is no part, or if parts differ in heads or scopes.
         """
         first: CaseStatistics | None = None
         samples: list[VoxelSample] = []
@@ -153,7 +152,7 @@ class CaseStatistics:
             else:
                 _check_alike(first, part)
                 if number == 1 or part.histograms.counts.dtype != histograms.counts.dtype:
-                    histograms = histograms + part.histograms  # arrays of their own, of the type of both
+                    histograms = histograms + part.histograms  # new arrays, of the common type
                 else:
                     histograms.add(part.histograms)
                 model = model if part.model == model else {}
@@ -176,9 +175,9 @@ class CaseStatistics:
 
     @one_thread()
     def with_temperature(self, temperature: Calibrator | float) -> CaseStatistics:
-        """Return the histograms after calibration, from the voxel sample: exact where it holds all voxels.
+        """Return the statistics with histograms after calibration, from the voxel sample: exact if it has all voxels.
 
-        The sample stays that of the network.
+        The sample keeps the network's log-probabilities.
 
         Args:
             temperature: T > 0, or a calibrator of any kind.
@@ -186,26 +185,26 @@ class CaseStatistics:
         return replace(self, histograms=self.sample.histograms(temperature))
 
     def without_voxels(self) -> CaseStatistics:
-        """The histograms alone, which take less memory: enough for errors and diagrams of the same temperature."""
+        """Return the histograms alone: less memory, and enough for errors and diagrams without a new calibration."""
         sample = VoxelSample(*(getattr(self.sample, f.name)[:0].copy() for f in fields(VoxelSample)))
         return replace(self, sample=sample, shown=None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz without pickles. It appears under its name only when it is complete."""
+        """Write an .npz without pickles; it appears under its name only when it is complete."""
         write(Content(**{f.name: getattr(self, f.name) for f in fields(self)}), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> CaseStatistics:
-        """Read what `save` wrote.
+        """Read a file that `save` made.
 
         Args:
-            path: of the file.
-            max_bytes: of memory that its arrays may take; more only for statistics of hundreds of large cases.
+            path: the file.
+            max_bytes: limit on the memory of its arrays; a larger one is needed for hundreds of large cases only.
 
         Raises:
-            ValueError: if the file is none of ours, damaged, or of another format, if its sums contradict each other,
-                or if it takes more memory.
-            FileNotFoundError: if there is none.
+            ValueError: if the file has other content, is damaged, of another format or too large, or if its sums
+                contradict each other.
+            FileNotFoundError: if there is no such file.
         """
         return cls(**read(path, max_bytes=max_bytes)._asdict())
 
@@ -220,7 +219,7 @@ def _check_alike(first: CaseStatistics, part: CaseStatistics) -> None:
 
 
 def _smallest(labels: NDArray[Any]) -> NDArray[Any]:
-    """The same labels in one or two bytes."""
+    """Return labels in the smaller of one and two bytes that holds them."""
     one = not labels.size or (labels.min() >= 0 and labels.max() < 256)
     return labels.astype(np.uint8 if one else np.uint16, copy=False)
 

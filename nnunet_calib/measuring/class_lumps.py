@@ -1,11 +1,12 @@
-r"""Of a voxel's classes those that matter: the others get one common log-probability, so that a sample stays small.
+r"""Give all unlikely classes of a voxel one common log-probability, so that a sample of many classes stays small.
 
-What a temperature needs of the small classes is their sum of p^(1/T). With one p for m classes of mass S it is
+A temperature depends on the unlikely classes only by their sum of p^(1/T). If m classes of total mass S share one p, it
+becomes
 
 .. math:: m (S / m)^{1/T} \ge \sum p^{1/T} \quad (T \ge 1),
 
-where both sides are equal at T = 1 and for T without bound. Classes are listed, by falling p, until the difference at
-T = 2 is a small share of the sum over all classes but the largest. The true class is always listed.
+with equality at T = 1 and for T to infinity. Classes are listed in order of falling p until the excess at T = 2 is a
+small fraction of the sum over all classes but the largest. The true class is always listed.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from numpy.typing import NDArray
 
 from nnunet_calib.posthoc.logits import MIN_PROBABILITY
 
-DENSE_HEADS = 8  # up to so many, every class of a voxel is kept as it is
-FILE_BYTES = 4_000_000  # of a case of more heads, compressed
-_OTHERS, _CELL = 300_000, 8  # bytes of the slice for pictures, and of a bin that holds a voxel
-_LEAST = 1_000_000  # that the sample takes, however many bins there are
-_TOLERANCE = 0.002  # of it, T is too small by up to a quarter
-_ROUNDED_BELOW = -3.0  # log-probabilities are rounded below
-_STEPS = 32  # to such a part of 1; rounding is at random, and averages out
+DENSE_HEADS = 8  # with no more heads, every class of a voxel is kept unchanged
+FILE_BYTES = 4_000_000  # target size of a compressed file with more heads
+_OTHERS, _CELL = 300_000, 8  # bytes of the slice for pictures, and of a bin that is not empty
+_LEAST = 1_000_000  # bytes that the sample may always take
+_TOLERANCE = 0.002  # relative excess; T is too small by up to a quarter of this
+_ROUNDED_BELOW = -3.0  # smaller log-probabilities are rounded
+_STEPS = 32  # per unit; the rounding errors average out
 _CHUNK = 1 << 20  # log-probabilities at a time
-# compressed bytes of a listed class, of a class where all are listed, and of what else is kept of a voxel
+# compressed bytes of a listed class, of a class where all are listed, and of all else about a voxel
 _LISTED, _DENSE, _VOXEL = 2.3, 1.3, 5.0
 
 
 def lump_classes(logits: NDArray[np.float16], labels: NDArray[Any]) -> NDArray[np.float16]:
-    """Return log-probabilities (n, C) with a common one for the classes of each voxel that hardly matter.
+    """Return log-probabilities (n, C) with a common value for the unlikely classes of each voxel.
 
     Args:
-        logits: (n, C), of which exp sums to 1 over the classes.
-        labels: (n,) the true classes.
+        logits: (n, C) log-probabilities.
+        labels: (n,) true classes.
     """
     if logits.shape[1] <= DENSE_HEADS:
         return logits
@@ -53,8 +54,10 @@ def _lumped(z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.float32]
     mass, root = (np.cumsum(np.exp(ordered[:, ::-1] * beta), 1)[:, ::-1] for beta in (1, 0.5))
     left = classes - np.arange(classes)
     excess = np.sqrt(left * mass) - root
-    listed = np.maximum((excess <= _TOLERANCE * root[:, 1:2]).argmax(1), 1)[:, None]  # of the last alone, it is 0
-    # the true class is no part of the lump
+    listed = np.maximum((excess <= _TOLERANCE * root[:, 1:2]).argmax(1), 1)[
+        :, None
+    ]  # for the last class alone the excess is 0
+    # the true class is listed, not lumped
     in_lump = np.argsort(order, axis=1)
     in_lump = np.take_along_axis(in_lump, y, 1) >= listed
     of_label = np.take_along_axis(z, y, 1)
@@ -70,12 +73,12 @@ def _lumped(z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.float32]
 
 
 def room_for_sample(counts: NDArray[Any]) -> int:
-    """Bytes that are left for the voxel sample of a case, beside histograms with these counts."""
+    """Return the bytes left for the voxel sample of a case beside histograms with these counts."""
     return max(FILE_BYTES - _OTHERS - _CELL * int(np.count_nonzero(counts)), _LEAST)
 
 
 def sample_bytes(logits: NDArray[np.float16], *, regions: bool) -> float:
-    """About how many bytes the logits (n, heads) and what goes with them take in a file; 0 for few heads."""
+    """Return about how many bytes a sample with logits (n, heads) takes in a file; 0 for few heads."""
     voxels, heads = logits.shape
     if heads <= DENSE_HEADS:
         return 0.0
@@ -86,14 +89,19 @@ def sample_bytes(logits: NDArray[np.float16], *, regions: bool) -> float:
 
 
 def common_value(logits: NDArray[np.float16]) -> NDArray[np.float16]:
-    """The second smallest log-probability of each voxel: that of its lump, where it has one."""
+    """Return the second smallest log-probability of each voxel, which is that of its lump, if any."""
     return np.partition(logits, 1, axis=1)[:, 1]
 
 
 def listed_classes(
     logits: NDArray[np.float16],
 ) -> tuple[NDArray[np.float16], NDArray[np.uint16], NDArray[np.uint16], NDArray[np.float16]]:
-    """Common values (n,), numbers (n,) of the classes with others, and those classes (m,) and values (m,)."""
+    """Split log-probabilities into those of the lump and those of listed classes.
+
+    Returns:
+        The common value (n,) and the number of listed classes (n,) of each voxel; then the listed classes (m,) and
+        their values (m,), voxel after voxel.
+    """
     common = common_value(logits)
     voxels, classes = (logits != common[:, None]).nonzero()
     number = np.bincount(voxels, minlength=len(logits)).astype(np.uint16)
@@ -103,7 +111,7 @@ def listed_classes(
 def from_listed(
     common: NDArray[np.float16], number: NDArray[Any], classes: NDArray[Any], values: NDArray[np.float16], heads: int
 ) -> NDArray[np.float16]:
-    """The log-probabilities (n, heads) of which `listed_classes` made these."""
+    """Return the log-probabilities (n, heads), the inverse of `listed_classes`."""
     logits = np.repeat(common[:, None], heads, 1)
     logits[np.repeat(np.arange(len(common)), number), classes] = values
     return logits

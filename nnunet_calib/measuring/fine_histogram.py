@@ -1,8 +1,8 @@
-"""Fine bins filled voxel by voxel, with as few look-ups as possible.
+"""Fill fine bins voxel by voxel, with as few look-ups as possible.
 
-Most p of a head are below 1 / 1200: they lie in its first bin, and are no more than added up. A class with more than
-half is the top label, so that there the top label's bins are the sums of the classes'. What is looked up waits until
-there is much of it, because every bin of every table is touched whenever voxels are counted.
+Most probabilities of a head are below 1 / 1200: they lie in its first bin and are only added up. A class with p > 1/2
+is the top label, so that the top label's upper bins are the sums of those of the classes. Look-ups are collected and
+made in large batches, because each batch touches every bin of every table.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from nnunet_calib.binning import bin_index
 from nnunet_calib.posthoc.logits import MIN_PROBABILITY, log_probabilities
 
-# Divided by 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, 80, 100, 120, ...: errors with these are exact.
+# A multiple of 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, ...: errors with so many bins are exact.
 FINE_BINS = 1200
-PARTS = 4  # a voxel is in or out of the foreground, in or out of the boundary band
-_MARGIN = 0.999  # keeps clear of the edge of a bin, whatever is rounded
-_HALF = FINE_BINS // 2  # this bin holds p = 1/2, which two classes may share; a bin above holds one class of a voxel
-_PIECE = 1 << 14  # voxels at a time, at most: more leave the cache
-_WAITING = 1 << 15  # values that wait to be counted
+PARTS = 4  # inside or outside the foreground, inside or outside the boundary band
+_MARGIN = 0.999  # of the width of a bin: rounding must not move a voxel across an edge
+_HALF = FINE_BINS // 2  # the bin of p = 1/2, which two classes may share; in a higher bin a voxel has one class
+_PIECE = 1 << 14  # largest number of voxels at a time, which the cache still holds
+_WAITING = 1 << 15  # size of a batch of look-ups
 
 
 class _Values(NamedTuple):
@@ -34,13 +34,13 @@ class _Values(NamedTuple):
 
 
 class _Lookup(NamedTuple):
-    """What is looked up beside the p of each head: in the last row the top label.
+    """The look-ups beside the p of each head; in the last row those of the top label.
 
     Attributes:
-        truths: p of the heads that are true.
-        tops: confidence; if `derived`, only where no class has more than half.
-        rights: those of `tops` where the top label is right.
-        derived: whether the rest of the last row is the sum of the others.
+        truths: p of the true heads.
+        tops: confidence; if `derived`, only where no class has p > 1/2.
+        rights: those of `tops` whose top label is right.
+        derived: whether the rest of the last row is the sum of the other rows.
     """
 
     truths: list[_Values]
@@ -50,7 +50,7 @@ class _Lookup(NamedTuple):
 
 
 class FineBins:
-    """The arrays of `Histograms`, of voxels that are added a few at a time."""
+    """The arrays of `Histograms`, for voxels that are added in pieces."""
 
     def __init__(self, heads: int, *, counting: bool) -> None:
         """Start without voxels.
@@ -69,7 +69,7 @@ class FineBins:
     def add(
         self, p: NDArray[Any], y: NDArray[Any], part: NDArray[np.uint8], weights: NDArray[Any] | None = None
     ) -> None:
-        """Add voxels; arguments as of `Histograms.of`."""
+        """Add voxels; the arguments are those of `Histograms.of`."""
         step = len(part) // (len(part) // _PIECE + 1) + 1
         for start in range(0, len(part), step):
             some = slice(start, start + step)
@@ -77,7 +77,7 @@ class FineBins:
 
     def _add(self, p: NDArray[Any], y: NDArray[Any], part: NDArray[np.uint8], weights: NDArray[Any] | None) -> None:
         p = p.astype(np.result_type(p, np.float32), copy=False)
-        exact = p.astype(np.float64)  # has exact edges, see bin_index
+        exact = p.astype(np.float64)  # in which edges are exact, see bin_index
         if y.ndim == 2:
             logits = log_probabilities(p, regions=True).astype(np.float64)
             nll = (np.logaddexp(0, logits) - y * logits).mean(0)
@@ -104,14 +104,14 @@ class FineBins:
         if lookup.derived != self._derived:
             self._look_up()
             self._derived = lookup.derived
-        start = part.astype(np.int64) * math.prod(self._shape[1:])  # NumPy 1 would keep to small integers
+        start = part.astype(np.int64) * math.prod(self._shape[1:])  # NumPy 1 would stay in uint8
         self._waiting.append(_cells([*heads, *lookup.tops], start, weights))
         self._true.append(_cells([*lookup.truths, *lookup.rights], start, weights))
         if sum(len(cells) for cells, *_ in self._waiting) >= _WAITING:
             self._look_up()
 
     def _look_up(self) -> None:
-        """Put what waits into the tables."""
+        """Add the collected look-ups to the tables."""
         if not self._waiting:
             return
         (cells, values, weights), (of_truths, _, their_weights) = map(_joined, (self._waiting, self._true))
@@ -128,7 +128,7 @@ class FineBins:
         self._true.clear()
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Those of `Histograms` in their order, counts as integers if only whole numbers were added; call it once."""
+        """Return the arrays of `Histograms` in their order, counts as integers if `counting`; call it once."""
         self._look_up()
         sums: list[NDArray[Any]] = [self._counts, self._positives, self._voxels]
         counts, positives, voxels = sums
@@ -139,9 +139,9 @@ class FineBins:
 
 
 def _of_classes(p: NDArray[Any], y: NDArray[np.int64]) -> _Lookup:
-    """Of classes: p (C, n), labels (n,)."""
+    """Return the look-ups of classes: p (C, n), labels (n,)."""
     everywhere, top = np.arange(len(y)), p.max(0)
-    # what is no softmax may give more than half to several
+    # unlike a softmax, other values may exceed 1/2 in several classes
     derived = np.count_nonzero(p > 0.5) == np.count_nonzero(top > 0.5)
     looked_up = np.flatnonzero(bin_index(top, FINE_BINS) <= _HALF) if derived else everywhere
     right = looked_up[p[:, looked_up].argmax(0) == y[looked_up]]
@@ -150,9 +150,9 @@ def _of_classes(p: NDArray[Any], y: NDArray[np.int64]) -> _Lookup:
 
 
 def _of_regions(p: NDArray[np.float64], y: NDArray[np.bool_]) -> _Lookup:
-    """Of regions (heads, n): each decides for itself, and the last row pools them.
+    """Return the look-ups of regions (heads, n): each decides for itself, and the last row pools them.
 
-    p is float64: in float32 1 - p would be rounded, onto an edge or across it.
+    p is float64: float32 would round 1 - p, possibly onto or across an edge.
     """
     confidence, is_right = np.maximum(p, 1 - p), (p > 0.5) == y
     truths = [_Values(k, c, p[c, k]) for c, k in enumerate(map(np.flatnonzero, y))]
@@ -165,7 +165,7 @@ _Cells = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[Any] | None]
 
 
 def _cells(looked_up: list[_Values], start: NDArray[np.int64], weights: NDArray[Any] | None) -> _Cells:
-    """Cells of the flat tables, values and weights; `start` is the first cell of each voxel's part."""
+    """Return cells of the flat tables, values and weights; `start` is the first cell of each voxel's part."""
     values = np.concatenate([x.values for x in looked_up]).astype(np.float64, copy=False)
     cells = np.concatenate([start[x.voxels] + x.row * FINE_BINS for x in looked_up])
     cells += bin_index(values, FINE_BINS)

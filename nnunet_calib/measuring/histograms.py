@@ -1,4 +1,4 @@
-"""Fine histograms of probabilities and sums of scores: the additive part of what is measured."""
+"""Fine histograms of probabilities and sums of scores, both additive over voxels and cases."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.measuring.confident_voxels import SureVoxels, columns
+from nnunet_calib.measuring.confident_voxels import ConfidentVoxels, columns
 from nnunet_calib.measuring.fine_histogram import FINE_BINS, PARTS, FineBins
 from nnunet_calib.measuring.scopes import scope_members
 
-_BINNED = 1 << 13  # voxels looked up at a time: with fewer, the calls take longer than the work
+_BINNED = 1 << 13  # voxels looked up at a time: fewer would spend more time on calls than on work
 
 
 @dataclass(frozen=True)
 class Histograms:
-    """Sums over voxels, apart for the four combinations of foreground and boundary (see `scopes`).
+    """Sums over voxels, separate for the four combinations of foreground and boundary (see `scopes`).
 
     Rows are the heads (classes, or regions), followed by the top label: confidence max_c p_c against whether that class
     is the true one. For regions, where each head decides for itself, the last row pools the heads: confidence
@@ -28,7 +28,7 @@ class Histograms:
     Attributes:
         counts: (4, heads + 1, fine bins) voxels in each bin; int64, or float64 weights for a voxel sample.
         probability: the same shape, float64 sums of the probability (or confidence).
-        positives: the same shape and dtype as counts, voxels that belong to the class (or are right).
+        positives: the same shape and dtype as counts, voxels that belong to the class (or whose top label is right).
         nll: (4,) float64 sums of -log p_y in nats; for regions of the binary cross-entropy averaged over heads.
         brier: (4,) float64 sums of sum_c (p_c - y_c)^2; for regions averaged over heads.
         voxels: (4,) voxels.
@@ -45,54 +45,56 @@ class Histograms:
     def of(
         cls, p: NDArray[Any], y: NDArray[Any], scope_bits: NDArray[np.uint8], weights: NDArray[Any] | None = None
     ) -> Histograms:
-        """Histograms of some voxels.
+        """Return histograms of some voxels.
 
         Args:
             p: (heads, n) probabilities.
             y: (n,) labels, or (heads, n) bool for regions.
             scope_bits: (n,) from `scopes.scope_bits`.
-            weights: (n,) how many voxels each one stands for; None and integers count in integers.
+            weights: (n,) number of voxels each one stands for; with None or integers the counts are integers.
         """
         bins = FineBins(len(p), counting=weights is None or weights.dtype.kind in "iu")
         bins.add(p, y, scope_bits, weights)
         return cls(*bins.arrays())
 
-    def with_sure(self, sure: SureVoxels) -> Histograms:
-        """The sum of these, whose arrays are changed, and those of sure voxels."""
-        voxels = sure.voxels.sum(1)
+    def plus_confident(self, confident: ConfidentVoxels) -> Histograms:
+        """Return the histograms with the confident voxels added; the arrays are changed in place."""
+        voxels = confident.voxels.sum(1)
         for values, of_true, of_others in (
-            (self.counts, sure.voxels, voxels[:, None] - sure.voxels),
-            (self.positives, sure.voxels, 0),
-            (self.probability, sure.true, sure.other),
+            (self.counts, confident.voxels, voxels[:, None] - confident.voxels),
+            (self.positives, confident.voxels, 0),
+            (self.probability, confident.true, confident.other),
         ):
             values[:, :-1, 0] += of_others
             values[:, :-1, -1] += of_true
             values[:, -1, -1] += of_true.sum(1)
-        return replace(self, nll=self.nll + sure.nll, brier=self.brier + sure.brier, voxels=self.voxels + voxels)
+        return replace(
+            self, nll=self.nll + confident.nll, brier=self.brier + confident.brier, voxels=self.voxels + voxels
+        )
 
     @classmethod
     def empty(cls, heads: int, regions: bool) -> Histograms:
-        """Histograms of no voxels."""
+        """Return histograms without voxels."""
         y = np.zeros((heads, 0), bool) if regions else np.zeros(0, np.int64)
         return cls.of(np.zeros((heads, 0)), y, np.zeros(0, np.uint8))
 
     @classmethod
     def merge(cls, parts: Sequence[Histograms]) -> Histograms:
-        """Histograms of the voxels of all parts."""
+        """Return histograms of the voxels of all parts."""
         return cls(*(reduce(np.add, [getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
     def __add__(self, other: Histograms) -> Histograms:
-        """Histograms of the voxels of both."""
+        """Return histograms of the voxels of both."""
         return Histograms.merge([self, other])
 
     def add(self, other: Histograms) -> None:
-        """Add another's voxels to these arrays."""
+        """Add other voxels to the arrays in place."""
         for f in fields(self):
             mine = getattr(self, f.name)
             mine += getattr(other, f.name)
 
     def scope(self, name: str) -> Histograms:
-        """The sums of one scope, without the leading axis.
+        """Return the sums of one scope, without the leading axis.
 
         Raises:
             ValueError: for an unknown scope.
@@ -102,24 +104,24 @@ class Histograms:
 
 
 class Binner:
-    """The same as `Histograms.of` for all voxels, many times as fast for classes of which the model is sure and right.
+    """A maker of histograms, many times as fast as `Histograms.of` where a softmax model is confident and right.
 
-    Sure voxels are summed, see `sure_voxels`; the others are looked up, see `fine_bins`.
+    Confident voxels are summed, see `confident_voxels`; the others are looked up, see `fine_histogram`.
     """
 
     def __init__(self, heads: int, *, regions: bool) -> None:
         """Start without voxels."""
         self._bins = FineBins(heads, counting=True)
-        self._sure = None if regions else SureVoxels(heads, parts=PARTS, num_bins=FINE_BINS)
+        self._confident = None if regions else ConfidentVoxels(heads, parts=PARTS, num_bins=FINE_BINS)
         self._waiting: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.uint8]]] = []
-        # A large block that is freed once makes glibc keep what is freed from now on. It would return arrays of a few
-        # hundred kilobytes to the system and fetch them again for each piece, which takes longer than the sums.
+        # Once a large block has been freed, glibc keeps freed memory. Otherwise it returns arrays of a few hundred
+        # kilobytes to the system and fetches them again for each piece, which takes longer than the sums.
         np.empty(1 << 23, np.uint8)
 
     def add(self, p: NDArray[Any], y: NDArray[Any], scope_bits: NDArray[np.uint8]) -> None:
-        """Add voxels; arguments as of `Histograms.of`."""
-        if self._sure is not None:
-            others = self._sure.add(p, y, scope_bits)
+        """Add voxels; the arguments are those of `Histograms.of`."""
+        if self._confident is not None:
+            others = self._confident.add(p, y, scope_bits)
             if len(others) < len(y):
                 p, y, scope_bits = columns(p, others), y[others], scope_bits[others]
         self._waiting.append((p, y, scope_bits))
@@ -132,7 +134,7 @@ class Binner:
             self._waiting.clear()
 
     def histograms(self) -> Histograms:
-        """Those of all voxels added."""
+        """Return the histograms of all voxels added."""
         self._look_up()
         binned = Histograms(*self._bins.arrays())
-        return binned if self._sure is None else binned.with_sure(self._sure)
+        return binned if self._confident is None else binned.plus_confident(self._confident)

@@ -1,4 +1,4 @@
-"""One slice of a case for the pictures: small, and the same for every model."""
+"""The slice of a case that pictures show: small, and the same for every model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RepresentativeSlice:
 
     Attributes:
         where: (dimensions, 3) int64: start, stop and step along each axis of the case's label map; see `index`.
-        spacing: (2,) float64, mm between the rows and between the columns that are kept.
+        spacing: (2,) float64, mm between rows and between columns.
         labels: (rows, columns) uint16 ground truth, the ignore label included.
-        probabilities: (heads, rows, columns) uint8: p = value / 255, which is off by at most 1/510.
-        image: (channels, rows, columns) float16, with no channel where the image was not at hand.
+        probabilities: (heads, rows, columns) uint8: p = value / 255, with an error of at most 1/510.
+        image: (channels, rows, columns) float16, without channels if no image was available.
     """
 
     where: NDArray[np.int64]
@@ -35,16 +35,16 @@ class RepresentativeSlice:
 
     @property
     def index(self) -> tuple[slice | int, ...]:
-        """Takes the slice from the label map; `image[(slice(None), *index)]` from the case's image."""
+        """Index of the slice in the label map; `image[(slice(None), *index)]` is that of the case's image."""
         slices: list[slice | int] = [slice(*map(int, axis)) for axis in self.where]
         return (int(self.where[0, 0]), *slices[1:]) if len(slices) == 3 else tuple(slices)
 
 
 def slice_with_longest_border(labels: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> int:
-    """Which slice along the first axis has the most voxels beside another label in the slice.
+    """Return the index of the slice along the first axis with the most voxels beside another label of the slice.
 
     It depends on the ground truth alone, so that the pictures of several models show the same slice. Pairs with an
-    ignored voxel do not count. Of equal slices it is the first; the middle one where there is no border at all.
+    ignored voxel do not count. Of equal slices it is the first; without any border it is the middle one.
     """
     borders = [
         np.count_nonzero(boundary_voxels(labels[i], None if valid is None else valid[i])) for i in range(len(labels))
@@ -62,19 +62,20 @@ def representative_slice(
     image: NDArray[Any] | None = None,
     regions: bool = False,
 ) -> RepresentativeSlice | None:
-    """Cut the slice of a case that shows most: for 3D the one with the longest label border, for 2D the whole.
+    """Cut the most informative slice: in 3D the one with the longest label border, in 2D the whole.
 
-    It is cropped to the box around what is foreground in truth or in the prediction, with a margin of 16 voxels, and
-    thinned to every k-th row and column where that is more than 512 of them. Without any foreground it stays whole.
+    It is cropped to the bounding box of the true and the predicted foreground, with a margin of 16 voxels, and reduced
+    to every k-th row and column where more than 512 remain. Without any foreground it is not cropped.
 
     Args:
         labels: ground truth (*spatial), 2D or 3D.
-        read: gives the probabilities (C, rows, ...) of a range of the first axis.
-        foreground: (*spatial) where the ground truth is not background.
-        valid: mask of the voxels that are annotated; None if all are.
+        read: returns the probabilities (C, rows, ...) of a range of the first axis.
+        foreground: (*spatial) mask of the true foreground.
+        valid: mask of the annotated voxels; None if all are.
         spacing: voxel size in mm along each axis of `labels`; None means 1.
-        image: (channels, *spatial), if it is to be kept. Values beyond what float16 holds, 65504, are clipped.
-        regions: whether the heads are regions: p > 1/2 of one is foreground. Else the largest p of a class but 0 is.
+        image: (channels, *spatial), if available. Values beyond the range of float16, 65504, are clipped.
+        regions: whether the heads are regions, whose predicted foreground is p > 1/2 of any; for classes it is a top
+            label other than 0.
 
     Returns:
         The slice; None for a case without voxels, or with a single axis.
@@ -97,7 +98,7 @@ def representative_slice(
     if valid is not None:
         known = valid[rows].reshape(plane)
         shown &= known
-        p[:, ~known] = np.nan_to_num(p[:, ~known])  # anything may be predicted there
+        p[:, ~known] = np.nan_to_num(p[:, ~known])  # any value may be predicted there
     window = []
     for axis, size in enumerate(plane):
         hit = np.flatnonzero(shown.any(1 - axis))

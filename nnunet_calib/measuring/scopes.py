@@ -1,7 +1,7 @@
-"""Where in a case calibration is measured: everywhere, in the ground-truth foreground, around class boundaries.
+"""The scopes of a case in which calibration is measured: the image, the true foreground, and label boundaries.
 
-Background dominates a whole image, so that an error over all voxels says little about the object; the three scopes are
-measured side by side.
+Background dominates an image, so that an error over all voxels says little about the object; all three scopes are
+measured.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from scipy.ndimage import distance_transform_edt
 
 SCOPES = ("image", "foreground", "boundary")
 BOUNDARY_MM = 2.0
-_MOST_VOXELS = 20  # to which 2 mm may reach: with more, as of a micro-CT or with a spacing in metres, they are no band
-_FEW_VOXELS = 3  # to which they reach in a CT of 0.7 mm
-_ALL = 0.99  # share of the voxels from which a scope is taken for the whole image
-_MANY_SHIFTS = 5000  # from here on the distance transform is faster
+_MOST_VOXELS = 20  # a larger half width, as in micro-CT or with a spacing in metres, gives no band
+_CT_VOXELS = 3  # half width of 2 mm in a CT of 0.7 mm
+_ALL = 0.99  # a scope with this fraction of the voxels is taken for the whole image
+_MANY_SHIFTS = 5000  # number of shifts from which the distance transform is faster
 
-# A voxel's scopes as bits: every voxel that counts is in "image".
+# A voxel's scopes as bits: every valid voxel is in "image".
 FOREGROUND_BIT, BOUNDARY_BIT = 1, 2
 
 
 def default_boundary_mm(spacing_mm: Sequence[float] | None) -> float:
-    """The half width of the boundary scope: 2 mm, or where these are over 20 voxels of the finest axis, three of those.
+    """Return the default half width of the boundary scope: 2 mm, but 3 voxels where 2 mm exceed 20 voxels.
 
     Args:
-        spacing_mm: voxel size along each axis; None, and what is no size, means 1.
+        spacing_mm: voxel size along each axis, of which the finest counts; None and invalid sizes mean 1.
     """
     finest = min((mm for mm in spacing_mm or () if 0 < mm < math.inf), default=1.0)
-    return BOUNDARY_MM if finest * _MOST_VOXELS >= BOUNDARY_MM else float(f"{finest * _FEW_VOXELS:.3g}")
+    return BOUNDARY_MM if finest * _MOST_VOXELS >= BOUNDARY_MM else float(f"{finest * _CT_VOXELS:.3g}")
 
 
 def check_boundary_mm(width_mm: float) -> float:
-    """Return a half width of the boundary scope, or raise ValueError for what is none."""
+    """Return a half width of the boundary scope as a float, or raise ValueError if it is invalid."""
     if isinstance(width_mm, bool) or not isinstance(width_mm, int | float) or not 0 <= width_mm < math.inf:
         raise ValueError(f"expected a width of the boundary scope in mm, at least 0, got {width_mm!r:.99}")
     return float(width_mm)
 
 
 def scope_notes(voxels: Mapping[str, int], boundary_mm: float) -> list[str]:
-    """What must be known of scopes that hold nearly all voxels, from the number of voxels in each."""
+    """Return a note on each scope that holds nearly all voxels, from the number of voxels in each."""
     called = {
         "foreground": ("foreground", ""),
         "boundary": (f"boundary scope of {boundary_mm:g} mm", "; measure again with a smaller --boundary-mm"),
@@ -58,7 +58,7 @@ def scope_notes(voxels: Mapping[str, int], boundary_mm: float) -> list[str]:
 
 
 def boundary_voxels(labels: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """Voxels that have a face neighbour with another label; pairs with an ignored voxel do not count."""
+    """Return the mask of voxels with a face neighbour of another label; pairs with an ignored voxel do not count."""
     edge = np.zeros(labels.shape, dtype=bool)
     for axis in range(labels.ndim):
         low = tuple(slice(None, -1) if a == axis else slice(None) for a in range(labels.ndim))
@@ -78,13 +78,13 @@ def boundary_band(
     width_mm: float = BOUNDARY_MM,
     valid: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
-    """Voxels whose centre lies within `width_mm` of the centre of a boundary voxel.
+    """Return the mask of voxels whose centre lies within `width_mm` of the centre of a boundary voxel.
 
     Args:
         labels: label map (*spatial).
         spacing_mm: voxel size along each axis of `labels`; None means 1.
         width_mm: half width of the band, at least 0 (0: the boundary voxels alone).
-        valid: mask of the voxels that are annotated; None if all are.
+        valid: mask of the annotated voxels; None if all are.
 
     Returns:
         Mask of the shape of `labels`; all False where there is no boundary.
@@ -94,8 +94,8 @@ def boundary_band(
     if box is None:
         return edge
     spacing = np.ones(labels.ndim) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
-    # the band is thin: only the box that can contain it is looked at
-    width_mm *= 1 + 1e-6  # a multiple of the spacing is in, whatever way it is rounded
+    # the band is thin: only the box that contains it is processed
+    width_mm *= 1 + 1e-6  # include multiples of the spacing in spite of rounding
     reach = np.minimum(width_mm / spacing, labels.shape).astype(int)
     box = tuple(
         slice(max(b.start - r, 0), min(b.stop + r, n)) for b, r, n in zip(box, reach, labels.shape, strict=True)
@@ -108,7 +108,7 @@ def boundary_band(
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """The smallest box that holds all of a mask; None if that is empty."""
+    """Return the bounding box of a mask; None if the mask is empty."""
     box = []
     for axis in range(mask.ndim):
         inside = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
@@ -121,10 +121,10 @@ def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
 def _dilated(
     mask: NDArray[np.bool_], spacing: NDArray[np.float64], reach: NDArray[np.int64], width_mm: float
 ) -> NDArray[np.bool_]:
-    """Voxels within `width_mm` of a mask; the distance transform takes ten times as long, and 24 bytes per voxel.
+    """Return the voxels within `width_mm` of a mask; a distance transform takes ten times as long, and more memory.
 
-    A ball is made of rows along the last axis, and dilating by a row of half length r + 1 continues from r. Then shifts
-    along the other axes remain, of masks packed eight voxels to a byte.
+    A ball consists of rows along the last axis. Dilations by rows of growing half length continue from each other; then
+    only shifts along the other axes remain, of masks packed eight voxels to a byte.
     """
     rows: dict[int, list[tuple[int, ...]]] = {}
     for offset in product(*(range(-r, r + 1) for r in reach[:-1])):
@@ -154,7 +154,7 @@ def scope_bits(
     spacing_mm: Sequence[float] | None,
     boundary_mm: float,
 ) -> NDArray[np.uint8]:
-    """The scopes of each voxel as bits; `scope_members` reads them."""
+    """Return the scopes of each voxel as bits, which `scope_members` selects."""
     band = boundary_band(labels, spacing_mm=spacing_mm, width_mm=boundary_mm, valid=valid)
     bits = band.view(np.uint8) * np.uint8(BOUNDARY_BIT)
     bits |= foreground.view(np.uint8) * np.uint8(FOREGROUND_BIT)
@@ -162,7 +162,7 @@ def scope_bits(
 
 
 def scope_members(scope: str) -> list[int]:
-    """The values of the scope bits whose voxels belong to a scope.
+    """Return the values of the scope bits of a scope's voxels.
 
     Raises:
         ValueError: for an unknown scope.

@@ -23,14 +23,14 @@ from nnunet_calib.measuring.voxel_sample import (
 from nnunet_calib.posthoc.logits import log_probabilities
 
 _SLAB_VALUES = 1 << 19
-# What the sum over the classes may differ from 1. float16 rounds each p by up to 2**-11 of it, and so the sum, however
-# many classes there are; bfloat16 by 2**-9. The rest is for arithmetic in such types.
+# Allowed difference of the sum over classes from 1. float16 rounds each p, and so the sum of any number of classes, by
+# a relative 2**-11 at most; bfloat16 by 2**-9. The rest is for arithmetic in such types.
 _SUMS_DIFFER = 0.01
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A case's probabilities and what is known of its voxels.
+    """The probabilities of a case, with labels and scopes of its voxels.
 
     Attributes:
         probabilities: (C, *spatial) on the grid of the crop.
@@ -49,18 +49,18 @@ class Volume:
     members: NDArray[np.bool_] | None
 
     def target(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """(n,) labels as they are, or which regions (heads, n) they belong to."""
+        """Return labels (n,) as they are, or for regions the membership (heads, n)."""
         return labels if self.members is None else self.members[:, labels]
 
     def around(self, voxels: int) -> NDArray[np.float32]:
-        """(C, n) probabilities around the crop."""
+        """Return the probabilities (C, n) of voxels outside the crop."""
         p = np.zeros((self.probabilities.shape[0], voxels), np.float32)
         if self.members is None:
             p[0] = 1
         return p
 
     def slab(self, rows: slice) -> NDArray[Any]:
-        """(C, rows, ...) probabilities of a range of the first axis of the whole grid."""
+        """Return the probabilities (C, rows, ...) of a range of the first axis of the whole grid."""
         shape = self.labels[rows].shape
         low, high = max(rows.start, self.crop[0].start), min(rows.stop, self.crop[0].stop)
         p = self.around(int(np.prod(shape))).reshape(-1, *shape)
@@ -70,13 +70,13 @@ class Volume:
         return p
 
     def histograms(self, strata: NDArray[np.uint8] | None = None) -> Histograms:
-        """The histograms of all voxels.
+        """Return the histograms of all voxels.
 
         Args:
-            strata: (*spatial) array for the stratum of each voxel, see `voxel_sample.strata_of`.
+            strata: (*spatial) output array for the stratum of each voxel, see `voxel_sample.strata_of`.
 
         Raises:
-            ValueError: if a probability is NaN or outside [0, 1], or those of classes do not sum to 1.
+            ValueError: if a probability is NaN or outside [0, 1], or if classes do not sum to 1.
         """
         heads, shape = self.probabilities.shape[0], self.labels[self.crop].shape
         binner = Binner(heads, regions=self.members is not None)
@@ -110,7 +110,7 @@ class Volume:
         return histograms
 
     def _histograms_around(self) -> Histograms:
-        """Those of the voxels around the crop, all of which look the same but for label and scope."""
+        """Return the histograms of the voxels outside the crop, which differ in label and scope alone."""
         around = np.ones(self.labels.shape, bool) if self.valid is None else self.valid.copy()
         around[self.crop] = False
         values = int(self.labels.max(initial=0)) + 1
@@ -125,20 +125,20 @@ class Volume:
         return Histograms.of(self.around(len(key)), self.target(labels), bits.astype(np.uint8), number[key])
 
     def _fill_around(self, strata: NDArray[np.uint8]) -> None:
-        """The strata of the voxels around the crop; what lies in it is still to be written."""
+        """Write the strata of the voxels outside the crop; those inside are still to be written."""
         if self.labels[self.crop].shape == self.labels.shape:
             return
         labels = np.arange(int(self.labels.max(initial=0)) + 1)
         if self.members is None:
-            labels = np.minimum(labels, self.probabilities.shape[0] - 1)  # one that is ignored may be larger
+            labels = np.minimum(labels, self.probabilities.shape[0] - 1)  # the ignore label may be larger
         np.take(strata_of(self.around(len(labels)), labels, self.members), self.labels, out=strata)
         if self.valid is not None:
             strata[~self.valid] = NOT_VALID
 
     def sample(self, strata: NDArray[np.uint8], max_voxels: int, room: int) -> VoxelSample:
-        """Choose the voxel sample; a first one of an eighth of the size shows how to share the budget.
+        """Choose the voxel sample; a pilot sample of an eighth of the size decides how strata share the budget.
 
-        Of many heads, small classes are lumped, and fewer voxels are kept where they would take more than `room` bytes.
+        With many heads, unlikely classes are lumped, and the sample is reduced until it takes at most `room` bytes.
         """
         strata = strata.ravel()
         spread = None
@@ -169,12 +169,12 @@ class Volume:
 
 
 def region_members(regions: Sequence[tuple[int, ...]], largest: int) -> NDArray[np.bool_]:
-    """(regions, largest + 1) which labels belong to which region."""
+    """Return the mask (regions, largest + 1) of the labels that belong to each region."""
     return np.stack([np.isin(np.arange(largest + 1), region) for region in regions])
 
 
 class Probabilities(Protocol):
-    """What is asked of probabilities: a shape (C, *spatial), and NumPy's indexing with slices and with arrays."""
+    """An array of probabilities: a shape (C, *spatial), and NumPy's indexing with slices and with arrays."""
 
     @property
     def shape(self) -> Sequence[int]: ...  # noqa: D102
@@ -183,16 +183,16 @@ class Probabilities(Protocol):
 
 
 def slab_slices(shape: Sequence[int], channels: int = 1) -> Iterator[slice]:
-    """Slices along the first axis, each of about half a million values of so many channels."""
+    """Yield slices along the first axis, each of about half a million values over all channels."""
     rows = max(1, _SLAB_VALUES // max(1, channels * int(np.prod(shape[1:]))))
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 
 def check_range(p: NDArray[Any]) -> None:
-    """Raise ValueError for values that are no probabilities."""
+    """Raise ValueError for values outside [0, 1]."""
     if not p.size:
         return
-    # read as unsigned integers, floats from 0 up keep their order, and NaN and all below 0 come above: one pass
+    # one pass: as unsigned integers, non-negative floats keep their order, and NaN and negative values are larger
     bits = p.view(f"u{p.itemsize}")
     if bits.max() <= np.array(1 + 1e-5, p.dtype).view(bits.dtype):
         return
@@ -209,7 +209,7 @@ def check_sums(p: NDArray[Any], rounded: float = 0) -> None:
 
     Args:
         p: in [0, 1].
-        rounded: by how much each of them may be rounded.
+        rounded: largest rounding error of each value.
     """
     if not p.size:
         return

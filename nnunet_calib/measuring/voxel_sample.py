@@ -1,4 +1,4 @@
-"""A weighted sample of a case's voxels: enough to fit a temperature and to say what it does to every error."""
+"""A weighted sample of a case's voxels, to fit a calibrator and to compute errors after calibration."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.logits import calibrated
 from nnunet_calib.posthoc.temperature import fit_temperature
 
-# Strata end at these p of the true label. Below 1 - 2^-11, and on the other side of 1/2, they go on by factors of two;
-# coarser ones do for voxels that the model is surer of, and right about, most of a scan.
+# Edges of the strata of p of the true label. Up to 1 - 2^-11, 1 - p changes by a factor of two from edge to edge, and
+# below 1/2 so does p. Beyond, strata are coarser: there lies most of a scan, confident and right.
 _SURE = tuple(1 - 2.0**-k for k in (20, 17, 14, 11))
 _EDGES = np.array([*_SURE, *(1 - 2.0**-k for k in range(10, 0, -1)), *(2.0**-k for k in range(2, 21))], np.float32)
 STRATA = len(_EDGES) + 1
-NOT_VALID = np.uint8(255)  # in the place of a stratum: a voxel that does not count
-_FEW = 20  # voxels from which no standard deviation is taken
-_EVEN_SHARE = 0.1  # of the budget, for the counts of voxels in each scope: shared out by the strata's sizes
+NOT_VALID = np.uint8(255)  # instead of a stratum: an ignored voxel
+_FEW = 20  # fewer voxels give no useful standard deviation
+_EVEN_SHARE = 0.1  # of the budget, in proportion to the strata's sizes, for the counts of voxels in each scope
 _SEED = 20240306
-_CHUNK = 1 << 19  # voxels looked up at a time: their indices take eight times their number in bytes
+_CHUNK = 1 << 19  # voxels processed at a time; an index takes 8 bytes
 
 
 @dataclass(frozen=True)
 class VoxelSample:
-    """Voxels with the number of voxels each one stands for.
+    """Voxels, each with the number of voxels it stands for.
 
     Attributes:
         logits: (n, heads) float16: log p, for regions logit(p).
@@ -46,12 +46,12 @@ class VoxelSample:
     scope_bits: NDArray[np.uint8]
 
     def __len__(self) -> int:
-        """Number of voxels kept."""
+        """Return the number of voxels kept."""
         return len(self.weights)
 
     @classmethod
     def merge(cls, samples: Sequence[VoxelSample]) -> VoxelSample:
-        """The voxels of all samples, in their order."""
+        """Return the voxels of all samples, in their order."""
         return cls(*(np.concatenate([getattr(s, f.name) for s in samples]) for f in fields(cls)))
 
     def histograms(self, calibrator: Calibrator | float = IDENTITY) -> Histograms:
@@ -62,20 +62,21 @@ class VoxelSample:
 
 
 def strata_of(p: NDArray[Any], labels: NDArray[Any], members: NDArray[np.bool_] | None = None) -> NDArray[np.uint8]:
-    """The stratum of each voxel, from 0 (sure and right) to STRATA - 1 (sure and wrong).
+    """Return the stratum of each voxel, from 0 (confident and right) to STRATA - 1 (confident and wrong).
 
-    What a voxel adds to the gradient in T differs little within a stratum: 1 - p of the true label, or p where that is
-    less, lies between two neighbouring powers of two; 1 - p below 2^-11, of eight.
+    Within a stratum the voxels' contributions to the gradient in T differ little: 1 - p of the true label, or p if that
+    is less, lies between neighbouring powers of two, and 1 - p below 2^-11 between powers of eight.
 
     Args:
         p: (C, n) probabilities.
         labels: (n,).
-        members: (C, labels) which labels belong to which region; then p is what the heads give the truth, multiplied.
+        members: (C, labels) mask of the labels of each region; then the probabilities that the heads give to the truth
+            are multiplied.
     """
     if members is not None:
         return _by_chance(np.where(members[:, labels], p, 1 - p).prod(0))
     strata = np.zeros(len(labels), np.uint8)
-    for edge in _EDGES[: len(_SURE)]:  # several times as fast as a search
+    for edge in _EDGES[: len(_SURE)]:  # several times as fast as searchsorted
         strata += p[0] <= edge
     others = np.flatnonzero((strata == len(_SURE)) | (labels != 0))
     strata[others] = _by_chance(p[labels[others], others])
@@ -83,22 +84,24 @@ def strata_of(p: NDArray[Any], labels: NDArray[Any], members: NDArray[np.bool_] 
 
 
 def _by_chance(chances: NDArray[Any]) -> NDArray[np.uint8]:
-    """The same from p of the true label."""
+    """Return the strata of probabilities of the true label."""
     return np.searchsorted(-_EDGES, -chances.astype(np.float32, copy=False), side="right").astype(np.uint8)
 
 
 def _influences() -> NDArray[np.float64]:
-    """About how far voxels of a stratum pull at T, which is not known yet: see `choose_voxels`."""
+    """Return s_h of each stratum while T is not known yet, see `choose_voxels`."""
     m = logit(np.concatenate([[1 - 2.0**-21], np.sqrt(_EDGES[1:] * _EDGES[:-1], dtype=np.float64), [2.0**-21]]))
     return np.asarray((1 + np.abs(m)) * expit(-m / 1.5), np.float64)
 
 
 def gradient_spread(sample: VoxelSample, strata: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Standard deviation within each stratum of what a voxel adds to the NLL's derivative by 1 / T at its minimum.
+    """Return the standard deviation in each stratum of the voxels' terms of dNLL / d(1 / T) at the minimum.
+
+    In a stratum of fewer than 20 voxels it is replaced by the root mean square.
 
     Args:
         sample: some voxels of a case.
-        strata: of each of them. Where they are too few, the root mean square stands in for the standard deviation.
+        strata: (n,) the stratum of each voxel.
     """
     regions = sample.labels.ndim == 2
     fit = fit_temperature(sample.logits, sample.labels, weights=sample.weights, regions=regions)
@@ -111,7 +114,7 @@ def gradient_spread(sample: VoxelSample, strata: NDArray[np.uint8]) -> NDArray[n
 
 
 def _allocate(sizes: NDArray[np.int64], budget: int, spread: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many voxels of each stratum to keep, by Neyman's rule: at least one, at most all, `budget` together."""
+    """Return the number of voxels to keep of each stratum: at least one, at most all, `budget` together."""
     claims = sizes * spread
     claims = claims / max(claims.sum(), 1e-30) * (1 - _EVEN_SHARE) + sizes / sizes.sum() * _EVEN_SHARE
     some = np.minimum(sizes, 1)
@@ -119,7 +122,7 @@ def _allocate(sizes: NDArray[np.int64], budget: int, spread: NDArray[np.float64]
     def kept(log_scale: float) -> NDArray[np.int64]:
         return np.asarray(np.clip(claims * np.exp(log_scale), some, sizes), np.int64)
 
-    low, high = -1.0, float(np.log(sizes[sizes > 0] / claims[sizes > 0]).max()) + 1  # all but nothing; everything
+    low, high = -1.0, float(np.log(sizes[sizes > 0] / claims[sizes > 0]).max()) + 1  # hardly any voxel; all of them
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if kept(middle).sum() <= budget else (low, middle)
@@ -131,16 +134,16 @@ def _allocate(sizes: NDArray[np.int64], budget: int, spread: NDArray[np.float64]
 def choose_voxels(
     strata: NDArray[np.uint8], max_voxels: int, spread: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    r"""Which voxels to keep, and their weights.
+    r"""Choose the voxels to keep, with their weights.
 
-    A small case is kept whole. Of a large one, each stratum h of n voxels is thinned to a seeded random part of k, and
-    each voxel kept stands for n / k. Nine tenths of the budget are shared out by Neyman's rule for fitting T,
+    A small case is kept whole. In a large one, a stratum h of n voxels is reduced to a seeded random sample of k, each
+    of which stands for n / k voxels. Nine tenths of the budget are allocated by Neyman's rule for fitting T,
 
     .. math:: k_h \propto n_h \, s_h
 
-    where s_h is the standard deviation of the voxels' gradients by T; as long as that is not known,
+    where s_h is the standard deviation of the voxels' gradients in T. While it is unknown, s_h is
     :math:`(1 + |m|) \, \sigma(-m / 1.5)` with m the logit of p of the true label, which keeps the few voxels of much
-    influence, sure but wrong ones above all. The rest is shared out by n alone. No stratum goes without a voxel.
+    influence, above all confident but wrong ones. The rest is allocated in proportion to n. Each stratum keeps a voxel.
 
     Args:
         strata: (n,) from `strata_of`, or NOT_VALID.
@@ -151,7 +154,7 @@ def choose_voxels(
         Rising indices into `strata` and float32 weights that sum to the number of valid voxels.
 
     Raises:
-        ValueError: for a budget below one voxel of each stratum.
+        ValueError: for a budget of less than one voxel per stratum.
 
     References:
         Cochran, Sampling techniques, 3rd ed., Wiley 1977, section 5.5.
@@ -181,7 +184,7 @@ def choose_voxels(
 
 
 def _counts(strata: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxels of each stratum; the first ones, which have the most, without a lookup of each voxel."""
+    """Return the number of voxels in each stratum; the first ones, the largest, are counted without a histogram."""
     counts = np.bincount(strata[(strata >= len(_SURE)) & (strata != NOT_VALID)], minlength=STRATA)
     counts[: len(_SURE)] = [np.count_nonzero(strata == h) for h in range(len(_SURE))]
     return counts

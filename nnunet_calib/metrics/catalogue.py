@@ -1,4 +1,4 @@
-"""The calibration metrics: a row for each, from which files, tables, pages and the documents' table follow."""
+"""The calibration metrics: one row each, from which files, tables, pages and the table in the docs follow."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Metric:
-    """A calibration metric: what it is, and where it is shown.
+    """A calibration metric: its definition, and where it is shown.
 
     Attributes:
-        name: in files and in Python.
-        label: in tables.
+        name: name in files and in Python.
+        label: name in tables.
         definition: in words. e_m: mean probability of the n_m voxels of bin m, o_m: the frequency of the class among
             them, N: voxels of the scope.
-        of_heads: one value for each class and one for the top label; otherwise one of the scope.
+        of_heads: one value for each class and one for the top label; otherwise one for the scope.
         binned: the value depends on the number of bins.
         counted: the value depends on `min_count`.
         brier_term: `brier_NAME`, summed over the classes, is a term of the Brier score.
         in_summary: summary.json has its mean over the cases.
-        headline: rows of cases, tables, comparisons and the pages show it, too.
-        title: in running text, where that is longer than the label.
-        meaning: what the report says of its value: {points} is 100 times the value, {change} what the temperature
-            changes of it in percent.
+        headline: rows of cases, tables, comparisons and pages show it too.
+        title: name in running text, if longer than the label.
+        meaning: explanation in the report: {points} is 100 times the value, {change} its change by the temperature in
+            percent.
     """
 
     name: str
@@ -151,12 +151,12 @@ TITLES = {metric.name: metric.title or metric.label for metric in METRICS}
 
 BRIER_TERMS = tuple(metric.name for metric in METRICS if metric.brier_term)
 
-# What rows of cases, tables, comparisons and pages show: errors of each class and the top label, and scores of a scope.
+# Shown in rows of cases, tables, comparisons and pages: errors of each class and the top label, and scores of a scope.
 HEAD_ERRORS = tuple(metric.name for metric in METRICS if metric.headline and metric.of_heads)
 SCORES = tuple(metric.name for metric in METRICS if metric.headline and not metric.of_heads)
 HEAD_LABELS = " and ".join([", ".join(LABELS[name] for name in HEAD_ERRORS[:-1]), LABELS[HEAD_ERRORS[-1]]])
 
-# What summary.json has the means of: of each class and the top label, and of a scope.
+# With means in summary.json: errors of each class and the top label, and scores of a scope.
 SUMMARY_ERRORS = tuple(metric.name for metric in METRICS if metric.in_summary and metric.of_heads)
 SUMMARY_SCORES = (
     *(metric.name for metric in METRICS if metric.in_summary and not metric.of_heads),
@@ -175,10 +175,10 @@ _PREFIXES = {"top_label_": "top_label", "brier_": "brier_terms", "": "per_class"
 
 
 class CalibrationErrors(dict[str, NDArray[np.float64]]):
-    """Errors by name, which know how they were computed.
+    """Errors by name, with the options of their computation.
 
     Attributes:
-        options: bins, min_count, scope, boundary_mm (of the boundary scope alone), and the number of pooled cases.
+        options: bins, min_count, scope, boundary_mm (for the boundary scope only), and the number of pooled cases.
     """
 
     def __init__(self, values: dict[str, NDArray[np.float64]], options: dict[str, Any]) -> None:
@@ -186,16 +186,16 @@ class CalibrationErrors(dict[str, NDArray[np.float64]]):
         self.options = options
 
     def definition(self, name: str) -> dict[str, Any]:
-        """Return all that a reader needs to know of one value, as JSON values.
+        """Return the definition of one value, as JSON values.
 
         Args:
             name: a key of this dictionary.
 
         Returns:
-            "metric", "definition" in words, "of" (what p and y are), and those of `options` that the value depends on.
+            "metric", "definition" in words, "of" (what p and y are), and the `options` on which the value depends.
 
         Raises:
-            KeyError: for a name that is not here.
+            KeyError: for an unknown name.
         """
         if name not in self:
             raise KeyError(f"expected one of {', '.join(self)}, got {name!r}")

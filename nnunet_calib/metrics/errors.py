@@ -18,10 +18,10 @@ NUM_BINS = 20
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Equal-width bins of the heads and of the top label (last row): what was promised and what was observed.
+    """Equal-width bins of the heads and of the top label (last row), with predicted and observed frequencies.
 
     Attributes:
-        counts: (heads + 1, M) voxels in each bin.
+        counts: (heads + 1, M) number of voxels.
         confidence: (heads + 1, M) mean probability, NaN in empty bins.
         frequency: (heads + 1, M) observed frequency, NaN in empty bins.
     """
@@ -32,10 +32,10 @@ class ReliabilityCurve:
 
 
 def reliability_curve(statistics: CaseStatistics, num_bins: int = NUM_BINS, scope: str = "image") -> ReliabilityCurve:
-    """The bins from which ECE, ACE and MCE are computed.
+    """Return the bins from which ECE, ACE and MCE are computed.
 
     Args:
-        statistics: of one case or of several, which are then pooled.
+        statistics: statistics of one case, or of several, which are pooled.
         num_bins: M, a divisor of 1200.
         scope: "image", "foreground" or "boundary".
 
@@ -53,7 +53,7 @@ def reliability_curve(statistics: CaseStatistics, num_bins: int = NUM_BINS, scop
 
 
 def gap_errors(curve: ReliabilityCurve, min_count: float = 1) -> dict[str, NDArray[np.float64]]:
-    """ECE, ACE and MCE of every row of a curve, as `calibration_errors` defines them; NaN where no bin counts."""
+    """Return ECE, ACE and MCE of every row of a curve, see `calibration_errors`; NaN without a bin that counts."""
     filled = curve.counts > 0
     gap = np.where(filled, np.abs(curve.frequency - curve.confidence), 0)
     counted = curve.counts >= min_count
@@ -69,7 +69,7 @@ def gap_errors(curve: ReliabilityCurve, min_count: float = 1) -> dict[str, NDArr
 def calibration_errors(
     statistics: CaseStatistics, num_bins: int = NUM_BINS, scope: str = "image", *, min_count: float = 1
 ) -> CalibrationErrors:
-    r"""Calibration errors of every class and of the top label, and the proper scores.
+    r"""Compute the calibration errors of every class and of the top label, and the proper scores.
 
     With n_m voxels in bin m, e_m their mean probability, o_m the observed frequency of the class among them, and o that
     in all N voxels:
@@ -86,27 +86,28 @@ def calibration_errors(
         + \underbrace{o (1 - o)}_\text{uncertainty} + \text{within bin}
 
     All but `nll`, `brier` and its terms come from histograms of 1200 bins of width w = 1/1200. ECE, ACE, MCE,
-    reliability, resolution and uncertainty are exact. With n_j voxels and the frequency o_j in fine bin j,
-    `squared_error` is off by at most w^2/4 + 2w times itself (0.2 %); `ks` is at most max_j n_j/N (o_j (1 - o_j) + w/4)
-    too small; and `adaptive_ece` differs from that of sorted voxels by at most the sum, over the fine bins in which one
-    of the M bins ends, of n_j/N (2 o_j (1 - o_j) + w/2).
+    reliability, resolution and uncertainty are exact. With n_j voxels and the frequency o_j in fine bin j, the error of
+    `squared_error` is at most w^2/4 + 2w times its value (0.2 %); `ks` is at most max_j n_j/N (o_j (1 - o_j) + w/4) too
+    small; and `adaptive_ece` differs from that of sorted voxels by at most the sum, over the fine bins in which one of
+    the M bins ends, of n_j/N (2 o_j (1 - o_j) + w/2).
 
     Args:
-        statistics: of one case or of several, which are then pooled; for the usual mean over cases call it per case.
-        num_bins: M bins: equal-width [a, b), the last one closed; a divisor of 1200. For `adaptive_ece` M bins of equal
+        statistics: statistics of one case, or of several, which are pooled; for the usual mean over cases call it for
+            each case.
+        num_bins: M, a divisor of 1200: equal-width bins [a, b), the last one closed; for `adaptive_ece` bins of equal
             voxel count.
         scope: "image" (all voxels), "foreground" (of the ground truth) or "boundary" (a band around label borders).
-        min_count: n_0, at least 1; bins of fewer voxels take no part in ACE and MCE. After `with_temperature` a voxel
-            of the sample counts as the voxels it stands for.
+        min_count: n_0, at least 1; ACE and MCE leave out bins of fewer voxels. After `with_temperature` a voxel of the
+            sample counts with its weight.
 
     Returns:
-        A dictionary, whose `definition(name)` says how a value was computed:
+        A dictionary whose `definition(name)` tells how a value was computed:
         "ece", "ace", "mce", "adaptive_ece", "ks", "squared_error", "reliability", "resolution", "uncertainty",
         "within_bin": (C,) arrays, NaN for a class without a voxel in the whole image, and where the scope is empty.
         The same with the prefix "top_label_": 0-d arrays, NaN where the scope is empty.
         "nll", "brier", and the terms of the latter, "brier_reliability" to "brier_within_bin", summed over all classes
         (mean over regions): 0-d arrays, NaN where the scope is empty.
-        ACE and MCE are NaN too where no bin holds `min_count` voxels.
+        ACE and MCE are also NaN if no bin holds `min_count` voxels.
 
     Raises:
         ValueError: for an unknown scope, a number of bins that does not divide 1200, or a `min_count` below 1.
@@ -148,7 +149,7 @@ def calibration_errors(
 
 
 def _equal_mass_gaps(h: Histograms, num_bins: int) -> NDArray[np.float64]:
-    """Sum over bins of equal voxel count of |sum of (y - p)|, for each row."""
+    """Return for each row the sum over bins of equal voxel count of |sum of (y - p)|."""
     counts, residuals = (np.cumsum(x, axis=1, dtype=np.float64) for x in (h.counts, h.positives - h.probability))
     gaps = np.zeros(len(counts))
     for row, (n, r) in enumerate(zip(counts, residuals, strict=True)):
@@ -158,10 +159,10 @@ def _equal_mass_gaps(h: Histograms, num_bins: int) -> NDArray[np.float64]:
 
 
 def _brier_terms(h: Histograms, curve: ReliabilityCurve) -> dict[str, NDArray[np.float64]]:
-    """The squared error of each row from the fine bins, and its decomposition over the bins of the curve."""
+    """Return the squared error of each row from the fine bins, and its decomposition over the bins of the curve."""
     total = h.counts.sum(1)
     mean = h.positives.sum(1) / total
-    # in a fine bin p is taken for its mean e: sum of (e - y)^2 over its voxels
+    # sum of (e - y)^2 over the voxels of a fine bin, with its mean probability e in place of p
     squared = h.positives + np.where(h.counts > 0, h.probability * (h.probability - 2 * h.positives) / h.counts, 0)
     filled = curve.counts > 0
     gap = np.where(filled, curve.frequency - curve.confidence, 0)

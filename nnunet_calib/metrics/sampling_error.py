@@ -1,4 +1,4 @@
-"""How far an error computed from a voxel sample may be off because most voxels were not kept."""
+"""Standard errors of calibration errors that are computed from a voxel sample."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _SEED = 20240306
 
 
 def replicates(sample: VoxelSample, temperature: Calibrator | float = IDENTITY) -> Iterator[Histograms]:
-    r"""Histograms after calibration as 32 other samples of the same design might have given them.
+    r"""Yield histograms after calibration as 32 other samples of the same design might have given them.
 
-    Balanced half-samples: the voxels of each weight w, which were drawn at random without replacement from one stratum,
-    are paired at random, and the pairs dealt into 31 groups. A replicate counts the voxels of a pair
+    Balanced half-samples: the voxels of a weight w, drawn at random without replacement from one stratum, are paired at
+    random, and the pairs assigned to 31 groups. A replicate counts the voxels of a pair
 
     .. math::
         w \Big(1 + \sqrt{1 - 1 / w}\Big) \text{ and } w \Big(1 - \sqrt{1 - 1 / w}\Big) \text{ times}
 
-    or the other way round, as a Hadamard matrix says for the pair's group. Here 1 - 1/w is the share of the voxels that
-    were not drawn: voxels that stand for themselves do not vary. As only differences within a stratum count, sums vary
-    as they do over samples. The odd voxel of a stratum does not vary; those of strata of which one was kept are paired
-    with each other. `rms_deviation` takes what was computed from each replicate.
+    or the other way round, as a Hadamard matrix determines for the pair's group. 1 - 1/w is the fraction of the voxels
+    that were not drawn: voxels of weight 1 do not vary. Only differences within a stratum count, so that sums vary as
+    they do over samples. The odd voxel of a stratum does not vary; the single voxels of strata are paired with each
+    other. `rms_deviation` evaluates the values of the replicates.
 
     References:
         Wolter, Introduction to variance estimation, 2nd ed., Springer 2007, chapters 2 and 3.
@@ -65,10 +65,10 @@ def replicates(sample: VoxelSample, temperature: Calibrator | float = IDENTITY) 
 
 
 def rms_deviation(value: NDArray[Any] | float, replicated: NDArray[Any]) -> NDArray[np.float64]:
-    """Root mean square of value_r - value for replicates (R, ...) of a value (...).
+    """Return the root mean square of value_r - value for replicates (R, ...) of a value (...).
 
-    What noise adds to an absolute value is in it, unlike in the deviation from the mean of the replicates. Replicates
-    in which the value is undefined are left out; NaN if it is undefined itself, or in all of them.
+    Unlike the deviation from the replicates' mean, it includes the bias by which noise increases absolute values.
+    Replicates with an undefined value are left out; NaN if the value is undefined itself, or in all replicates.
     """
     squares = np.square(np.asarray(replicated, dtype=np.float64) - value)
     known = (~np.isnan(squares)).sum(0)
@@ -82,19 +82,19 @@ def sampling_errors(
     scope: str = "image",
     **options: Any,
 ) -> dict[str, NDArray[np.float64]]:
-    """Standard errors of `calibration_errors(statistics.with_temperature(temperature), ...)` from sampling voxels.
+    """Return standard errors of `calibration_errors(statistics.with_temperature(temperature), ...)` by voxel sampling.
 
-    They tell how far each value may be from that of all voxels; how it would vary with other cases is another
-    question, and the temperature is taken as given. Zero where all voxels were kept, up to the rounding of the kept
-    log-probabilities to float16. A bin of which hardly a voxel was kept can hide its error: take those of the maximum,
-    and of ACE with bins of few voxels, for a lower bound.
+    They estimate the difference of each value from that over all voxels, for a given temperature; the variation over
+    cases is not included. They are zero if all voxels were kept, up to the rounding of log-probabilities to float16. A
+    bin with hardly any voxel in the sample can hide its error: for MCE, and for ACE with bins of few voxels, the
+    standard errors are a lower bound.
 
     Args:
         statistics: with a voxel sample.
         temperature: T > 0, or a calibrator of any kind.
-        num_bins: as for `calibration_errors`, as are `scope` and the other options.
-        scope: see there.
-        options: see there.
+        num_bins: see `calibration_errors`.
+        scope: see `calibration_errors`.
+        options: other options of `calibration_errors`.
 
     Returns:
         The names and shapes of `calibration_errors`.

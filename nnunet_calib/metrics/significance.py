@@ -1,4 +1,4 @@
-"""How sure a mean over cases, or a difference between models, is: bootstrap intervals and paired tests."""
+"""Bootstrap intervals of means over cases and of differences between models, and paired tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SEED = 20240306
 
 
 def resampling_counts(cases: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """How often each case is drawn in each resample, (resamples, cases): seeded, so that all numbers share resamples.
+    """Draw how often each resample has each case, (resamples, cases); seeded, so that all values share resamples.
 
     Raises:
         ValueError: for less than one case.
@@ -26,14 +26,14 @@ def resampling_counts(cases: int, resamples: int = RESAMPLES) -> NDArray[np.floa
 
 
 def resampled_means(values: ArrayLike, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean in each resample, (resamples,).
+    """Return the mean of each resample, (resamples,).
 
     Args:
-        values: (cases,), NaN for a case that has no value (a class that is absent from it), which is left out.
+        values: (cases,); NaN for a case without a value (an absent class), which is left out.
         counts: (resamples, cases), from `resampling_counts`.
 
     Returns:
-        The means, NaN for a resample that draws only cases without a value.
+        The means; NaN for a resample that has only cases without a value.
     """
     v = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(v)
@@ -45,9 +45,9 @@ def resampled_means(values: ArrayLike, counts: NDArray[np.float64]) -> NDArray[n
 
 
 def percentile_interval(means: NDArray[np.float64], cases: int, level: float = LEVEL) -> tuple[float, float]:
-    r"""The interval between two quantiles of resampled means, widened for few cases.
+    r"""Return the interval between two quantiles of resampled means, widened for few cases.
 
-    Plain percentiles give intervals that are too short for n cases: like a normal instead of Student's t, and by
+    For n cases plain percentile intervals are too short: by the ratio of the normal to Student's t, and by
     :math:`\sqrt{(n - 1)/n}`. So the quantiles are taken at
 
     .. math:: \Phi\Big(\mp\sqrt{\frac{n}{n - 1}} \, t_{(1 + \text{level})/2,\, n - 1}\Big)
@@ -56,12 +56,12 @@ def percentile_interval(means: NDArray[np.float64], cases: int, level: float = L
     smallest and the largest case.
 
     Args:
-        means: (resamples,); NaN, where a resample has no value, is left out.
-        cases: n, how many cases have a value.
-        level: the probability with which such an interval holds the true mean.
+        means: (resamples,); NaN, of a resample without a value, is left out.
+        cases: n, the number of cases with a value.
+        level: probability that such an interval contains the true mean.
 
     Returns:
-        The lower and the upper limit; NaN for fewer than two cases, which say nothing of others.
+        The lower and the upper limit; NaN for fewer than two cases.
 
     References:
         Hesterberg, What teachers should know about the bootstrap, The American Statistician 69, 2015, section 5.3.
@@ -75,12 +75,12 @@ def percentile_interval(means: NDArray[np.float64], cases: int, level: float = L
 
 
 def mean_interval(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Bootstrap interval of the mean over cases: cases are drawn anew, with replacement, and not their voxels.
+    """Return the bootstrap interval of the mean over cases, which resamples cases, not voxels.
 
     Args:
-        values: (cases,), one number of each case; NaN is left out.
-        level: the probability with which such an interval holds the true mean.
-        resamples: how often all cases are drawn; the same seed each time.
+        values: (cases,), one value per case; NaN is left out.
+        level: probability that such an interval contains the true mean.
+        resamples: number of resamples, drawn with a fixed seed.
 
     Returns:
         The lower and the upper limit, see `percentile_interval`; NaN for fewer than two values.
@@ -95,13 +95,13 @@ def mean_interval(values: ArrayLike, *, level: float = LEVEL, resamples: int = R
 def ratio_intervals(
     numerators: NDArray[Any], denominators: NDArray[Any], *, level: float = LEVEL, resamples: int = 2_000
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bootstrap intervals of ratios of sums over cases, such as the observed frequency in each bin.
+    """Return bootstrap intervals of ratios of sums over cases, such as the observed frequency in each bin.
 
     Args:
-        numerators: (cases, ...), what is summed above.
-        denominators: (cases, ...), what is summed below.
-        level: the probability with which such an interval holds the true ratio.
-        resamples: how often all cases are drawn; the same seed each time.
+        numerators: (cases, ...), terms of the numerator.
+        denominators: (cases, ...), terms of the denominator.
+        level: probability that such an interval contains the true ratio.
+        resamples: number of resamples, drawn with a fixed seed.
 
     Returns:
         The lower and the upper limits, (...); NaN where fewer than two cases have a denominator above 0.
@@ -113,21 +113,21 @@ def ratio_intervals(
         return low, high
     counts = resampling_counts(len(above), resamples)
     for at in np.ndindex(shape):  # one by one: resamples take memory
-        of_all, weight = (counts @ x[(slice(None), *at)] for x in (above, below))
-        ratios = np.divide(of_all, weight, out=np.full(resamples, np.nan), where=weight > 0)
+        total, weight = (counts @ x[(slice(None), *at)] for x in (above, below))
+        ratios = np.divide(total, weight, out=np.full(resamples, np.nan), where=weight > 0)
         low[at], high[at] = percentile_interval(ratios, int(np.count_nonzero(below[(slice(None), *at)])), level)
     return low, high
 
 
 class PairedDifference(NamedTuple):
-    """How far a model is from a baseline.
+    """The difference of a model from a baseline.
 
     Attributes:
-        pairs: the cases in which both have a value.
-        mean: of the differences, model - baseline; NaN without a pair.
+        pairs: number of cases in which both have a value.
+        mean: mean difference, model - baseline; NaN without a pair.
         low: lower limit of its bootstrap interval; NaN for fewer than two pairs.
-        high: its upper limit.
-        p: of `signed_rank_p`.
+        high: upper limit of the interval.
+        p: p-value of `signed_rank_p`.
     """
 
     pairs: int
@@ -138,15 +138,15 @@ class PairedDifference(NamedTuple):
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, counts: NDArray[np.float64]) -> PairedDifference:
-    """The difference of two models over the same cases, model - baseline.
+    """Return the difference of two models over the same cases, model - baseline.
 
     Args:
-        values: (cases,) of the model, NaN for a case without a value.
-        baseline: (cases,) of the baseline, in the same order.
+        values: (cases,) values of the model; NaN for a case without a value.
+        baseline: (cases,) values of the baseline, in the same order.
         counts: (resamples, cases), from `resampling_counts`.
 
     Returns:
-        The mean difference with its interval, as `percentile_interval` widens it, and the p-value.
+        The mean difference with its interval, see `percentile_interval`, and the p-value.
     """
     differences = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     known = differences[~np.isnan(differences)]
@@ -156,14 +156,14 @@ def paired_difference(values: ArrayLike, baseline: ArrayLike, counts: NDArray[np
 
 
 def signed_rank_p(differences: ArrayLike) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test that differences are symmetric about zero.
+    """Return the two-sided p-value of Wilcoxon's signed-rank test that differences are symmetric about zero.
 
-    Differences of zero are left out, as Wilcoxon did, and those that agree to 10 digits of the largest one are ties.
-    Exact for up to 50 others without ties; else, and with ties, as `scipy.stats.wilcoxon` chooses. The smallest that n
-    differences can give is 2^(1 - n).
+    Differences of zero are left out, as Wilcoxon did, and values equal to 10 digits of the largest one are ties. The
+    p-value is exact for up to 50 differences without ties; otherwise `scipy.stats.wilcoxon` chooses the method. The
+    smallest p-value of n differences is 2^(1 - n).
 
     Args:
-        differences: (cases,), one of each pair; NaN is left out.
+        differences: (cases,), one per pair; NaN is left out.
 
     Returns:
         The p-value; 1 if all differences are zero, NaN if there is none.
@@ -177,22 +177,22 @@ def signed_rank_p(differences: ArrayLike) -> float:
         return float("nan")
     if not d.any():
         return 1.0
-    d = np.round(d / np.abs(d).max(), 10)  # ranks are of the differences, not of their rounding errors
+    d = np.round(d / np.abs(d).max(), 10)  # so that rounding errors do not decide ranks
     return float(stats.wilcoxon(d[d != 0]).pvalue)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    r"""p-values of m tests, corrected so that any wrong rejection among them has at most the nominal probability.
+    r"""Correct p-values of m tests so that the probability of any false rejection is at most the nominal level.
 
     .. math:: \tilde p_{(k)} = \max_{j \le k} \min\big((m - j + 1) \, p_{(j)},\; 1\big)
 
-    with the p-values in rising order.
+    with the p-values in ascending order.
 
     Args:
-        p_values: (tests,), NaN for a test that could not be made, which is not counted.
+        p_values: (tests,); NaN for a test that could not be made, which is not counted.
 
     Returns:
-        Corrected p-values in the given order, NaN for NaN; to be compared with the nominal level.
+        The corrected p-values in the given order, NaN for NaN.
 
     References:
         Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6, 1979.

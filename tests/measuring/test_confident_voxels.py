@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from nnunet_calib.measuring import fine_histogram as fine_bins
 from nnunet_calib.measuring import histograms as binner
-from nnunet_calib.measuring.confident_voxels import SureVoxels
+from nnunet_calib.measuring.confident_voxels import ConfidentVoxels
 from nnunet_calib.measuring.fine_histogram import FINE_BINS
 from nnunet_calib.measuring.histograms import Binner, Histograms
 from tests.worlds.measured_cases import assert_same_histograms
@@ -74,7 +74,7 @@ def test_few_sure_voxels_are_binned():
     """Where less than half are sure, none is summed."""
     logits, y, bits = trained(2_000, 0.3)
     p = softmax(logits, axis=0).astype(np.float32)
-    sums = SureVoxels(5, parts=4, num_bins=FINE_BINS)
+    sums = ConfidentVoxels(5, parts=4, num_bins=FINE_BINS)
     assert sums.add(p, y, bits).tolist() == list(range(2_000))
     assert not sums.voxels.any()
 
@@ -89,7 +89,7 @@ def test_most_sure_voxels_are_summed(most):
     logits = np.where(np.arange(5)[:, None] == y, 15, rng.standard_normal((5, 40_000)))
     logits[:, ::50] = 0
     p = softmax(logits, axis=0).astype(np.float32)
-    sums = SureVoxels(5, parts=4, num_bins=FINE_BINS)
+    sums = ConfidentVoxels(5, parts=4, num_bins=FINE_BINS)
     others = sums.add(p, y, bits)
     expected = (y == most[0]) & (bits == most[1]) & (np.arange(40_000) % 50 > 0)
     np.testing.assert_array_equal(others, np.flatnonzero(~expected))
@@ -140,7 +140,7 @@ def test_by_hand():
     """Two sure voxels of background, one of them at the boundary, and an unsure one."""
     p = np.array([[1 - 2.0**-12, 1 - 2.0**-13, 0.5], [2.0**-12, 2.0**-13, 0.5]], np.float32)
     y = np.zeros(3, np.uint8)
-    sums = SureVoxels(2, parts=4, num_bins=FINE_BINS)
+    sums = ConfidentVoxels(2, parts=4, num_bins=FINE_BINS)
     assert sums.add(p, y, np.array([0, 0, 0], np.uint8)).tolist() == [2]
     assert sums.add(p[:, 1:2], y[1:2], np.array([2], np.uint8)).tolist() == []
     assert sums.voxels.tolist() == [[2, 0], [0, 0], [1, 0], [0, 0]]
