@@ -19,6 +19,7 @@ from nnunet_calib.commands import (
     fit,
     predict,
     report,
+    thresholds,
     trainers,
     validate,
 )
@@ -26,7 +27,7 @@ from nnunet_calib.io.processes import Terminated, sigterm_interrupts
 
 # In the order of use. A command imports what it needs when it runs, so that --help and errors appear at once and a
 # failing import is reported in one sentence.
-COMMANDS = (demo, trainers, validate, crossval, compare, report, bake, predict, evaluate, fit, export)
+COMMANDS = (demo, trainers, validate, crossval, compare, report, thresholds, bake, predict, evaluate, fit, export)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,12 +43,14 @@ def add_folds(command: argparse.ArgumentParser, what: str, default: Sequence[int
     )
 
 
-def add_model(command: argparse.ArgumentParser, *, several: bool = False, trainer: str | None = None) -> None:
+def add_model(
+    command: argparse.ArgumentParser, *, several: bool = False, trainer: str | None = None, required: bool = True
+) -> None:
     """Add which model: dataset, configuration, trainer, plans; lists of all but the dataset for `several` models.
 
     The trainer must be named unless there is a default.
     """
-    _add_names(command, required=True, several=several, trainer=trainer)
+    _add_names(command, required=required, several=several, trainer=trainer)
 
 
 def add_model_or_folder(command: argparse.ArgumentParser, *, trainer: str | None = None) -> None:
@@ -155,20 +157,27 @@ def add_inference(command: argparse.ArgumentParser) -> None:
     command.add_argument("-part_id", type=int, default=0, metavar="K", help="which of these runs this is, from 0")
 
 
-def add_predictions(command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration") -> None:
+def add_predictions(
+    command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration", required: bool = True
+) -> None:
     """A folder of predictions with `.npz` and, with `labels`, one of label maps; the default of -o."""
     command.add_argument(
         "-i",
         dest="predictions",
         type=Path,
-        required=True,
+        required=required,
         metavar="PRED",
         help="folder of predictions with .npz: of nnUNetv2_predict --save_probabilities, nnUNetv2_ensemble --save_npz, "
         "or a fold's validation with --npz",
     )
     if labels:
         command.add_argument(
-            "-gt", dest="labels", type=Path, required=True, metavar="LABELS", help="folder with their true label maps"
+            "-gt",
+            dest="labels",
+            type=Path,
+            required=required,
+            metavar="LABELS",
+            help="folder with their true label maps",
         )
     command.add_argument(
         "-djfile",

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
-from nnunet_calib.io.wording import missing, number
+from nnunet_calib.io.wording import aligned, missing, number
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, HEAD_LABELS, LABELS, SCORES
-from nnunet_calib.report.tables import aligned, checkpoint_line
+from nnunet_calib.report.tables import checkpoint_line
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
 COLUMNS = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from nnunet_calib.io.wording import missing, number
+from nnunet_calib.io.wording import aligned, missing, number
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, LABELS, SCORES, TITLES
 from nnunet_calib.results.schemas import STAGES, in_sample_note
 
@@ -52,13 +52,6 @@ def _origin(summary: dict[str, Any]) -> str:
     if note := in_sample_note(of_all):
         own_text = f"{own_text}. {note}" if of_all["cross_fitted"] else f", which{note.removeprefix('T')}"
     return f"T = {of_all['temperature']:.4f} {text}{own_text}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines with columns under each other."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _values(pair: Sequence[dict[str, float]]) -> list[str]:

@@ -38,7 +38,7 @@ def evaluate(
         ValueError: if a case cannot be measured, or none has a voxel that counts.
         OSError: if the folder cannot be written, or memory runs out.
     """
-    with _measured(predictions, calibration_folder, processes) as cases:
+    with measured(predictions, calibration_folder, processes) as cases:
         fitted, without = None, None
         if temperature is None:
             fitted, without = fitted_temperature(cases, predictions.model)
@@ -56,7 +56,7 @@ def fit(predictions: Predictions, calibration_folder: Path, processes: int | Non
     Returns:
         The content of the file, with infinities where it has null.
     """
-    with _measured(predictions, calibration_folder, processes) as cases:
+    with measured(predictions, calibration_folder, processes) as cases:
         temperature, _ = fitted_temperature(cases, predictions.model)
     calibration_folder.mkdir(parents=True, exist_ok=True)
     write_json(temperature, calibration_folder / "temperature.json")
@@ -64,10 +64,8 @@ def fit(predictions: Predictions, calibration_folder: Path, processes: int | Non
 
 
 @contextmanager
-def _measured(
-    predictions: Predictions, calibration_folder: Path, processes: int | None
-) -> Iterator[list[MeasuredCase]]:
-    """The cases, measured into a hidden folder that is removed in the end, whatever happens."""
+def measured(predictions: Predictions, calibration_folder: Path, processes: int | None) -> Iterator[list[MeasuredCase]]:
+    """Yield the cases, measured into a hidden folder that is removed in the end; errors as `evaluate`."""
     existing = check_output(calibration_folder)
     with hidden_folder(existing) as folder:
         case_file(folder, "").parent.mkdir()

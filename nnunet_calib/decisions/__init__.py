@@ -1,0 +1,1 @@
+"""What calibrated probabilities are for: thresholds that keep a promise."""
