@@ -2,20 +2,21 @@
 
 The formulas in `nacl`, `svls` and `ml1_ace` are the reference: any device, any option, whole C-channel maps. A backend
 is a module that has, under the names of `Backend`, faster or smaller ways to compute what these losses and nnU-Net's
-own have in common. Three operations are enough:
+own have in common. It has three operations:
 
-- `voxel_sums`: all that Dice, cross-entropy and mL1-ACE need of the voxels, a few sums over each image;
+- `voxel_sums`: the few sums over each image that Dice, cross-entropy and mL1-ACE are computed from;
 - `nacl`: the NACL loss;
-- `label_smoothing`: what SVLS adds to the cross-entropy, which is linear in the logits.
+- `label_smoothing`: the term that SVLS adds to the cross-entropy, which is linear in the logits.
 
-An operation returns None where an option is beyond it; then the next backend is asked, and at last the formulas. The
-last two hand the logits on: what is computed from the logits that they return brings a gradient of full size, to which
-theirs is added in place, so that a loss with many terms needs one gradient only.
+An operation returns None for options that it does not support; then the next backend is tried, and finally the
+formulas. `nacl` and `label_smoothing` also return the logits. Other losses are computed from these: their gradient
+passes through the operation, which adds its own in place. So a loss with many terms needs only one gradient of full
+size.
 
-What holds for every backend: logits of any float type, computed in at least float32 (float64 stays float64), the
-gradient in the logits' type; voxels to be ignored neither count nor get a gradient, even where their logits are NaN; a
-NaN that counts makes the loss NaN; no input is written to; a retained graph gives the same gradient again, and a second
-derivative is refused (`once_differentiable`); autocast changes nothing; shapes have been checked by the caller. On an
+Every backend takes logits of any float type, computes in at least float32 (float64 stays float64) and returns the
+gradient in the logits' type. Ignored voxels neither count nor get a gradient, even where their logits are NaN; a NaN
+that counts makes the loss NaN. No input is written to. A retained graph gives the same gradient again, and a second
+derivative is refused (`once_differentiable`). Autocast changes nothing. The caller has checked the shapes. On an
 accelerator nothing waits for the device, and results are the same from run to run.
 """
 
@@ -55,9 +56,9 @@ class VoxelSums(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a backend's module holds. Targets are nnU-Net's, see `targets.encode_target`; tensors share a device.
+    """The functions of a backend's module. Targets are nnU-Net's, see `targets.encode_target`; tensors share a device.
 
-    `bin_index` of the exact product p M says which bin is meant (in float64, or from the remainder of the product).
+    The bin of p is `bin_index` of the exact product p M (in float64, or corrected by the remainder of the product).
     """
 
     def why_missing(self) -> str | None:
@@ -76,7 +77,7 @@ class Backend(Protocol):
         regions: bool,
         ignore_label: int | None,
     ) -> VoxelSums | None:
-        """Return the sums over voxels, or None for options beyond this backend. M = 0 leaves out the bins."""
+        """Return the sums over voxels, or None for unsupported options. M = 0 leaves out the bins."""
 
     def nacl(  # noqa: PLR0913
         self,
@@ -91,7 +92,7 @@ class Backend(Protocol):
         regions: bool,
         ignore_label: int | None,
     ) -> tuple[Tensor, Tensor] | None:
-        """Return the logits to compute other losses from, and `nacl_loss`; or None for options beyond this backend."""
+        """Return the logits to compute other losses from, and `nacl_loss`; or None for unsupported options."""
 
     def label_smoothing(
         self,
@@ -103,7 +104,7 @@ class Backend(Protocol):
         regions: bool,
         ignore_label: int | None,
     ) -> tuple[Tensor, Tensor] | None:
-        r"""Return the logits to compute the cross-entropy from, and what SVLS adds to it; or None.
+        r"""Return the logits to compute the cross-entropy from, and the term that SVLS adds to it; or None.
 
         .. math:: \frac{1}{N} \sum_i \sum_c (y_{i,c} - \tilde y_{i,c}) z_{i,c}
 
@@ -112,7 +113,7 @@ class Backend(Protocol):
 
 
 def _load(name: str) -> Backend:
-    """Import a backend, when it is first wanted."""
+    """Import a backend at its first use."""
     if name == "cpu":
         from nnunet_calib.losses import cpu
 
@@ -126,8 +127,8 @@ def _load(name: str) -> Backend:
     return chunked
 
 
-NAMES = ("cpu", "chunked", "triton")  # the backends that there are
-# Those that are tried on a device, in this order, unless one is chosen.
+NAMES = ("cpu", "chunked", "triton")
+# The backends tried on each type of device, in this order, unless one is chosen.
 AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "chunked"), "cuda": ("triton", "chunked")}
 ELSEWHERE = ("chunked",)
 
@@ -135,14 +136,14 @@ _chosen: str | None = None
 
 
 class use:
-    """Choose how the losses are computed, until another choice or, as a context manager, to the end of the block.
+    """Choice of how the losses are computed, until the next one or, as a context manager, to the end of the block.
 
-    "auto" (the default) takes what suits the device, "reference" the formulas as they are written; "cpu", "chunked" and
-    "triton" are backends. What a backend does not know an option of is computed by the formulas. The environment
-    variable NNUNET_CALIB_LOSSES has the same choices, for a training by nnU-Net's own command.
+    "auto" (the default) picks the backend for the device, "reference" the formulas as they are written; "cpu",
+    "chunked" and "triton" name a backend. The formulas compute options that a backend does not support. The environment
+    variable NNUNET_CALIB_LOSSES takes the same values, for trainings by nnU-Net's own command.
 
     Raises:
-        ValueError: for a choice that there is not, or that this machine cannot run.
+        ValueError: for an unknown choice, or one that this machine cannot run.
     """
 
     def __init__(self, choice: str) -> None:
@@ -151,7 +152,7 @@ class use:
         self._previous, _chosen = _chosen, choice
 
     def __enter__(self) -> None:
-        """The choice was made when this was called."""
+        """Do nothing: the constructor has made the choice."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -161,7 +162,7 @@ class use:
 
 
 def _check(choice: str, source: str) -> None:
-    """Raise ValueError for a choice that there is not, or that cannot be run here."""
+    """Raise ValueError for an unknown choice, or one that cannot run here."""
     choices = ("auto", "reference", *NAMES)
     if choice not in choices:
         raise ValueError(f"expected {source} to be one of {', '.join(choices)}, got {choice!r}")
@@ -170,7 +171,7 @@ def _check(choice: str, source: str) -> None:
 
 
 def choice() -> str:
-    """Return the choice that is in force; ValueError where the environment variable has none that can be run."""
+    """Return the current choice; raise ValueError if the environment variable holds none that can run."""
     if _chosen is not None:
         return _chosen
     named = os.environ.get(VARIABLE) or "auto"
@@ -190,14 +191,14 @@ def compute(
 def compute(
     operation: str, logits: Tensor, target: Tensor, *, regions: bool, **options: Any
 ) -> VoxelSums | tuple[Tensor, Tensor] | None:
-    """Return what the chosen backend, or the first that suits the logits, computes; None leaves it to the formulas.
+    """Return the result of the chosen backend, or of the first that supports the logits and options; else None.
 
     Args:
-        operation: of `Backend`.
+        operation: name of an operation of `Backend`.
         logits: (B, C, *spatial).
-        target: of a shape that goes with them.
+        target: of the matching shape.
         regions: whether heads are regions.
-        options: the operation's others.
+        options: the operation's other options.
 
     Raises:
         ValueError: if a backend was chosen that cannot take these logits.

@@ -13,7 +13,7 @@ AbsentClasses = Literal["skip", "zero", "keep"]
 # A soft bin that holds less than this many voxels' weight counts as empty (Barfoot et al. 2025).
 MIN_SOFT_BIN_WEIGHT = 0.01
 
-# A gap below this is the rounding of its sums, whose sign would change with the order in which they are summed.
+# A smaller gap is rounding of the sums: its sign would depend on the order of summation.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
@@ -25,8 +25,8 @@ def error_of_sums(
     reduction: Reduction,
     absent_classes: AbsentClasses,
 ) -> Tensor:
-    """The calibration error of bins (B, C, M) given by their sums; a bin that weighs less than `least` is empty."""
-    # in the negative: a NaN, which is in no order, must count, or the loss would hide it
+    """Return the calibration error of bins (B, C, M), given their sums; a bin of less weight than `least` is empty."""
+    # negated, since comparisons with NaN are false: a NaN must count, or the loss would hide it
     filled = ~(weight < least)
     difference = positive - probability
     difference = difference.masked_fill(difference.abs() <= ROUNDING[weight.dtype] * weight, 0)
@@ -47,7 +47,7 @@ def error_of_sums(
 
 
 class ErrorOfBins(Protocol):
-    """A way to compute what `error_of_sums` says."""
+    """The signature of `error_of_sums` and of backends' versions of it."""
 
     def __call__(
         self,

@@ -1,8 +1,9 @@
-"""Dice + cross-entropy and calibration terms, computed at once for one output of a network.
+"""Dice + cross-entropy and calibration terms, computed together for one output of a network.
 
-Dice, cross-entropy and mL1-ACE need of the voxels a few sums over each image (`backends.VoxelSums`); they are formulas
-of small tensors, which autograd differentiates. A term joins them by asking for bins among these sums, by handing on
-the logits that they are taken of, or by a factor of the cross-entropy. A term that cannot join is computed by itself.
+Dice, cross-entropy and mL1-ACE are formulas of a few sums over the voxels of each image (`backends.VoxelSums`), small
+tensors that autograd differentiates. A term joins them by asking for bins among these sums, by passing the logits
+through before the sums are taken, or by raising the weight of the cross-entropy. A term that cannot join is computed
+separately.
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ class DiceCE:
 
 @dataclass
 class JoinedLoss:
-    """What the terms ask for, put together before the voxels are looked at.
+    """The requests of all terms, collected before the voxels are visited.
 
     Attributes:
-        logits: (B, C, *spatial), those that go on to what is computed next.
-        target: nnU-Net's, of a shape that goes with them.
-        base: what the terms join.
+        logits: (B, C, *spatial), from which the next term is computed.
+        target: nnU-Net's, of the matching shape.
+        base: the loss that the terms join.
         weight_ce: factor of the cross-entropy.
-        bins: number and kind of the bins that the sums are taken by.
-        of_sums: what is computed from the sums, and added.
-        values: what is added beside.
+        bins: number and kind of the bins among the sums.
+        of_sums: terms computed from the sums.
+        values: terms computed separately.
     """
 
     logits: Tensor
@@ -67,7 +68,7 @@ class JoinedLoss:
     values: list[Tensor] = field(default_factory=list)
 
     def value(self) -> Tensor | None:
-        """Return the loss, or None if only the formulas can take these sums."""
+        """Return the loss, or None if no backend supports these sums."""
         num_bins, binning = self.bins
         sums = compute(
             "voxel_sums",
@@ -106,16 +107,16 @@ def cross_entropy(sums: VoxelSums, regions: bool) -> Tensor:
 def joined_loss(
     logits: Tensor, target: Tensor, base: DiceCE, terms: Iterable[tuple[nn.Module, float]]
 ) -> Tensor | None:
-    """Return base + the sum of weight * term, computed at once; None where the formulas were chosen.
+    """Return base + the sum of weight * term, computed together; None if the formulas were chosen.
 
     Args:
         logits: (B, C, *spatial); for labels C is at least 2.
-        target: nnU-Net's, of a shape that goes with them.
+        target: nnU-Net's, of the matching shape.
         base: the loss that the terms join.
         terms: losses of (logits, target) and their weights.
 
     Returns:
-        A scalar in at least float32. It can be differentiated once.
+        A scalar in at least float32, which can be differentiated once.
 
     Raises:
         ValueError: for a label that has no class, or if a backend was chosen that cannot take these logits.
@@ -125,13 +126,13 @@ def joined_loss(
     joined = JoinedLoss(logits, target, base, base.weight_ce)
     alone = [(term, weight) for term, weight in terms if not _join(term, joined, weight)]
     if alone:
-        joined.logits = at_least_float32(joined.logits)  # so that the parts' gradients are added in single precision
+        joined.logits = at_least_float32(joined.logits)  # so that the terms' gradients are added in single precision
     for term, weight in alone:
         joined.values.append(weight * term(joined.logits, target))
     return joined.value()
 
 
 def _join(term: nn.Module | FunctionalLoss, joined: JoinedLoss, weight: float) -> bool:
-    """Let a term join, if it is one of this package's and for the same labels."""
+    """Return whether the term has joined, which needs a loss of this package, of the same kind of labels."""
     join = getattr(term, "join", None)
     return join is not None and join(joined, weight)

@@ -29,7 +29,7 @@ def _check(num_bins: int, reduction: Reduction, binning: Binning, absent_classes
 
 
 def _bin_shares(p: Tensor, num_bins: int, binning: Binning) -> list[tuple[Tensor, Tensor]]:
-    """(index, weight) pairs: to which bins each probability belongs, and with what weight.
+    """Return (index, weight) pairs: the bins that each probability belongs to, and its share in each.
 
     Soft binning shares a probability linearly between the two nearest bin centres (m + 1/2) / M; below the first and
     above the last centre it belongs wholly to the end bin.
@@ -43,23 +43,23 @@ def _bin_shares(p: Tensor, num_bins: int, binning: Binning) -> list[tuple[Tensor
 
 
 def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning: Binning) -> tuple[Tensor, ...]:
-    """Weight, probability and positives (B, C, M) of each bin, per image and head, in float64 where there is one.
+    """Return weight, probability and positives (B, C, M) of each bin, per image and head, in float64 if available.
 
-    float64 because a float32 sum stalls: added to 2^20, a probability of .9999 is already rounded to a multiple of
-    1/8, and half a patch may lie in one bin.
+    A float32 sum stalls: added to 2^20, a probability of .9999 is rounded to a multiple of 1/8, and half a patch may
+    lie in one bin.
     """
     p, y = (x.flatten(2).to(widest(p.device)) for x in (p, y))
     sums = [p.new_zeros((*p.shape[:2], num_bins + 1)) for _ in range(3)]
     for index, weight in _bin_shares(p, num_bins, binning):
         if valid is not None:
-            index = torch.where(valid.flatten(2), index, num_bins)  # ignored voxels: one more bin, cut off below
+            index = torch.where(valid.flatten(2), index, num_bins)  # ignored voxels go to an extra bin, cut off below
         for k, values in enumerate((weight, weight * p, weight * y)):
             sums[k] = sums[k].scatter_add(2, index, values)
     return tuple(x[..., :num_bins] for x in sums)
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over the ranks of a distributed training; backward, the sum of their gradients."""
+    """Sum over the ranks of a distributed training; backward, the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def _pool(sums: Tensor) -> Tensor:
-    """Sums (3, B, C, M) of a batch as those of one image, over all ranks of a distributed training.
+    """Add up the sums (3, B, C, M) of a batch, over all ranks of a distributed training, as if it were one image.
 
     Summing the gradients over the ranks is right because DDP then averages them: each parameter gets the gradient that
     one process with the whole batch would give it.
@@ -116,9 +116,9 @@ def ml1_ace_loss(  # noqa: PLR0913
         num_bins: M.
         reduction: "ace", "ece" or "mce".
         binning: "hard", or "soft" to share each probability linearly between the two nearest bin centres.
-        absent_classes: what a class without a voxel in an image does there. "skip": it is left out, the mean runs over
-            the classes present. "zero": its error is 0, but it is counted (as published in 2025). "keep": its error is
-            that of a class with frequency 0 (as published in 2024).
+        absent_classes: how a class counts in an image without a voxel of it. "skip": not at all, the mean runs over
+            the classes present. "zero": with error 0 (as published in 2025). "keep": with the error of a class of
+            frequency 0 (as published in 2024).
         pool: "image" bins each image by itself; "batch" bins all images together, in a distributed training those of
             all ranks, as nnU-Net does for its batch Dice.
         regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
@@ -180,7 +180,7 @@ def _error(
     absent_classes: AbsentClasses,
     pool: Pool,
 ) -> Tensor:
-    """Return the error of weights, sums of p and positives (B, C, M) each."""
+    """Return the error, given the bins' weights, sums of p and positives, each (B, C, M)."""
     weight, probability, positive = sums if pool == "image" else _pool(torch.stack(sums))
     least = MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1
     return error_of_bins(weight, probability, positive, least, reduction, absent_classes)
@@ -212,7 +212,7 @@ class ML1ACELoss(FunctionalLoss):
         )
 
     def join(self, joined: JoinedLoss, weight: float) -> bool:
-        """Take the errors of bins among the sums, if no other term has chosen the bins."""
+        """Ask for bins among the sums, unless another term has asked for other bins."""
         bins: tuple[int, Binning] = (self.options["num_bins"], self.options["binning"])
         if not self.fits(joined) or (joined.bins[0] and joined.bins != bins):
             return False

@@ -1,4 +1,4 @@
-"""The Module form of a loss function: options checked and kept, shown and handed on."""
+"""The Module form of a loss function, which keeps its options, shows them and passes them on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_options(**options: tuple[object, tuple[object, ...]]) -> None:
 class FunctionalLoss(nn.Module):
     """A loss function with its options bound; `loss(logits, target)` calls it.
 
-    A subclass checks the options when it is made, and its function need not do so in every step.
+    A subclass checks the options in its constructor, so that the function need not do so in every step.
     """
 
     def __init__(self, function: Callable[..., Tensor], **options: Any) -> None:
@@ -33,11 +33,11 @@ class FunctionalLoss(nn.Module):
         return self.function(logits, target, **self.options)
 
     def join(self, joined: JoinedLoss, weight: float) -> bool:
-        """Add weight * this loss to a joined one, if it can share the work; else return False and change nothing."""
+        """Add weight * this loss to a joined loss and return True, or return False if it cannot share the work."""
         return False
 
     def fits(self, joined: JoinedLoss) -> bool:
-        """Tell whether the labels are those that the joined loss is for; of regions a channel marks ignored voxels."""
+        """Return whether the joined loss has the same kind of labels; of regions, a channel marks ignored voxels."""
         regions, ignore_label, base = self.options["regions"], self.options["ignore_label"], joined.base
         if regions and base.regions:
             return (ignore_label is None) == (base.ignore_label is None)

@@ -1,4 +1,4 @@
-"""Neighbour-aware calibration (NACL): logits held near the proportions of the labels around each voxel."""
+"""Neighbour-aware calibration (NACL): keeps logits near the class proportions around each voxel."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ On = Literal["logits", "probabilities"]
 
 
 def _order_statistic(counts: Tensor, total: Tensor, prior: Prior) -> Tensor:
-    """One-hot map of the largest, smallest, median or most frequent label of the neighbourhood.
+    """Return a one-hot map of the largest, smallest, median or most frequent label of the neighbourhood.
 
-    `counts` (B, C, *spatial) over classes in rising order. Of two middle labels the median is the lower one; of two
-    labels that are equally frequent the mode is the lower one.
+    `counts` (B, C, *spatial) has the classes in rising order. Ties go to the lower label: the lower of two middle
+    labels is the median, the lower of two equally frequent labels the mode.
     """
     classes = counts.shape[1]
     if prior == "mode":
@@ -38,7 +38,7 @@ def _order_statistic(counts: Tensor, total: Tensor, prior: Prior) -> Tensor:
     elif prior == "min":
         label = (counts > 0).byte().argmax(1, keepdim=True)
     else:
-        # of whole numbers: of floats, CUDA has no cumsum that is the same in each run
+        # integers, since CUDA's cumsum of floats is not deterministic
         label = (counts.int().cumsum(1, dtype=torch.int32) * 2 >= total).byte().argmax(1, keepdim=True)
     return torch.zeros_like(counts).scatter_(1, label, 1)
 
@@ -54,7 +54,7 @@ def _check(kernel_size: KernelSize, prior: Prior, penalty: Penalty, on: On, sigm
 def neighbour_prior(
     maps: Tensor, valid: Tensor | None, *, kernel_size: KernelSize, prior: Prior, sigma: float, regions: bool
 ) -> Tensor:
-    """The prior tau (B, C, *spatial) in [0, 1] that NACL holds the network to; see `nacl_loss`."""
+    """Return the prior tau (B, C, *spatial), in [0, 1]; see `nacl_loss`."""
     if prior == "gaussian":
         return spatially_varying_labels(maps, valid, kernel_size, sigma)
     counts, total = label_counts(maps, valid, kernel_size)
@@ -62,7 +62,7 @@ def neighbour_prior(
         return counts / total.clamp_min(1)
     if not regions:
         return _order_statistic(counts, total, prior)
-    # each region is a two-label map of its own: 0 outside, 1 inside
+    # each region is a map of two labels: 0 outside, 1 inside
     heads = [
         _order_statistic(torch.cat([total - c, c], dim=1), total, prior)[:, 1:]
         for c in counts.tensor_split(counts.shape[1], dim=1)
@@ -86,11 +86,11 @@ def nacl_loss(  # noqa: PLR0913
 
     .. math:: \frac{1}{B C N} \sum_{b, c, i} | \tau_{b,c,i} - z_{b,c,i} |
 
-    z are the raw logits (the penalty works by bounding them), tau the prior: the proportion of class c among the labels
-    of the k x k (x k) voxels around i, itself included. The published total is cross-entropy + 0.1 times this.
+    z are the raw logits (the penalty bounds them), tau the prior: the proportion of class c among the labels of the
+    k x k (x k) voxels around i, itself included. The published total is cross-entropy + 0.1 times this.
 
-    For regions a sigmoid head is a two-class softmax whose logit is z_fg - z_bg; holding z_fg to tau and z_bg to
-    1 - tau holds that single logit to 2 tau - 1, which is used.
+    A region's sigmoid head is a two-class softmax with the logit z_fg - z_bg. Holding z_fg to tau and z_bg to 1 - tau
+    holds this difference to 2 tau - 1, which is the prior used for regions.
 
     Args:
         logits: (B, C, *spatial), 2D or 3D.
@@ -182,7 +182,7 @@ class NACLLoss(FunctionalLoss):
         )
 
     def join(self, joined: JoinedLoss, weight: float) -> bool:
-        """Take the distance of the logits, and hand them on."""
+        """Add the distance of the logits from the prior, and pass the logits on."""
         if not self.fits(joined):
             return False
         computed = compute("nacl", joined.logits, joined.target, **self.options)

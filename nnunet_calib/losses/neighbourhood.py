@@ -1,4 +1,4 @@
-"""Which labels surround a voxel: proportions of the classes in a k x k (x k) neighbourhood."""
+"""Proportions of the classes in the k x k (x k) neighbourhood of each voxel, and labels smoothed over it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 KernelSize = int | Sequence[int]
-
 
 MIN_SIGMA = 0.1  # below, a neighbour's Gaussian weight underflows in float32
 
@@ -41,14 +40,14 @@ def sizes_per_axis(kernel_size: KernelSize, spatial_dims: int) -> tuple[int, ...
 
 
 def gaussian(size: int, sigma: float) -> list[float]:
-    """Gaussian weights, 1 at the centre; their product over axes is the d-dimensional Gaussian."""
+    """Return Gaussian weights, 1 at the centre; their product over the axes is the d-dimensional Gaussian."""
     return [math.exp(-0.5 * ((position - size // 2) / sigma) ** 2) for position in range(size)]
 
 
 def neighbours_mass(weights: Sequence[Sequence[float]]) -> float:
-    """Return the weight of all neighbours together, given those along each axis, where the centre weighs 1.
+    """Return the total weight of the neighbours, given the weights along each axis, 1 at the centre.
 
-    The centre is never added, rather than subtracted at the end, where it would swamp small neighbour weights.
+    The centre is left out from the start: subtracting it at the end would cancel small neighbour weights.
     """
     mass = 0.0
     for row in weights:
@@ -58,7 +57,7 @@ def neighbours_mass(weights: Sequence[Sequence[float]]) -> float:
 
 
 def _filter_axis(maps: Tensor, weights: Sequence[float], axis: int, *, centre: bool = True) -> Tensor:
-    """Correlation along one axis with replicate padding, with or without the centre's own weight."""
+    """Correlate along one axis with replicate padding, with or without the centre's own weight."""
     radius = len(weights) // 2
     positions = torch.arange(maps.shape[axis], device=maps.device)
     filtered = maps * (weights[radius] if centre else 0)
@@ -70,7 +69,7 @@ def _filter_axis(maps: Tensor, weights: Sequence[float], axis: int, *, centre: b
 
 
 def _neighbours_only(maps: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
-    """Separable correlation, centre weight 1 on every axis, less the centre voxel itself; see `neighbours_mass`."""
+    """Correlate along all axes, leaving out the centre voxel itself; see `neighbours_mass`."""
     total = torch.zeros_like(maps)
     for axis, row in enumerate(weights, start=2):
         total = _filter_axis(total, row, axis) + _filter_axis(maps, row, axis, centre=False)
@@ -78,7 +77,7 @@ def _neighbours_only(maps: Tensor, weights: Sequence[Sequence[float]]) -> Tensor
 
 
 def label_counts(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize) -> tuple[Tensor, Tensor]:
-    r"""Number of neighbours (the voxel itself included) of each class, and of all classes together.
+    r"""Return the number of neighbours (the voxel itself included) of each class, and of all classes together.
 
     Args:
         maps: one-hot or binary maps (B, C, *spatial), zero in ignored voxels.
@@ -86,8 +85,8 @@ def label_counts(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize) ->
         kernel_size: odd, for all axes or one per axis.
 
     Returns:
-        counts (B, C, *spatial) and totals, which broadcast against them. A volume's border is replicated; ignored
-        voxels are no neighbours.
+        counts (B, C, *spatial) and totals, which broadcast against them. The volume's border is replicated; ignored
+        voxels are not counted.
     """
     total = maps.new_ones((1, 1, *maps.shape[2:])) if valid is None else valid.to(maps.dtype)
     for axis, size in enumerate(sizes_per_axis(kernel_size, maps.ndim - 2), start=2):
@@ -96,7 +95,7 @@ def label_counts(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize) ->
 
 
 def spatially_varying_labels(maps: Tensor, valid: Tensor | None, kernel_size: KernelSize, sigma: float) -> Tensor:
-    r"""Soft labels: the maps smoothed with a Gaussian whose centre weighs as much as all its neighbours.
+    r"""Smooth maps with a Gaussian whose centre weighs as much as all its neighbours together.
 
     With g the Gaussian over the neighbourhood and 0 its centre, the weights are
 
@@ -125,5 +124,5 @@ def spatially_varying_labels(maps: Tensor, valid: Tensor | None, kernel_size: Ke
 
     if valid is None:
         return smooth(maps)
-    # zero only in voxels that are ignored with all their neighbours: their value is of no consequence
+    # zero only in ignored voxels whose neighbours are all ignored; their value is not used
     return smooth(maps) / smooth(valid.to(maps.dtype)).clamp_min(torch.finfo(maps.dtype).tiny)

@@ -1,7 +1,7 @@
 """Sums over neighbourhoods of a map that is padded and laid out as one long row.
 
-A neighbour then lies a fixed number of entries away, whatever the axis and the image, so that a sum over neighbours is
-the sum of a few parts of that row.
+Each neighbour then lies a fixed number of entries away, along every axis and in every image, so that a sum over
+neighbours is a sum of a few shifted copies of the row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class PaddedRow:
-    """A label map (B, *spatial) that is padded by repeating its border and laid out as one row."""
+    """A label map (B, *spatial), padded by replicating its border and laid out as one row."""
 
     def __init__(self, labels: Tensor, sizes: Sequence[int]) -> None:
         self.shape, self.sizes = labels.shape, sizes
@@ -35,11 +35,11 @@ class PaddedRow:
     def combine(
         self, x: Tensor, operation: Callable[..., Tensor] = torch.add, *, by_distance: bool = False
     ) -> dict[int, Tensor]:
-        """Combine the entries of x, a row like the labels, over neighbourhoods.
+        """Combine the entries of x, a row like the labels, over each voxel's neighbourhood.
 
         Returns:
-            By squared distance, or all together under the key 0; rows that begin with the first voxel's neighbourhood
-            and end with the last one's.
+            Rows by the neighbours' squared distance, or one row of all neighbours under the key 0. They hold an entry
+            for each voxel from the first to the last, the padding between them included.
         """
         combined = {0: x}
         for size, step in zip(self.sizes, self.strides[1:], strict=True):
@@ -57,20 +57,20 @@ class PaddedRow:
         return combined
 
     def inside(self, x: Tensor) -> Tensor:
-        """What `combine` returned, without the padding: one entry for each voxel."""
+        """Return the entries of the voxels (n,) in a row returned by `combine`, without the padding."""
         return x.as_strided(self.shape, self.strides).reshape(-1)
 
     def places(self) -> Tensor:
-        """Where `inside` has its entries from, in int32."""
+        """Return the positions of the entries that `inside` takes, in int32."""
         along = (torch.arange(n, dtype=torch.int32) * step for n, step in zip(self.shape, self.strides, strict=True))
         return reduce(lambda outer, inner: outer[..., None] + inner, along).view(-1)
 
 
 @lru_cache(maxsize=16)
 def distance_weights(sizes: tuple[int, ...], sigma: float | None) -> dict[int, tuple[float, int]]:
-    """Return the weight of a neighbour, before any division, and how many there are, by their squared distance.
+    """Return the unnormalised weight of a neighbour and the number of such neighbours, by squared distance.
 
-    All are under the key 0 where they weigh the same. The voxel itself counts as a neighbour.
+    Without sigma all neighbours weigh the same and are under the key 0. The voxel itself counts as a neighbour.
     """
     if sigma is None:
         return {0: (1.0, math.prod(sizes))}

@@ -88,7 +88,7 @@ class SVLSLoss(FunctionalLoss):
         super().__init__(_compute, kernel_size=kernel_size, sigma=sigma, regions=regions, ignore_label=ignore_label)
 
     def join(self, joined: JoinedLoss, weight: float) -> bool:
-        """Share the cross-entropy, and hand the logits on that the labels' softness is a linear term of."""
+        """Share the cross-entropy, add the smoothing term, which is linear in the logits, and pass the logits on."""
         if not self.fits(joined):
             return False
         smoothed = compute("label_smoothing", joined.logits, joined.target, **self.options)

@@ -1,4 +1,4 @@
-"""What all losses share: logits and nnU-Net's training targets in the form that they compute with."""
+"""Logits and nnU-Net's training targets in the form that all losses compute with."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ WITHOUT_FLOAT64 = {"mps"}  # types of devices
 
 
 def activate(logits: Tensor, regions: bool) -> Tensor:
-    """Probabilities: softmax over the classes, or a sigmoid per region."""
+    """Return probabilities: softmax over the classes, or a sigmoid per region."""
     return torch.sigmoid(logits) if regions else torch.softmax(logits, dim=1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half-precision tensors as float32; float32 and float64 as they are."""
+    """Convert half precision to float32; leave float32 and float64 as they are."""
     return x.to(loss_type(x))
 
 
@@ -31,14 +31,14 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def as_int32(labels: Tensor) -> Tensor:
-    """Labels as int32; those beyond its range as its first or last number, which has no class either."""
+    """Convert labels to int32, clamped to its range, whose ends have no class either."""
     return (labels.clamp(-(2**31), 2**31 - 1) if labels.dtype == torch.int64 else labels).int()
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Where a mask on a CPU is true, as an index (k,) into the flattened mask.
+    """Return the indices (k,) where a flattened mask on a CPU is true.
 
-    NumPy finds them several times faster than `torch.nonzero`.
+    NumPy finds them several times as fast as `torch.nonzero`.
     """
     return torch.from_numpy(mask.numpy().ravel().nonzero()[0])
 
@@ -46,9 +46,9 @@ def positions(mask: Tensor) -> Tensor:
 def prepare(
     logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits in at least float32 and 0 in ignored voxels, and what `encode_target` returns.
+    """Return logits in at least float32, 0 in ignored voxels, and the maps and mask of `encode_target`.
 
-    The zeros keep a NaN or Inf in an ignored voxel out of the gradients too: masking only the loss leaves 0 * NaN.
+    The zeros keep a NaN or Inf of an ignored voxel out of the gradients: masking only the loss would leave 0 * NaN.
     """
     maps, valid = encode_target(logits, target, regions=regions, ignore_label=ignore_label)
     logits = at_least_float32(logits)
@@ -56,7 +56,7 @@ def prepare(
 
 
 def check_shapes(logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None) -> None:
-    """Raise ValueError unless logits and target belong together; see `encode_target`."""
+    """Raise ValueError unless the shapes of logits and target match; see `encode_target`."""
     heads, spatial = logits.shape[1], logits.shape[2:]
     channels = (heads + (ignore_label is not None)) if regions else 1
     if logits.ndim not in (4, 5) or target.shape != (logits.shape[0], channels, *spatial):
@@ -71,7 +71,7 @@ def check_shapes(logits: Tensor, target: Tensor, *, regions: bool, ignore_label:
 def encode_target(
     logits: Tensor, target: Tensor, *, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """One-hot maps of a training target and the mask of the voxels that count.
+    """Return one-hot maps of a training target and the mask of the voxels that count.
 
     Args:
         logits: (B, C, *spatial); gives the number of heads, the device and the dtype of the maps.
@@ -85,8 +85,8 @@ def encode_target(
         count, or None if all do.
 
     Raises:
-        ValueError: if the shapes do not belong together, or if a label has no head (on a CUDA device such a label
-            trips PyTorch's own device-side assertion instead, since looking for it would cost a synchronisation).
+        ValueError: if the shapes do not match, or if a label has no head (on a CUDA device such a label trips PyTorch's
+            own device-side assertion instead, since looking for it would cost a synchronisation).
     """
     check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
     heads = logits.shape[1]
@@ -109,7 +109,7 @@ def encode_target(
 
 
 def label_error(labels: Tensor, heads: int, ignore_label: int | None) -> ValueError:
-    """What to raise for labels without a head."""
+    """Return the error to raise for labels without a head."""
     return ValueError(
         f"expected labels from 0 to {heads - 1} (or the ignore label, {ignore_label}), got values from "
         f"{_as_written(labels.min())} to {_as_written(labels.max())}: check the labels in dataset.json against the "
@@ -118,13 +118,13 @@ def label_error(labels: Tensor, heads: int, ignore_label: int | None) -> ValueEr
 
 
 def _as_written(label: Tensor) -> int | float:
-    """A whole number without a decimal point, also where targets are floats; those may be NaN or infinite."""
+    """Return a label as an integer where it is one; float targets may hold NaN or infinity."""
     value: int | float = label.item()
     return int(value) if math.isfinite(value) else value
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of (B, C, *spatial) over the voxels that count and all C; zero (with zero gradient) where none does."""
+    """Return the mean of (B, C, *spatial) over the voxels that count and all C; zero (with zero gradient) if none."""
     if valid is None:
         return values.mean()
     return torch.where(valid, values, 0).sum() / (valid.sum() * values.shape[1]).clamp_min(1)

@@ -1,4 +1,4 @@
-"""The backend for any device, in plain PyTorch: a part of the voxels at a time, without waiting for the device."""
+"""The backend for any device, in plain PyTorch: works on parts of the voxels and never waits for the device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def voxel_sums(
     logits: Tensor, target: Tensor, *, num_bins: int, binning: Binning, regions: bool, ignore_label: int | None
 ) -> VoxelSums | None:
     """Return the sums; see `backends.Backend`."""
-    if regions and target.is_floating_point():  # which may hold fractions
+    if regions and target.is_floating_point():  # it may hold fractions
         return None
     return VoxelSums(
         *ChunkedSums.apply(logits.flatten(2), target.flatten(2), num_bins, binning == "soft", regions, ignore_label)
@@ -54,7 +54,7 @@ def nacl(  # noqa: PLR0913
 def label_smoothing(
     logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the logits and what the soft labels add to the cross-entropy; see `backends.Backend`."""
+    """Return the logits and the term that the soft labels add to the cross-entropy; see `backends.Backend`."""
     if regions and target.is_floating_point():
         return None
     neighbourhood = Neighbourhood(sizes_per_axis(kernel_size, logits.ndim - 2), sigma)

@@ -1,12 +1,13 @@
-"""Numbers and sums of probabilities by bin: integers, which add up to the same in any order.
+"""Counts and sums of probabilities by bin, in integers, whose sum does not depend on the order.
 
-On a GPU many threads add to the same few bins. Floating-point sums then depend on who comes first, and wait for each
-other. So what is added is an integer, a fixed-point number with the counts in its upper bits, exact for a float32; and
-each bin has many cells side by side, one for every few hundred voxels, so that neighbours add to different ones.
+On a GPU many threads add to the same few bins: floating-point sums would depend on the order of the threads, and the
+threads would wait for each other. So each voxel adds one integer, a fixed-point number that is exact for a float32,
+with the counts in its upper bits. Each bin has many cells side by side, one for every few hundred voxels, so that
+neighbouring voxels add to different ones.
 
-Soft bins share a probability between the two nearest centres (m + 1/2) / M. Within the segment from one centre to the
-next the shares are linear in p, so that sums of q, q^2 and q y over each segment, q being the distance from its lower
-centre in widths of a bin, say all.
+Soft bins share a probability between the two nearest centres (m + 1/2) / M. In the segment between two centres the
+shares are linear in p. Let q be the distance from the lower centre in widths of a bin: then the sums of q, q^2 and q y
+over each segment determine all sums by bin.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch import Tensor
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.targets import widest
 
-PER_CELL = 512  # voxels that add to a cell; it has room for as many
-FRACTION = 33  # binary digits of the fixed-point numbers, which are from 0 to 1
+PER_CELL = 512  # voxels that add to a cell, the most it has room for
+FRACTION = 33  # binary digits of the fixed-point numbers, which lie in [0, 1]
 COUNT = FRACTION + 10  # where the number of voxels begins, above a sum of up to PER_CELL
 POSITIVE = COUNT + 10  # where the number of positive voxels begins
 
 
 class Segments:
-    """The M bins on [0, 1], or with soft bins the M + 1 segments that their centres cut it into."""
+    """The M bins on [0, 1], or for soft bins the M + 1 segments between their centres."""
 
     def __init__(self, num_bins: int, soft: bool) -> None:
         self.num_bins, self.soft = num_bins, soft
@@ -37,20 +38,20 @@ class Segments:
         return self._scaled(p).add_(0.5).long().clamp_(0, self.num_bins)
 
     def position(self, p: Tensor, index: Tensor) -> Tensor:
-        """Return q, from 0 to 1: the distance from the segment's lower end; from 0 in the first one."""
+        """Return q, in [0, 1]: the distance from the segment's lower end, for the first segment from p = 0."""
         scaled = self._scaled(p)
         return scaled.sub_((index - 0.5).clamp_(min=0)).clamp_(0, 1).to(p.dtype)
 
     def _scaled(self, p: Tensor) -> Tensor:
-        """Return M p, exact where there is float64."""
+        """Return M p, exact on devices with float64."""
         return p.to(widest(p.device)) * self.num_bins
 
 
 class BinTables:
-    """Tables of an image's sums by segment, and their sums as numbers and sums of soft or hard bins."""
+    """Sums by image, head and segment, from which those of the bins follow."""
 
     def __init__(self, segments: Segments, images: int, heads: int, logits: Tensor) -> None:
-        """For logits of some type."""
+        """Make empty tables for the probabilities of these logits."""
         self.segments = segments
         self.packed = logits.dtype != torch.float64 == widest(logits.device)
         self.fields = 5 if segments.soft else 3  # number, positive, x; x^2, x where positive
@@ -63,7 +64,7 @@ class BinTables:
         index = self.segments.index(p)
         x = self.segments.position(p, index) if self.segments.soft else p
         if valid is not None:
-            index = torch.where(valid, index, self.segments.count)  # one more, cut off below
+            index = torch.where(valid, index, self.segments.count)  # an extra segment, cut off below
         lane = torch.arange(p.shape[2], device=p.device) % cells
         at = index.mul_(cells).add_(lane)
         size = (*p.shape[:2], (self.segments.count + 1) * cells)
@@ -81,7 +82,7 @@ class BinTables:
         total = (cells & (2**COUNT - 1)).to(self.sums.dtype).mul_(2.0**-FRACTION)
         fields = [(cells >> COUNT) & (2 ** (POSITIVE - COUNT) - 1), cells >> POSITIVE, total]
         if self.segments.soft:
-            scale = 2.0**50  # with PER_CELL of them within 63 bits
+            scale = 2.0**50  # PER_CELL of them fit into 63 bits
             for more in (x.square(), x * own):
                 fields.append(add_up((more * scale).long()).to(self.sums.dtype).div_(scale))
         return fields
@@ -121,7 +122,7 @@ class BinTables:
 
 
 def _share(whole: Tensor, upper: Tensor) -> Tensor:
-    """Return sums (B, C, M) by bin of those by segment (B, C, M + 1): what the upper bin gets, and what is left."""
+    """Return sums by bin (B, C, M), given sums by segment (B, C, M + 1) and the upper bin's share of them."""
     inner, upper = whole[..., 1:-1], upper[..., 1:-1]
     bins = whole.new_zeros((*whole.shape[:2], whole.shape[2] - 1))
     bins[..., 0] += whole[..., 0]

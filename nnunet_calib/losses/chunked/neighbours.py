@@ -1,8 +1,7 @@
-"""NACL and label smoothing from a part of the soft labels at a time, on any device.
+"""NACL and label smoothing, on any device, from soft labels that never exist as a whole.
 
-Soft labels never exist as a whole: those of a slab of the volume, of some of the heads, come from counts of its labels'
-neighbours in one byte each. What is computed from the logits returned brings a gradient of full size, and the terms'
-own is added to it in place.
+The soft labels of a slab of the volume, for some of the heads, are computed from neighbour counts of one byte each.
+Other losses are computed from the returned logits; their gradient passes through, and the term's own is added in place.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from nnunet_calib.losses.targets import at_least_float32, widest
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Which neighbours there are, and what they weigh.
+    """The neighbours of a voxel and their weights.
 
     Attributes:
         sizes: odd, one per axis.
-        sigma: of the weights of `spatially_varying_labels`, in voxels; None: all neighbours weigh the same.
+        sigma: of the weights of `spatially_varying_labels`, in voxels; None for equal weights.
     """
 
     sizes: tuple[int, ...]
@@ -53,13 +52,13 @@ def soft_labels(own: Tensor, valid: Tensor | None, neighbourhood: Neighbourhood,
         weights = distance_weights(neighbourhood.sizes, neighbourhood.sigma).values()
         return soft.div_(sum(weight * number for weight, number in weights))
     total = neighbourhood.weighted_counts(valid[:, 0], dtype)[:, None]
-    # zero only in voxels that are ignored with all their neighbours: their value is of no consequence
+    # zero only in ignored voxels whose neighbours are all ignored; their value is not used
     return soft.div_(total.clamp_min_(torch.finfo(dtype).tiny))
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Some images, heads and rows of the first axis, and the rows with their neighbours."""
+    """A range of images, heads and rows of the first axis, and the rows with their neighbours."""
 
     images: slice
     heads: slice
@@ -67,12 +66,12 @@ class Slab:
     around: slice
 
     def inner(self, x: Tensor) -> Tensor:
-        """Return the rows themselves of what was computed with their neighbours."""
+        """Return the slab's own rows of a tensor that includes the neighbours."""
         return x[:, :, self.rows.start - self.around.start : self.rows.stop - self.around.start]
 
 
 def slabs(logits: Tensor, halo: int) -> Iterator[Slab]:
-    """Yield the slabs of logits (B, C, *spatial), each of about as many logits as a part."""
+    """Yield the slabs of logits (B, C, *spatial), each about as large as a part."""
     images, heads, depth = logits.shape[:3]
     size, plane = part_size(logits.device), math.prod(logits.shape[3:])
     together = min(max(size // (heads * depth * plane), 1), images)
@@ -87,12 +86,7 @@ def slabs(logits: Tensor, halo: int) -> Iterator[Slab]:
 
 @dataclass(frozen=True)
 class SoftTarget:
-    """A training target with the neighbourhood that softens it.
-
-    Attributes:
-        labels: of a target (B, 1 or C [+ 1], *spatial).
-        neighbourhood: around each voxel.
-    """
+    """A training target (B, 1 or C [+ 1], *spatial) and the neighbourhood that softens it."""
 
     labels: Labels
     neighbourhood: Neighbourhood
@@ -114,7 +108,7 @@ class SoftTarget:
 
 
 class _Term(torch.autograd.Function):
-    """Logits as they are, and a sum over the voxels that count of a term of the logits and their soft labels."""
+    """The unchanged logits, and the sum over voxels of a term of the logits and their soft labels."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, soft: SoftTarget, kind: str) -> tuple[Tensor, Tensor]:
@@ -136,7 +130,7 @@ class _Term(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, d_total: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradient of what was computed from the logits, with the term's added in place."""
+        """Return the incoming gradient, with the term's own added in place."""
         logits, _ = ctx.saved_tensors
         if d_total is None:
             return gradient, None, None, None
@@ -155,7 +149,7 @@ class _Term(torch.autograd.Function):
 
 
 def _look(logits: Tensor, soft: SoftTarget, slab: Slab, kind: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return logits (b, g, rows, ...), 0 in ignored voxels; what they are held to, or their factors; and the mask."""
+    """Return logits (b, g, rows, ...), 0 in ignored voxels; their soft labels or factors; and the mask."""
     z = at_least_float32(logits[slab.images, slab.heads, slab.rows])
     own, labels, valid = soft.of(slab, z.dtype)
     if kind == "smoothing":
@@ -168,16 +162,16 @@ def _look(logits: Tensor, soft: SoftTarget, slab: Slab, kind: str) -> tuple[Tens
 def term_of_soft_labels(
     logits: Tensor, target: Tensor, neighbourhood: Neighbourhood, kind: str, *, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits, to go on with, and the mean of a term of them and their soft labels.
+    """Return the logits, to compute other losses from, and the mean of a term of them and their soft labels.
 
     Args:
         logits: (B, C, *spatial).
         target: nnU-Net's.
-        neighbourhood: what softens the labels.
-        kind: "l1" or "l2", a distance from the soft labels (for regions from twice them less 1), a mean over voxels and
-            heads; "smoothing", what they add to the cross-entropy, over voxels and for regions over the heads.
+        neighbourhood: softens the labels.
+        kind: "l1" or "l2" for the distance from the soft labels (from 2 tau - 1 for regions), a mean over voxels and
+            heads; "smoothing" for the term added to the cross-entropy, a mean over voxels and, for regions, heads.
         regions: whether heads are regions.
-        ignore_label: of voxels that are left out.
+        ignore_label: label of voxels to leave out.
     """
     labels = Labels(target, logits.shape[1], regions, ignore_label)
     z, total = _Term.apply(logits, target, SoftTarget(labels, neighbourhood), kind)

@@ -1,4 +1,4 @@
-"""Parts of a batch that are worked off in turn, on any device, so that what is computed of them takes little memory."""
+"""Parts of a batch that are processed in turn, on any device, so that intermediate results take little memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 
 from nnunet_calib.losses.targets import at_least_float32, label_error
 
-# Logits in a part: on a CPU with what is computed of them in the cache, elsewhere enough to keep a GPU busy.
+# Logits in a part: on a CPU few enough for the cache, elsewhere enough to keep a GPU busy.
 ON_CPU = 2**18
 ELSEWHERE = 2**21
 
 
 def part_size(device: torch.device) -> int:
-    """Return how many logits are worked on at a time."""
+    """Return the number of logits to process at a time."""
     return ON_CPU if device.type == "cpu" else ELSEWHERE
 
 
 @dataclass(frozen=True)
 class Labels:
-    """A training target (B, 1 or C [+ 1], N), looked at in parts.
+    """A training target (B, 1 or C [+ 1], N), read in parts.
 
     Attributes:
         target: labels, or with `regions` binary maps.
         heads: C.
-        regions: whether it holds maps.
-        ignore_label: of labels; of maps, a channel more marks ignored voxels unless it is None.
+        regions: whether the target holds maps.
+        ignore_label: label of ignored voxels; with maps, an extra channel marks them unless this is None.
     """
 
     target: Tensor
@@ -68,7 +68,7 @@ class Labels:
             raise self.error()
 
     def error(self) -> ValueError:
-        """Return what to raise for a label that has no class."""
+        """Return the error to raise for a label that has no class."""
         labels = self.target
         if self.ignore_label is not None:
             labels = torch.where(labels != self.ignore_label, labels, 0)
@@ -86,6 +86,6 @@ def parts(logits: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def part_of(logits: Tensor, images: slice, where: slice, valid: Tensor | None) -> Tensor:
-    """Return a part (b, C, n) in at least float32, 0 in ignored voxels: a NaN there must not reach any gradient."""
+    """Return a part (b, C, n) in at least float32, 0 in ignored voxels, whose NaN must not reach any gradient."""
     part = at_least_float32(logits[images, :, where])
     return part if valid is None else torch.where(valid, part, 0)

@@ -1,8 +1,8 @@
 """The sums for Dice, cross-entropy and mL1-ACE, a part of the voxels at a time, on any device.
 
-`cpu.voxel_sums` tells what the sums are for. Here nothing depends on the data: no voxels are picked out, so that
-nothing waits for a GPU, and no probabilities are kept; the backward pass computes them again. Besides the gradient,
-memory is needed for one part only.
+`cpu.voxel_sums` explains what the sums are for. Here the work does not depend on the data: no voxels are picked out, so
+that nothing waits for a GPU. No probabilities are kept, the backward pass computes them again. Besides the gradient,
+only one part needs memory.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from nnunet_calib.losses.chunked.bins import BinTables, Segments
 from nnunet_calib.losses.chunked.parts import Labels, part_of, parts
 from nnunet_calib.losses.targets import widest
 
-BLOCK = 64  # numbers that are added, or factors multiplied, in their own precision
+BLOCK = 64  # numbers added, or factors multiplied, in their own precision
 
 
 class _Part(NamedTuple):
-    """What is known of some voxels: (b, C, n), or (b, 1, n) for all classes."""
+    """Probabilities and labels of a part, (b, C, n), or (b, 1, n) where all classes share them."""
 
     p: Tensor
-    own: Tensor  # 1 where the label is the class, or the voxel in the region
+    own: Tensor  # 1 where the voxel has the class or lies in the region
     valid: Tensor | None
-    other: Tensor  # 1 - p with all its digits for regions; for labels p
-    nll: Tensor  # (), of -log p_y; of the binary cross-entropy
+    other: Tensor  # for regions 1 - p, without cancellation; for labels p
+    nll: Tensor  # (), the sum of -log p_y or of the binary cross-entropy
 
 
 def _in_blocks(x: Tensor, product: bool = False) -> Tensor:
-    """Return the sum over the last axis, or of the logarithms of factors from 1/2 to 1, in the widest type."""
+    """Return the sum over the last axis, or of the logarithms of factors in [1/2, 1], in the widest type."""
     whole, wide = x.shape[-1] // BLOCK * BLOCK, widest(x.device)
     blocks, rest = x[..., :whole].view(*x.shape[:-1], whole // BLOCK, BLOCK), x[..., whole:]
     if product:
@@ -58,7 +58,7 @@ def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll:
     own = classes == torch.arange(labels.heads, device=z.device)[:, None]
     if valid is not None:
         own &= valid
-    z = z - z.amax(1, keepdim=True)  # first, for the sake of 1 - p
+    z = z - z.amax(1, keepdim=True)  # first, to keep the digits of 1 - p
     lse = z.exp().sum(1, keepdim=True).log_()
     nll = nothing
     if with_nll:
@@ -74,13 +74,13 @@ def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll:
 
 
 class ChunkedSums(torch.autograd.Function):
-    """The sums over the voxels that count."""
+    """Sums over the voxels that count."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, num_bins: int, soft: bool, regions: bool, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
-        """Return what `backends.VoxelSums` holds, of logits (B, C, N) and a target (B, 1 or C [+ 1], N)."""
+        """Return the fields of `backends.VoxelSums`, given logits (B, C, N) and a target (B, 1 or C [+ 1], N)."""
         images, heads, _ = logits.shape
         labels = Labels(target, heads, regions, ignore_label)
         zero = torch.zeros((), dtype=widest(logits.device), device=logits.device)
@@ -103,7 +103,7 @@ class ChunkedSums(torch.autograd.Function):
             weight = probability = positive = total.new_zeros((images, heads, 0))
         else:
             weight, probability, positive = tables.bins()
-            probability = probability + (total * 0)[..., None]  # no integer holds a NaN
+            probability = probability + (total * 0)[..., None]  # NaN, which the integers cannot hold
         ctx.mark_non_differentiable(number, voxels, *(() if soft else (weight, positive)))
         return nll, total, of_true, number, voxels, weight, probability, positive
 

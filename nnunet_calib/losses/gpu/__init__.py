@@ -1,7 +1,7 @@
-"""The backend "triton": the losses on NVIDIA's and AMD's GPUs, by kernels that keep no maps.
+"""The backend "triton": the losses on NVIDIA's and AMD's GPUs, by kernels that store no maps.
 
-Triton comes with PyTorch's packages for CUDA and ROCm. It is imported when a kernel is first wanted, never before. With
-TRITON_INTERPRET=1 in the environment the same kernels run on CPU tensors, slowly, which is how they are tested.
+Triton comes with PyTorch's packages for CUDA and ROCm, and is imported only when a kernel is first needed. With
+TRITON_INTERPRET=1 in the environment the same kernels run, slowly, on CPU tensors; the tests do this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nnunet_calib.losses.neighbourhood import KernelSize
 
 R = TypeVar("R")
 
-MOST_BINS = 64  # a program goes through all bins of a block, one after the other
+MOST_BINS = 64  # a program goes through the bins of a block one by one
 
 
 def why_missing() -> str | None:
@@ -82,7 +82,7 @@ def nacl(  # noqa: PLR0913
 def label_smoothing(
     logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the logits, and what SVLS adds to the cross-entropy; None for maps of fractions."""
+    """Return the logits, and the term that SVLS adds to the cross-entropy; None for maps of fractions."""
     if _has_fractions(target, regions):
         return None
     from nnunet_calib.losses.gpu import neighbour_terms
@@ -99,7 +99,7 @@ def label_smoothing(
 
 
 def _if_it_works(operation: Callable[..., R], logits: Tensor, target: Tensor, **options: Any) -> R | None:
-    """Return what an operation computes, or None where its kernels cannot be compiled."""
+    """Return the result of an operation, or None if its kernels cannot be compiled."""
     return operation(logits, target, **options) if launch.works(operation, logits, target, **options) else None
 
 

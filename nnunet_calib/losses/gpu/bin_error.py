@@ -12,7 +12,7 @@ from nnunet_calib.losses.bin_errors import MIN_SOFT_BIN_WEIGHT, ROUNDING, Absent
 from nnunet_calib.losses.gpu import table_kernels as kernels
 from nnunet_calib.losses.gpu.launch import launch
 
-LARGEST = 2048  # numbers of an image's table that the registers of a program hold
+LARGEST = 2048  # entries of an image's table that fit into the registers of a program
 WARPS = 16
 REDUCTIONS = {"ace": kernels.ACE, "ece": kernels.ECE, "mce": kernels.MCE}
 ABSENT = {"skip": kernels.SKIP, "zero": kernels.ZERO, "keep": kernels.KEEP}
@@ -25,7 +25,7 @@ class _Error(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, probability: Tensor, positive: Tensor, least: float, constants: dict[str, Any]
     ) -> Tensor:
-        """The error, a scalar; its derivatives are computed on the way."""
+        """Return the error, a scalar, and save its derivatives, which the same kernel computes."""
         images, classes, bins = weight.shape
         tables = [weight, probability, positive]
         if len({x.stride() for x in tables}) > 1 or weight.stride(2) != 1:
@@ -52,7 +52,7 @@ class _Error(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The derivatives; those by sums that have no gradient are not asked for."""
+        """Return the derivatives by the sums that need them."""
         (slopes,) = ctx.saved_tensors
         if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[2]):
             return None, slopes[1] * gradient, None, None, None
@@ -67,7 +67,7 @@ def bin_error(
     reduction: Reduction,
     absent_classes: AbsentClasses,
 ) -> Tensor:
-    """Return what `error_of_sums` returns; a table too large for one program is left to it."""
+    """Return the same as `error_of_sums`, which also takes over tables that are too large for one program."""
     _, classes, bins = weight.shape
     rows, columns = (1 << max(size - 1, 0).bit_length() for size in (classes, bins))
     if rows * columns > LARGEST:

@@ -1,4 +1,4 @@
-"""Whether Triton runs here, and how its kernels are started."""
+"""Checks whether Triton runs here, and the launch of its kernels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nnunet_calib.losses.backends import VoxelSums
 from nnunet_calib.losses.bin_errors import Reduction
 
 OLDEST = (3, 0)  # Triton with tl.fma and tl.div_rn
-LARGEST = 2**31 - 2**16  # voxels of an image, whose positions are counted in 32 bits
+LARGEST = 2**31 - 2**16  # voxels of an image, whose positions are 32-bit integers
 
 
 def interpreted() -> bool:
-    """Return whether Triton runs its kernels in NumPy on CPU tensors, which it decides when it is imported."""
+    """Return whether Triton interprets its kernels on CPU tensors, which it decides when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "yes", "y")
 
 
@@ -52,9 +52,9 @@ def _version() -> tuple[int, ...]:
 
 @cache
 def why_not_on(device: torch.device) -> str | None:
-    """Return why kernels cannot be compiled for a device, or None; found out once, with the smallest of them.
+    """Return why kernels cannot be compiled for a device, or None; tried once, with the smallest kernel.
 
-    Triton needs a C compiler when it is first used, and some GPUs are too old for it: not to be known but by trying.
+    Triton needs a C compiler when it is first used, and does not support old GPUs; only a trial shows both.
     """
     logits = torch.zeros((1, 2, 4), device=device)
     try:
@@ -62,7 +62,7 @@ def why_not_on(device: torch.device) -> str | None:
 
         top, rest = (torch.empty((1, 4), device=device) for _ in range(2))
         launch(kernels.normaliser_kernel, (1, 1), logits, top, rest, 4, 2, BLOCK=16)
-    except Exception as error:  # of Triton, its compilers or the driver: whatever it is, there are other backends
+    except Exception as error:  # of Triton, its compilers or the driver; whatever it is, other backends remain
         return f"Triton cannot compile its kernels for {device}: {type(error).__name__}: {str(error)[:200]}"
     return None
 
@@ -73,8 +73,8 @@ _tried: dict[Any, bool] = {}
 def works(operation: Callable[..., Any], logits: Tensor, target: Tensor, **options: Any) -> bool:
     """Return whether the kernels of an operation can be compiled for these logits and options.
 
-    Found out once, both ways, on a few voxels: what an older Triton or a GPU cannot do must not end a training. The
-    kernels are kept, so that nothing is compiled twice.
+    Tried once, forward and backward, on a few voxels: a limitation of an older Triton or GPU must not end a training.
+    Triton caches the kernels, so that nothing is compiled twice.
     """
     if interpreted():
         return True
@@ -86,7 +86,7 @@ def works(operation: Callable[..., Any], logits: Tensor, target: Tensor, **optio
 
 
 def _try(operation: Callable[..., Any], logits: Tensor, target: Tensor, options: dict[str, Any]) -> bool:
-    """Run an operation forward and backward on zeros."""
+    """Return whether an operation runs on zeros, forward and backward."""
     few = (4,) * (logits.ndim - 2)
     with torch.inference_mode(False), torch.enable_grad():
         z = torch.zeros((1, logits.shape[1], *few), dtype=logits.dtype, device=logits.device, requires_grad=True)
@@ -117,5 +117,5 @@ def why_not(logits: Tensor) -> str | None:
 
 def launch(kernel: Any, grid: Sequence[int], first: Tensor, *arguments: Any, **constants: Any) -> None:
     """Start a kernel on the device of its first argument."""
-    with torch.cuda.device(first.get_device()):  # -1 on a CPU, which changes nothing
+    with torch.cuda.device(first.get_device()):  # -1 for a CPU: no change
         kernel[tuple(grid)](first, *arguments, **constants)

@@ -1,12 +1,12 @@
-"""Triton kernels of the losses that look at the labels around each voxel: NACL, and what SVLS adds to cross-entropy.
+"""Triton kernels of the losses that depend on the labels around each voxel: NACL, and the term that SVLS adds to CE.
 
-The idea: the prior of a voxel and class is never stored. A program reads the label map itself, a block of voxels and
-their neighbours once. Where each voxel's neighbours have its own label, as in nearly all blocks, the prior is the
-one-hot label, and no neighbour is looked at again. In a block at a border, the prior is found anew for each class. The
-gradient of what else is computed from the logits comes in, and goes out with this loss's gradient added in place.
+The idea: the priors are never stored. A program reads the labels of a block of voxels and of their neighbours once. In
+nearly all blocks each voxel's neighbours have its own label: then the prior is the one-hot label, and no neighbour is
+read again. In a block at a border, the prior is computed for each class in turn. The gradient of the other losses,
+computed from the same logits, comes in, and this loss's gradient is added in place.
 
-Invariants: one thread owns each element, so that nothing is added atomically; the border of a volume is replicated;
-ignored voxels are no neighbours, neither counted nor given a gradient, and their logits are not read.
+Invariants: one thread owns each element, so that nothing is added atomically; the volume's border is replicated;
+ignored voxels do not count as neighbours and get no gradient, and their logits are not read.
 
 Oracle: `nacl_loss` and `svls_loss` by their formulas, in tests/losses/gpu.
 """
@@ -16,19 +16,19 @@ import triton.language as tl
 
 from nnunet_calib.losses.gpu.voxel_kernels import label_at
 
-# What is summed over voxels and classes, tau being the prior.
+# The summand over voxels and classes, where tau is the prior.
 L1 = tl.constexpr(0)  # |z - tau|
 L2 = tl.constexpr(1)  # (z - tau)^2
 SMOOTHING = tl.constexpr(2)  # (y - tau) z
 
-# Which prior.
+# The kind of prior.
 WEIGHTED = tl.constexpr(0)
 MAX = tl.constexpr(1)
 MIN = tl.constexpr(2)
 MEDIAN = tl.constexpr(3)
 MODE = tl.constexpr(4)
 
-_SIZES = ["C", "D", "H", "W", "ignore", "falloff", "centre"]  # one compiled kernel for all; N makes two, by 16 or not
+_SIZES = ["C", "D", "H", "W", "ignore", "falloff", "centre"]  # one kernel for all; N makes two, by 16 or not
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def weight_of(j, falloff, centre, KW: tl.constexpr, KH: tl.constexpr, KD: tl.con
 
 @triton.jit
 def marked_label(y_ptr, at, inside, ignore, HAS_IGNORE: tl.constexpr):
-    """Return labels, those to be ignored as -1, which is no class."""
+    """Return labels, with -1, which is no class, for ignored voxels."""
     y = label_at(y_ptr, at, inside)
     if HAS_IGNORE:
         y = tl.where(y == ignore, -1, y)
@@ -64,7 +64,7 @@ def marked_label(y_ptr, at, inside, ignore, HAS_IGNORE: tl.constexpr):
 
 @triton.jit
 def value_of(z, tau, own, KIND: tl.constexpr):
-    """Return what is summed."""
+    """Return the summand."""
     if KIND == L1:
         return tl.abs(z - tau)
     elif KIND == L2:
@@ -75,7 +75,7 @@ def value_of(z, tau, own, KIND: tl.constexpr):
 
 @triton.jit
 def slope_of(z, tau, own, KIND: tl.constexpr):
-    """Return its derivative by z."""
+    """Return the summand's derivative by z."""
     if KIND == L1:
         return tl.where(z > tau, 1.0, tl.where(z < tau, -1.0, z - tau))
     elif KIND == L2:
@@ -107,9 +107,9 @@ def labels_kernel(
     BACKWARD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of labels (B, N), write [sum, voxels that count, those whose label has no head] of each block, (B, blocks, 3).
+    """Write the sum, the number of voxels that count and of those without a head, of each block of labels (B, N).
 
-    Or, with BACKWARD, add slope (1) times the gradient to what is in out (B, C, N).
+    out is (B, blocks, 3). With BACKWARD, add slope (1) times the gradient to out (B, C, N) instead.
     """
     K: tl.constexpr = KD * KH * KW
     b = tl.program_id(1).to(tl.int64)
@@ -209,9 +209,10 @@ def regions_kernel(
     BACKWARD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of one of the maps (B, C [+ 1], N), write [sum, voxels that count, 0] of each block, (B, blocks, C, 3).
+    """Write the sum, the number of voxels that count and 0, of each block of each of the maps (B, C [+ 1], N).
 
-    Or add the gradient, as above. A head's logit is held to 2 tau - 1; smoothing keeps tau.
+    out is (B, blocks, C, 3); with BACKWARD as in `labels_kernel`. A head's logit is held to 2 tau - 1; smoothing keeps
+    tau.
     """
     K: tl.constexpr = KD * KH * KW
     c = tl.program_id(0) % C
@@ -244,7 +245,7 @@ def regions_kernel(
         tau = (tau > 0).to(tl.float32)
     elif PRIOR == MIN:
         tau = (tau == mass).to(tl.float32)
-    else:  # of two labels, the median is the more frequent one too; of equally frequent ones, it is the lower one
+    else:  # the median of two labels is the more frequent one too, the lower one if they are equally frequent
         tau = (2 * tau > mass).to(tl.float32)
     if KIND != SMOOTHING:
         tau = 2.0 * tau - 1.0

@@ -1,4 +1,4 @@
-"""NACL, and what SVLS adds to the cross-entropy, by the kernels of `neighbour_kernels`."""
+"""NACL, and the term that SVLS adds to the cross-entropy, by the kernels of `neighbour_kernels`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PENALTIES = {"l1": kernels.L1, "l2": kernels.L2}
 
 
 def _three(values: Sequence[int]) -> tuple[int, ...]:
-    """Return sizes of three axes, of which a 2D image has one of 1."""
+    """Return sizes for three axes, with a leading 1 for a 2D image."""
     return (1,) * (3 - len(values)) + tuple(values)
 
 
 def weights(sizes: Sequence[int], sigma: float | None) -> tuple[float, float]:
-    """Return how a neighbour's weight falls with the squared distance, and the voxel's own weight.
+    """Return the falloff of a neighbour's weight with the squared distance, and the voxel's own weight.
 
-    Without sigma all weigh the same. With it, the voxel weighs as much as its neighbours together, as in
+    Without sigma all voxels weigh the same. With it, the voxel weighs as much as all its neighbours together, as in
     `spatially_varying_labels`; a neighbourhood of one voxel smooths nothing.
     """
     if sigma is None:
@@ -48,7 +48,7 @@ def weights(sizes: Sequence[int], sigma: float | None) -> tuple[float, float]:
 
 
 class _Term(torch.autograd.Function):
-    """The logits (B, C, N) as they are, and sums over the voxels that count; see `labels_kernel`."""
+    """The unchanged logits (B, C, N), and sums over the voxels that count; see `labels_kernel`."""
 
     @staticmethod
     def forward(
@@ -61,7 +61,7 @@ class _Term(torch.autograd.Function):
         shape: tuple[float, float],
         constants: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum, and the numbers of voxels that count and of those with a label without a head, in float64."""
+        """Return the logits, the sum, and the numbers of voxels that count and that have no head, in float64."""
         images, heads, voxels = z.shape
         blocks = -(-voxels // BLOCK)
         ctx.kernel = kernels.regions_kernel if regions else kernels.labels_kernel
@@ -81,7 +81,7 @@ class _Term(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, slope: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        """What came in, with this loss's gradient added in place."""
+        """Return the incoming gradient, with this term's added in place."""
         z, y = ctx.saved_tensors
         gradient = torch.zeros_like(z) if gradient is None else gradient.contiguous()
         if slope is not None:
@@ -100,7 +100,7 @@ def _term(
     regions: bool,
     ignore_label: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the logits, the sum over voxels and heads, and the number of voxels that count (regions: heads too)."""
+    """Return the logits, the sum over voxels and heads, and the number of voxels (for regions: times heads)."""
     spatial = logits.shape[2:]
     sizes = _three(sizes_per_axis(kernel_size, len(spatial)))
     constants = {"KD": sizes[0], "KH": sizes[1], "KW": sizes[2], "KIND": kind.value, "PRIOR": prior.value}
@@ -143,7 +143,7 @@ def nacl(
 def label_smoothing(
     logits: Tensor, target: Tensor, *, kernel_size: KernelSize, sigma: float, regions: bool, ignore_label: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits, and what SVLS adds to their cross-entropy."""
+    """Return the logits, and the term that SVLS adds to their cross-entropy."""
     check_sigma(sigma)
     logits, total, count = _term(
         logits,

@@ -15,24 +15,24 @@ from nnunet_calib.losses.gpu.launch import launch
 from nnunet_calib.losses.gpu.targets import flat_target, require_labels
 
 BLOCK = 512
-MANY_CLASSES = 16  # from which on shorter chunks are not needed to keep a GPU busy
+MANY_CLASSES = 16  # enough programs to keep a GPU busy, so that chunks may be longer
 
 
 def chunks_of(voxels: int, classes: int) -> tuple[int, int]:
-    """Return the blocks that a program of `sums_kernel` works through, and the programs for each class and image."""
+    """Return the number of blocks per program of `sums_kernel`, and of programs per class and image."""
     blocks = -(-voxels // BLOCK)
     steps = min(8 if classes < MANY_CLASSES else kernels.MAX_STEPS, blocks)
     return steps, -(-blocks // steps)
 
 
 class _Sums(torch.autograd.Function):
-    """The tensors of `VoxelSums`, of logits (B, C, N) and their target (B, N) or (B, C [+ 1], N)."""
+    """The tensors of `VoxelSums`, given logits (B, C, N) and their target (B, N) or (B, C [+ 1], N)."""
 
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, y: Tensor, num_bins: int, soft: bool, regions: bool, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
-        """The sums in float64."""
+        """Return the sums in float64."""
         images, heads, voxels = z.shape
         steps, chunks = chunks_of(voxels, heads)
         rows, columns = (4, 1 << max(3, (num_bins - 1).bit_length())) if num_bins else (1, 8)
@@ -76,11 +76,11 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The gradient in the logits' type; a sum that the loss does not use has None for a slope."""
+        """Return the gradient in the logits' type; the slope of a sum that the loss does not use is None."""
         z, y, top, rest = ctx.saved_tensors
         images, heads, voxels = z.shape
         ignore, constants = ctx.options
-        none = z.new_zeros((images, heads, max(constants["M"], 1)), dtype=torch.float64)  # large enough for any of them
+        none = z.new_zeros((images, heads, max(constants["M"], 1)), dtype=torch.float64)  # large enough for each
         by_sum = [none if d is None else d.contiguous() for d in (*slopes[:3], *slopes[5:])]
         gradient = torch.empty_like(z)
         launch(
@@ -104,7 +104,7 @@ class _Sums(torch.autograd.Function):
 def voxel_sums(
     logits: Tensor, target: Tensor, *, num_bins: int, soft: bool, regions: bool, ignore_label: int | None
 ) -> VoxelSums:
-    """Return the sums; a label without a head is refused as by the formulas, on a GPU without waiting for it."""
+    """Return the sums; refuse a label without a head as the formulas do, on a GPU without waiting for it."""
     z, y = logits.flatten(2).contiguous(), flat_target(target, regions)
     sums = VoxelSums(*_Sums.apply(z, y, num_bins, soft, regions, ignore_label))._replace(error_of_bins=bin_error)
     if not regions:

@@ -1,11 +1,11 @@
-"""Triton kernel of the calibration error of bins: one launch in the place of some fifty of single numbers.
+"""Triton kernel of the calibration error of bins: one launch in place of some fifty.
 
 The idea: the sums of a batch are a table of a few thousand numbers. PyTorch evaluates the formula of the error in some
-thirty operators and its derivative in twenty more, for each output of a network, and a GPU takes longer to start one
-than to run it. Here one program computes both. It holds the table of an image, classes by bins, in registers, and goes
-through the images twice: how many have a class that counts must be known before the first derivative is written.
+thirty operators and its derivative in twenty more, for each output of a network, and on a GPU starting an operator
+takes longer than running it. Here one program computes both. It holds the table of an image, classes by bins, in
+registers, and goes through the images twice: the derivatives depend on the number of images with a class that counts.
 
-Invariants: float64, as in the formula; a bin or class that does not count adds exactly nothing; NaN counts.
+Invariants: float64, as in the formula; a bin or class that does not count adds exactly zero; NaN counts.
 
 Oracle: `error_of_sums`, differentiated by autograd, in tests/losses/gpu.
 """
@@ -23,13 +23,13 @@ KEEP = tl.constexpr(2)
 
 @triton.jit
 def table_of(pointer, b, by_image, by_class, c, m, inside):
-    """Return one image's table (classes, bins), with zeros around it."""
+    """Return one image's table (classes, bins), padded with zeros."""
     return tl.load(pointer + b * by_image + c * by_class + m, inside, other=0.0)
 
 
 @triton.jit
 def count_classes(w, y, inside, least, ABSENT: tl.constexpr):
-    """Return which classes are present and which are counted, as 0 or 1 (classes, 1)."""
+    """Return masks (classes, 1), 0 or 1, of the classes that are present and of those that are counted."""
     present = tl.where(tl.sum(y, 1, keep_dims=True) <= 0, 0, 1)
     if ABSENT == SKIP:
         counted = present
@@ -101,7 +101,7 @@ def error_kernel(
             errors = tl.where(errors == float("inf"), float("nan"), errors)
             by_p = tl.where(worst, by_p * share, 0.0)
             by_w = tl.where(worst, by_w * share, 0.0)
-        if ABSENT != KEEP:  # an absent class may have a NaN of its own (regions)
+        if ABSENT != KEEP:  # an absent region may still have a NaN
             taken = (present > 0) | (errors != errors)
             errors = tl.where(taken, errors, 0.0)
             by_p = tl.where(taken, by_p, 0.0)

@@ -8,18 +8,18 @@ from torch import Tensor
 from nnunet_calib.losses.targets import label_error
 
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-_FAR = 2**30  # an infinite label, which has no class, as a whole number of 32 bits
+_FAR = 2**30  # stands for an infinite label, which has no class, in 32 bits
 
 
 def flat_target(target: Tensor, regions: bool) -> Tensor:
-    """Return whole labels (B, N), or maps (B, C [+ 1], N), one after the other in memory."""
+    """Return integer labels (B, N), or maps (B, C [+ 1], N), contiguous in memory."""
     if not regions and target.dtype not in _INTEGERS:
         target = target.clamp(-_FAR, _FAR).int() if target.is_floating_point() else target.int()
     return target.flatten(2 if regions else 1).contiguous()
 
 
 def require_labels(known: Tensor, target: Tensor, heads: int, ignore_label: int | None) -> None:
-    """Refuse labels without a head where `known` is false; on a GPU by a device-side assertion, which does not wait.
+    """Refuse labels without a head if `known` is false; on a GPU by a device-side assertion, which does not wait.
 
     Raises:
         ValueError: on a CPU, as the formulas do.

@@ -1,14 +1,13 @@
-"""Triton kernels of the sums over voxels that Dice, cross-entropy and mL1-ACE need, and of their gradient.
+"""Triton kernels of the sums over voxels for Dice, cross-entropy and mL1-ACE, and of their gradient.
 
-The idea: every loss here depends on the probabilities only through a few sums for each image and class. One kernel
-keeps what the softmax of a voxel shares (`normaliser_kernel`). One computes each probability where it is needed, adds
-it to the sums in registers and writes those of each part of the volume (`sums_kernel`). PyTorch adds the parts in
-float64 and evaluates the formulas. The last (`gradient_kernel`) computes the probabilities again and looks up, by class
-and bin, how the loss changes with each sum.
+The idea: these losses depend on the probabilities only through a few sums for each image and class. `normaliser_kernel`
+stores the normaliser of each voxel's softmax. `sums_kernel` computes each probability, adds it to the sums in registers
+and writes the sums of each part of the volume. PyTorch adds the parts in float64 and evaluates the formulas.
+`gradient_kernel` computes the probabilities again and looks up, by class and bin, the derivative by each sum.
 
 Invariants: no atomic addition, so that results are the same from run to run; no tensor of the logits' size but the
-gradient; float32 throughout, each lane adding at most MAX_STEPS values before float64 takes over; a NaN is in the first
-bin, so that no sum hides it; ignored voxels are never read as numbers.
+gradient; float32 throughout, each lane adding at most MAX_STEPS values before float64 takes over; a NaN is put into the
+first bin, so that no sum hides it; the logits of ignored voxels are not read.
 
 Oracle: `ml1_ace_loss` by its formula and nnU-Net's own Dice and cross-entropy, in tests/losses/gpu.
 """
@@ -24,12 +23,12 @@ NUMBER = tl.constexpr(3)
 VOXELS = tl.constexpr(4)
 MAX_STEPS = 32
 
-_SIZES = ["C", "chunks", "steps", "ignore"]  # one compiled kernel for all; whether 16 divides N makes two
+_SIZES = ["C", "chunks", "steps", "ignore"]  # one compiled kernel for all values; N makes two, divisible by 16 or not
 
 
 @triton.jit
 def label_at(y_ptr, offsets, mask):
-    """Return labels as int32; numbers beyond its range, which have no class either, as its ends."""
+    """Return labels as int32, clamped to its range, whose ends have no class either."""
     y = tl.load(y_ptr + offsets, mask, other=0)
     if y_ptr.dtype.element_ty == tl.int64:
         y = tl.minimum(tl.maximum(y, -2147483648), 2147483647)
@@ -45,7 +44,7 @@ def sigmoid(z):
 
 @triton.jit
 def bin_of(p, M: tl.constexpr):
-    """Return the hard bin of p, as float32: floor of the exact product p M; the rounded one may be the next edge."""
+    """Return the hard bin of p, as float32: floor of the exact p M, which rounding may lift to the next edge."""
     m = tl.floor(p * M)
     m = tl.where(tl.fma(p, M * 1.0, -m) < 0, m - 1, m)
     return tl.where(p == p, tl.minimum(tl.maximum(m, 0.0), M - 1.0), 0.0)
@@ -60,9 +59,9 @@ def position_of(p, M: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def normaliser_kernel(z_ptr, top_ptr, rest_ptr, N, C, BLOCK: tl.constexpr):
-    """Write the largest logit, in the logits' type, and log sum exp of all logits less it, in float32, both (B, N).
+    """Write the largest logit, in the logits' type, and log sum exp of the logits minus it, in float32, both (B, N).
 
-    Their sum in one number would lose 1e-7 |z| of each probability's exponent: at p = 1 - 1e-4, 1 % of 1 - p.
+    Added up in one number they would lose 1e-7 |z| of each probability's exponent: at p = 1 - 1e-4, 1 % of 1 - p.
     """
     b = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -101,9 +100,9 @@ def sums_kernel(
 ):
     """Write the sums of each chunk of steps * BLOCK voxels, (B, chunks, C, 4 or for M = 0 1, COLUMNS).
 
-    Rows: what NLL, TOTAL, ... name; and of each bin its weight, its sum of p, and its weight of voxels with y = c. The
-    first and the last bin, where nearly all voxels of a trained network are, are summed by lane; the bins between only
-    in blocks that have a voxel there.
+    Rows: the sums named NLL, TOTAL, ...; then of each bin the weight, the sum of p, and the weight of voxels with
+    y = c. The first and the last bin, which hold nearly all voxels of a trained network, are summed by lane; the bins
+    in between only in blocks with a voxel there.
     """
     c = tl.program_id(0) % C  # the classes of a chunk run side by side: labels and softmax come from the cache
     chunk = tl.program_id(0) // C
@@ -191,7 +190,7 @@ def sums_kernel(
 
 @triton.jit
 def slope(p, own, n_ptr, p_ptr, y_ptr, row, M: tl.constexpr, SOFT: tl.constexpr):
-    """Return the derivative by p that goes through its bins, from those by the bins' sums, each (B C, M)."""
+    """Return the derivative by p through its bins, given the derivatives by the bins' sums, each (B C, M)."""
     if SOFT:
         x = tl.fma(p, M * 1.0, -0.5)
         low = tl.minimum(position_of(p, M).to(tl.int32), max(M - 2, 0))
@@ -209,7 +208,7 @@ def slope(p, own, n_ptr, p_ptr, y_ptr, row, M: tl.constexpr, SOFT: tl.constexpr)
 
 @triton.jit
 def slope_of_sums(p, own, total_ptr, true_ptr, n_ptr, p_ptr, y_ptr, row, M: tl.constexpr, SOFT: tl.constexpr):
-    """Return the derivative by p that goes through all sums but the cross-entropy's."""
+    """Return the derivative by p through all sums but the cross-entropy's."""
     d = tl.load(total_ptr + row).to(tl.float32) + tl.where(own, tl.load(true_ptr + row).to(tl.float32), 0.0)
     if M > 0:
         d += slope(p, own, n_ptr, p_ptr, y_ptr, row, M, SOFT)
@@ -240,8 +239,8 @@ def gradient_kernel(
 ):
     """Write the gradient (B, C, N) from the derivatives by the sums, in float64.
 
-    By nll (), by the totals and the sums of true classes (B, C), and by the bins' weights, sums of p and positives
-    (B, C, M), of which hard bins only need the second.
+    They are by nll (), by the totals and the sums of true classes (B, C), and by the bins' weights, sums of p and
+    positives (B, C, M); hard bins need only the second of the last three.
     """
     b = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
