@@ -1,4 +1,4 @@
-"""Everything that touches nnU-Net. No other part of the package imports nnunetv2."""
+"""The wall to nnU-Net: only this folder and `nnunet_calib.trainers` import nnunetv2."""
 
 import re
 from importlib import metadata
@@ -9,7 +9,7 @@ MINIMUM_NNUNET = (2, 8)
 def require_nnunet() -> None:
     """Raise ImportError, in one sentence, where nnU-Net is missing or older than this package can work with.
 
-    Before 2.8 nnU-Net does not know `nnUNet_extTrainer`, and none of the trainers could be found.
+    Versions before 2.8 do not know `nnUNet_extTrainer` and would find none of our trainers.
     """
     wanted = ".".join(map(str, MINIMUM_NNUNET))
     try:

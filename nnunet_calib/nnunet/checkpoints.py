@@ -1,7 +1,7 @@
 """Finds and reads nnU-Net's checkpoints without running code that a file may bring.
 
-A checkpoint is a pickle, which can name any function to be called while it is read. PyTorch's `weights_only` reader
-calls none but a few of its own, and those allowed here: NumPy's numbers, which nnU-Net's log holds.
+A checkpoint is a pickle, which can call any function while it is read. PyTorch's `weights_only` reader calls only a few
+functions of its own and those allowed here, which rebuild the NumPy numbers in nnU-Net's log.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 
 from nnunet_calib.results.layout import FINAL, ModelFolder
 
-PREFIXES = ("module.", "_orig_mod.")  # of DDP and DataParallel, and of torch.compile
+PREFIXES = ("module.", "_orig_mod.")  # added by DDP and DataParallel, and by torch.compile
 
 TRUST = "--trust-checkpoint"
 _NEEDED = ("network_weights", "trainer_name", "init_args")
 
 _SCALAR = np.float32(0).__reduce__()[0]
-# what rebuilds a NumPy number, under its names in NumPy 1 and 2
+# rebuilds a NumPy number, under its names in NumPy 1 and 2
 _ALLOWED: list[Any] = [
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (_SCALAR, "numpy.core.multiarray.scalar"),
@@ -34,41 +34,41 @@ _ALLOWED: list[Any] = [
 
 
 def find_checkpoint(model_folder: ModelFolder, fold: int | str, name: str = FINAL) -> Path:
-    """A checkpoint of a fold.
+    """Return the path of a fold's checkpoint.
 
     Args:
-        model_folder: of nnU-Net, with the folders `fold_X`.
-        fold: its number, or "all".
-        name: of the file.
+        model_folder: nnU-Net's folder of the model, with `fold_X`.
+        fold: number of the fold, or "all".
+        name: name of the file.
 
     Raises:
-        ValueError: in one sentence that says what makes it, if it is not there.
+        ValueError: if the file is missing; the message names the command that writes it.
     """
     file = model_folder.fold(fold) / name
     if file.is_file():
         return file
-    # hidden ones are what a killed process has left half written
+    # a killed process leaves half-written files, which are hidden
     others = sorted(path.name for path in file.parent.glob("*.pth") if not path.name.startswith("."))
-    trained = model_folder.has_training_data()  # else the model was made elsewhere
+    trained = model_folder.has_training_data()  # otherwise the model was trained elsewhere
     command = model_folder.train_command(fold)
     if others:
         advice = f"finish the training with {command} --c, or " if trained else ""
         advice += f"name one of {', '.join(others)} with -chk"
     else:
         advice = f"train the fold with {command}, or " if trained else ""
-        advice += "name the folds there are with -f"
+        advice += "name an existing fold with -f"
     raise ValueError(f"expected nnU-Net's checkpoint {file}, found none: {advice}")
 
 
 def load_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
-    """The content of one of nnU-Net's checkpoints, with its tensors on the CPU.
+    """Read one of nnU-Net's checkpoints, with its tensors on the CPU.
 
     Args:
-        file: written by nnU-Net's trainer, or by `nnunet_calib bake`.
-        trust: also read a file that brings objects of other classes, whose code then runs.
+        file: checkpoint written by nnU-Net's trainer, or by `nnunet_calib bake`.
+        trust: also read a file that holds objects of other classes, whose code then runs.
 
     Raises:
-        ValueError: in one sentence, if the file is damaged, is none of nnU-Net's, or brings other objects.
+        ValueError: if the file is damaged, is not one of nnU-Net's, or holds other objects.
     """
     if not trust and torch.__version__ < (2, 6):  # type: ignore[operator]  # TorchVersion takes tuples
         raise ValueError(
@@ -100,13 +100,13 @@ def load_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """What a checkpoint says of the network.
+    """Weights of a checkpoint, and what it says about them.
 
     Attributes:
-        state: the network's, without the prefix of a wrapper.
-        mirroring_axes: along which nnU-Net mirrors at inference, or None.
-        fold: that was trained; None if the checkpoint does not say.
-        configuration: likewise.
+        state: state of the network, without the prefix of a wrapper.
+        mirroring_axes: axes along which nnU-Net mirrors at inference, or None.
+        fold: trained fold, or None if the checkpoint does not say.
+        configuration: trained configuration, or None if the checkpoint does not say.
     """
 
     state: dict[str, torch.Tensor]
@@ -116,7 +116,7 @@ class TrainedWeights:
 
 
 def read_weights(file: Path, *, trust: bool = False) -> TrainedWeights:
-    """The weights in a checkpoint; arguments and errors as `load_checkpoint`."""
+    """Read the weights of a checkpoint; arguments and errors as for `load_checkpoint`."""
     checkpoint = load_checkpoint(file, trust=trust)
     weights, arguments = checkpoint["network_weights"], checkpoint["init_args"]
     state = {plain: weights[name] for name, plain in plain_names(weights).items()}
@@ -125,7 +125,7 @@ def read_weights(file: Path, *, trust: bool = False) -> TrainedWeights:
 
 
 def state_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of weights: the same for the same model, whatever file it was loaded from."""
+    """Return the SHA-256 of weights, which does not depend on the file they were loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -134,25 +134,25 @@ def state_fingerprint(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def weights_fingerprint(network: torch.nn.Module) -> str:
-    """`state_fingerprint` of a network, wrapped for a distributed training or compiled, or not."""
+    """Return the `state_fingerprint` of a network, which DDP or torch.compile may wrap."""
     return state_fingerprint(unwrapped(network).state_dict())
 
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
-    """The network that DDP, DataParallel and torch.compile hold, or the network itself."""
+    """Return the network inside DDP, DataParallel and torch.compile, or the network itself."""
     while [f"{name}." for name, _ in network.named_children()] in ([prefix] for prefix in PREFIXES):
         (network,) = network.children()
     return network
 
 
 def plain_names(weights: Iterable[str], network: torch.nn.Module | None = None) -> dict[str, str]:
-    """The network's own name for each name in a checkpoint.
+    """Map each name in a checkpoint to the network's own name.
 
-    nnU-Net saves the network itself; other people's trainers may save what wraps it, which adds a prefix to all names.
+    nnU-Net saves the network itself. Third-party trainers may save its wrapper, which adds a prefix to all names.
 
     Args:
-        weights: the names.
-        network: told apart from a wrapper where its own names have such a prefix.
+        weights: names in the checkpoint.
+        network: network whose own names may begin with such a prefix, which is then kept.
     """
     own = {} if network is None else network.state_dict()
     names = plain = [*weights]

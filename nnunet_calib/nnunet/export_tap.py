@@ -1,4 +1,4 @@
-"""What is kept of the logits of a case while nnU-Net exports it."""
+"""Access to the logits of a case while nnU-Net exports it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 
 class TappedConfiguration:
-    """nnU-Net's configuration manager, which keeps the logits that it resamples to the image's grid.
+    """nnU-Net's configuration manager that also keeps the logits it resamples to the image's grid.
 
     Attributes:
-        logits: the last that were resampled.
-        resample_alike: resamples other logits as nnU-Net has resampled those.
+        logits: the logits resampled last.
+        resample_alike: function that resamples other logits in the same way.
     """
 
     def __init__(self, configuration: Any) -> None:
@@ -26,7 +26,7 @@ class TappedConfiguration:
         return getattr(self._configuration, name)
 
     def resampling_fn_probabilities(self, logits: Any, *args: Any, **kwargs: Any) -> Any:
-        """nnU-Net's."""
+        """Resample as nnU-Net does, and keep the result."""
         resample = self._configuration.resampling_fn_probabilities
         self.resample_alike = lambda other: resample(other, *args, **kwargs)
         self.logits = self.resample_alike(logits)
@@ -34,7 +34,7 @@ class TappedConfiguration:
 
 
 class LazyProbabilities:
-    """Probabilities of logits, computed where they are asked for, so that they never exist for the whole volume."""
+    """Probabilities of logits, computed on indexing, so that they never exist for the whole volume."""
 
     def __init__(self, logits: torch.Tensor, nonlinearity: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._logits = logits
@@ -49,12 +49,12 @@ def on_image_axes(array: Any, arguments: dict[str, Any]) -> tuple[torch.Tensor, 
     """Revert nnU-Net's transposition.
 
     Args:
-        array: (C, *spatial) on the grid of the cropped image, as nnU-Net's network has its axes.
-        arguments: of `export_prediction_from_logits`, by name.
+        array: (C, *spatial) on the grid of the cropped image, with the axes of nnU-Net's network.
+        arguments: arguments of `export_prediction_from_logits`, by name.
 
     Returns:
-        A view of the array on the axes of nnU-Net's reader, the shape of the whole image, and where the array lies in
-        it.
+        A view of the array on the axes of nnU-Net's reader, the shape of the whole image, and the box that the array
+        fills in it.
     """
     properties, back = arguments["properties_dict"], arguments["plans_manager"].transpose_backward
     shape, box = properties["shape_before_cropping"], properties["bbox_used_for_cropping"]

@@ -1,4 +1,4 @@
-"""What a dataset and its plans say about the network's heads."""
+"""Checks of a dataset's labels, and the neighbourhood size that fits its plans."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def check_dataset(dataset_json: dict[str, Any], file: Path | str = "dataset.json") -> None:
-    """Raise ValueError, in one sentence, for labels that nnU-Net refuses too, which says in other words what is wrong.
+    """Raise ValueError, in one sentence, for labels that nnU-Net refuses with a message that is hard to read.
 
-    What nnU-Net trains on passes.
+    Labels that nnU-Net trains on pass.
     """
     labels = dataset_json["labels"]
     if not isinstance(labels, dict):
@@ -42,7 +42,7 @@ def check_dataset(dataset_json: dict[str, Any], file: Path | str = "dataset.json
 
 
 def _is_converted(value: Any) -> bool:
-    """Whether nnU-Net can make a label or a region of a value."""
+    """Return whether nnU-Net can convert a value to a label or a region."""
     try:
         _is_background(value)
     except (ValueError, TypeError, OverflowError):
@@ -55,11 +55,10 @@ def _is_background(value: Any) -> bool:
 
 
 def plan_kernel_size(kernel_size: int, configuration: ConfigurationManager) -> int | tuple[int, ...]:
-    """The neighbourhood that fits a plan: 1 along the axes that the network's first stage does not convolve.
+    """Return the neighbourhood size for a plan: 1 along the axes that the network's first stage does not convolve.
 
-    nnU-Net plans (1, 3, 3) for anisotropic spacing, where the next slice is no neighbour. Plans that name no kernel
-    sizes (transformers), or no architecture (trainers that build a network of their own), get the same size on every
-    axis.
+    nnU-Net plans (1, 3, 3) for anisotropic spacing, where the next slice is not a neighbour. Plans without kernel sizes
+    (transformers) or without an architecture (trainers that build their own network) get the same size on every axis.
     """
     try:
         stages = configuration.network_arch_init_kwargs.get("kernel_sizes")

@@ -1,4 +1,4 @@
-"""Where nnU-Net finds trainers and trained models, and what it finds."""
+"""Look-up of trainers and trained models, as nnU-Net finds them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MODULE = "nnunet_calib_trainers.py"
 
 
 def trainers_folder() -> Path:
-    """The folder for nnU-Net's environment variable nnUNet_extTrainer.
+    """Return the folder for nnU-Net's environment variable nnUNet_extTrainer.
 
-    An installed wheel has it inside the package, a checkout beside it. It is not importable as a package of ours, and
-    holds nothing but the module that imports the trainers.
+    An installed wheel has it inside the package, a checkout beside it. It is not a package, and holds only the module
+    that imports the trainers.
 
     Raises:
-        FileNotFoundError: if neither is there.
+        FileNotFoundError: if there is no such folder.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_trainers", package.parent / "trainers"):
@@ -31,10 +31,10 @@ def trainers_folder() -> Path:
 
 
 def find_trainer(name: str) -> type:
-    """The trainer class of this name, as nnU-Net finds it.
+    """Return the trainer class of this name, as nnU-Net finds it.
 
     Raises:
-        ValueError: in one sentence, if there is none.
+        ValueError: if nnU-Net finds none.
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -50,7 +50,7 @@ def find_trainer(name: str) -> type:
 
 
 def find_model(dataset: str | int, configuration: str, trainer: str, plans: str) -> ModelFolder:
-    """Return nnU-Net's folder of a trained model; the dataset is given by its name or its number.
+    """Return the folder of a trained model; `dataset` is a name or a number.
 
     Raises:
         ValueError: if nnUNet_results is not set, if the dataset is unknown, or if there is no such model.
@@ -72,16 +72,16 @@ def find_model(dataset: str | int, configuration: str, trainer: str, plans: str)
 
 
 def model_in(folder: Path, fold: Fold, checkpoint: str, *, trust: bool = False) -> ModelFolder:
-    """Return a trained model from the folder it lies in, under whatever name, by what its files say.
+    """Return the trained model in a folder of any name, identified by its files.
 
     Args:
-        folder: with plans.json and the folders `fold_X`.
-        fold: one that is there.
-        checkpoint: name of its file, which says trainer and configuration.
-        trust: also read a checkpoint that brings objects whose code then runs.
+        folder: folder with plans.json and `fold_X`.
+        fold: an existing fold.
+        checkpoint: file name of its checkpoint, which names trainer and configuration.
+        trust: also read a checkpoint that holds objects whose code then runs.
 
     Raises:
-        ValueError: in one sentence, if these files are not there, or do not say what model it is.
+        ValueError: if these files are missing, or do not identify the model.
     """
     from nnunet_calib.nnunet.checkpoints import load_checkpoint
 
@@ -94,7 +94,7 @@ def model_in(folder: Path, fold: Fold, checkpoint: str, *, trust: bool = False) 
     if not weights.is_file():
         there = sorted(path.relative_to(folder).as_posix() for path in folder.glob("fold_*/[!.]*.pth"))
         raise ValueError(
-            f"expected nnU-Net's checkpoint {weights}, found none: name the folds there are with -f and a checkpoint "
+            f"expected nnU-Net's checkpoint {weights}, found none: name an existing fold with -f and a checkpoint "
             f"with -chk ({', '.join(there) or 'there are none'})"
         )
     named = read_json(plans, {"dataset_name": NAME, "plans_name": NAME}, "restore that of the trained model")

@@ -1,4 +1,4 @@
-"""One case, measured from the probabilities of its image and from its label file."""
+"""Measuring of one case: the probabilities of its image against its label file."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def measure_case(
     boundary_mm: float | None = None,
     crop: tuple[slice, ...] | None = None,
 ) -> CaseStatistics:
-    """Measure probabilities against a label file; `spacing` in mm is that of the file unless given.
+    """Measure probabilities against a label file; `spacing` in mm defaults to that of the file.
 
-    The other arguments, and errors, are those of `CaseStatistics.from_probabilities`; whatever nnU-Net's reader raises
-    where it cannot read the file is raised too.
+    For the other arguments and for errors see `CaseStatistics.from_probabilities`. Errors of nnU-Net's reader are not
+    caught.
     """
     labels, properties = reader.read_seg(str(labels_file))
     labels = _in_two_bytes(_only_layer(labels, len(properties["spacing"]), labels_file), labels_file)
@@ -49,16 +49,16 @@ def measure_case(
 
 
 def _only_layer(labels: NDArray[Any], axes: int, file: Path) -> NDArray[Any]:
-    """The label map of a file, which may repeat it as the colours of a grey picture.
+    """Return the label map of a file, whose layers may be the equal colours of a grey picture.
 
     Args:
-        labels: (layers, *spatial) as nnU-Net's reader returns them.
-        axes: of the image. One less than those of `labels` without the layers tells of a vector image, whose layers
-            the readers leave behind the other axes.
-        file: for messages.
+        labels: (layers, *spatial), from nnU-Net's reader.
+        axes: number of axes of the image. For a vector image it is one less than `labels` has beside the layers: the
+            readers put its layers last.
+        file: file that messages name.
 
     Raises:
-        ValueError: if layers differ, since nnU-Net and we would take the first for all.
+        ValueError: if layers differ: nnU-Net would silently take the first.
     """
     layers = labels.shape[-1] if axes < labels.ndim - 1 else len(labels)
     if layers == 1 or (layers == len(labels) and _is_grey(labels)):
@@ -71,7 +71,7 @@ def _only_layer(labels: NDArray[Any], axes: int, file: Path) -> NDArray[Any]:
 
 
 def _is_grey(layers: NDArray[Any]) -> bool:
-    """Whether all layers are the same but for an alpha channel without transparency."""
+    """Return whether all layers are equal, apart from an alpha channel without transparency."""
     same = [np.array_equal(layer, layers[0]) for layer in layers]
     if len(layers) == 4 and not same[3]:
         alpha = layers[3]
@@ -80,7 +80,7 @@ def _is_grey(layers: NDArray[Any]) -> bool:
 
 
 def _in_two_bytes(labels: NDArray[Any], file: Path) -> NDArray[np.int16]:
-    """Labels as integers: as float32, which some readers return, they would take as much memory as a class map."""
+    """Return labels as 16-bit integers: some readers return float32, which takes twice the memory."""
     with np.errstate(invalid="ignore"):  # NaN
         integers = labels.astype(np.int16)
     if not np.can_cast(labels.dtype, np.int16) and (wrong := integers != labels).any():

@@ -1,8 +1,8 @@
-"""What nnU-Net stores of an image in the .pkl beside an .npz, read without running anything that the file names.
+"""A safe reader of the .pkl with image properties that nnU-Net writes beside an .npz.
 
-A pickle is a program: it can call any function, and a damaged one can put NumPy's own objects into a state in which
-they end the process. So its instructions are looked through first, and NumPy's types, arrays and numbers are not
-rebuilt: stand-ins keep what the file says of them, and only numbers that are asked for are read, from their bytes.
+A pickle is a program: it can call any function, and a damaged one can put NumPy's objects into a state that crashes the
+process. So this reader checks the instructions first and does not rebuild NumPy's types, arrays and numbers. Stand-ins
+keep their description, and only the requested numbers are read from their bytes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from nnunet_calib.nnunet.saved_probabilities import SAVE_THEM
 
 
 def image_spacing(path: Path) -> Sequence[float] | None:
-    """The voxel size in the .pkl that nnU-Net writes beside an .npz; None if there is no such file.
+    """Return the voxel size in the .pkl that nnU-Net writes beside an .npz; None if there is no such file.
 
-    It is that of the image, which the validation hook uses; the label map's own is the same where its format keeps one.
+    It is the voxel size of the image, which the validation hook uses too. That of the label map is the same where its
+    format stores one.
 
     Raises:
-        ValueError: if the file is damaged, brings other objects than numbers, or has no such sizes.
+        ValueError: if the file is damaged, holds objects other than numbers, or lacks a voxel size.
     """
     path = path.with_name(f"{path.name.removesuffix('.npz')}.pkl")
     try:
@@ -48,16 +49,16 @@ def image_spacing(path: Path) -> Sequence[float] | None:
 
 
 def _load(content: bytes) -> Any:
-    """The object in a pickle, which takes memory in proportion to the file, whatever the file says."""
-    for instruction, argument, _ in pickletools.genops(content):  # which stops where a length exceeds the file
+    """Unpickle an object with memory in proportion to the file, whatever sizes the file claims."""
+    for instruction, argument, _ in pickletools.genops(content):  # raises where a length exceeds the file
         if instruction.name.endswith("PUT") and int(argument or 0) > len(content):
-            # the unpickler would make room for so many objects
-            raise pickle.UnpicklingError(f"it counts to object {argument} in {len(content)} bytes")
+            # the unpickler would allocate a table of this size
+            raise pickle.UnpicklingError(f"it numbers object {argument} in {len(content)} bytes")
     return _Unpickler(io.BytesIO(content)).load()
 
 
 class _Type:
-    """A `numpy.dtype`: its name, and the state that follows, whose second entry is the order of bytes."""
+    """Stand-in for a `numpy.dtype`: its name, and its byte order, the second entry of its state."""
 
     def __init__(self, name: str = "", *_: Any) -> None:
         self.name, self.order = name, "="
@@ -73,7 +74,7 @@ class _Type:
 
 
 class _Values:
-    """Numbers of a `_Type` in a row of bytes."""
+    """Stand-in for an array: bytes that hold numbers of a `_Type`."""
 
     kind, content = _Type(), b""
 
@@ -111,13 +112,13 @@ _STAND_INS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads a pickle of plain values and NumPy's arrays; others can name any function to be called.
+    """Unpickler for plain values and NumPy's arrays; a pickle can otherwise call any function.
 
-    What it gives for a name is a class with `__setstate__`: nothing else in this process can be changed by the file.
+    Every name becomes a stand-in class with `__setstate__`, so that a file can change nothing else in this process.
     """
 
     def find_class(self, module: str, name: str) -> type:
         found = _STAND_INS.get(f"{module.replace('numpy.core', 'numpy._core')}.{name}")  # NumPy 1's name
         if found is None:
-            raise pickle.UnpicklingError(f"it brings {module}.{name}, whose code would run")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, whose code would run")
         return found

@@ -1,4 +1,4 @@
-"""Finds the cases of a folder of predictions and the label maps that belong to them."""
+"""The cases of a folder of predictions, with the label maps that belong to them."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def find_predictions(
     allow_missing: bool = False,
     boundary_mm: float | None = None,
 ) -> Predictions:
-    """Find the cases of a folder and check all of their files that can be checked without reading them whole.
+    """Find the cases of a folder, and check their files as far as possible without reading them whole.
 
     Args:
         folder: nnU-Net's predictions, each with an .npz.
         labels_folder: the ground truth, with the file ending that dataset.json gives; None means the segmentations in
             `folder`.
-        dataset_json: None means that of `folder`, or of the one or two folders above, as for a fold's validation.
-        plans_json: None means the plans.json beside dataset.json. Without one, as in nnUNetv2_ensemble's output,
-            dataset.json alone says how label maps are read.
-        allow_missing: leave out cases of which a file is missing instead of refusing.
+        dataset_json: None means that of `folder`, or of one or two folders above, as for a fold's validation.
+        plans_json: None means the plans.json beside dataset.json. Without it, as in the output of nnUNetv2_ensemble,
+            the reader for label maps is chosen from dataset.json alone.
+        allow_missing: leave out cases that lack a file instead of refusing.
         boundary_mm: half width of the boundary scope; None means the default for the voxel size in plans.json, or
-            without one in the first case.
+            else of the first case.
 
     Raises:
-        ValueError: in one sentence, if something is missing, damaged, or of another dataset.
+        ValueError: if a file is missing, damaged, or belongs to another dataset.
     """
     what = "segmentation" if labels_folder is None else "label map"
-    if labels_folder is None:  # nothing is measured, and no .pkl read for it
+    if labels_folder is None:  # nothing is measured, so no .pkl needs to be read
         boundary_mm = BOUNDARY_MM
     labels_folder = labels_folder or folder
     for kind, path in (("predictions", folder), ("labels", labels_folder)):
@@ -101,7 +101,7 @@ def find_predictions(
 
 
 def _file_ending(dataset: dict[str, Any], dataset_json: Path) -> str:
-    """That of the label maps, with the dot that nnU-Net's readers want."""
+    """Return the file ending of the label maps, checked to begin with a dot as nnU-Net's readers expect."""
     from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
     ending: str = dataset["file_ending"]
@@ -111,12 +111,12 @@ def _file_ending(dataset: dict[str, Any], dataset_json: Path) -> str:
 
 
 def _text(name: Any) -> str | None:
-    """A dataset's name, which nnU-Net does not look at, so that it may be anything."""
+    """Return a dataset's name, or None: nnU-Net ignores this entry, so it may hold anything."""
     return str(name) if isinstance(name, str | int | float) else None
 
 
 def _dataset_json_of(folder: Path) -> Path:
-    # above where it is named, or, of a link, where it lies
+    # above the path as given, and above the target of a link
     for candidate in (f for p in (folder.absolute(), folder.resolve()) for f in (p, *p.parents[:_FOLDERS_ABOVE])):
         if (candidate / "dataset.json").is_file():
             return candidate / "dataset.json"
@@ -137,7 +137,7 @@ def _read_json(path: Path, form: dict[str, Any]) -> dict[str, Any]:
 
 
 def _label_spacing(reader: Any, file: Path) -> Sequence[float] | None:
-    """The voxel size of a label map; None where it cannot be read, which measuring will tell."""
+    """Return the voxel size of a label map, or None if it is unreadable, which measuring will report."""
     with contextlib.suppress(Exception):
         spacing: Sequence[float] = reader.read_seg(str(file))[1]["spacing"]
         return spacing
@@ -145,7 +145,7 @@ def _label_spacing(reader: Any, file: Path) -> Sequence[float] | None:
 
 
 def _cases(folder: Path, ending: str) -> set[str]:
-    """Names of the cases with a file in a folder; hidden files are those of operating systems."""
+    """Return the names of the cases with a file in a folder; hidden files belong to the operating system."""
     names = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")}
     return {name.removesuffix(ending) for name in names if name.endswith(ending)}
 
@@ -153,7 +153,7 @@ def _cases(folder: Path, ending: str) -> set[str]:
 def _complete(
     probabilities: set[str], labels: set[str], segmentations: set[str], what: str, allow_missing: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the cases that have both files, and of the others."""
+    """Return the names of the cases that have both files, and of the others."""
     predicted = probabilities | segmentations
     problems = [
         f"{kind} for {_listed(missing)}"
@@ -190,7 +190,7 @@ def _heads(dataset: dict[str, Any], plans: dict[str, Any], dataset_json: Path) -
         return Heads.of(LabelManager(dataset["labels"], dataset.get("regions_class_order")))
     except Exception as error:  # nnU-Net's checks are assertions
         raise ValueError(
-            f"expected labels that nnU-Net accepts, found others in {dataset_json} ({reason(error)})"
+            f"expected labels that nnU-Net accepts, found others in {dataset_json} ({reason(error)}): correct them"
         ) from error
 
 
@@ -201,7 +201,7 @@ def _reader(dataset: dict[str, Any], plans: dict[str, Any], example: Path) -> An
     try:
         if plans:
             return PlansManager(plans).image_reader_writer_class()
-        # nnU-Net tells of every reader that does not fit
+        # nnU-Net reports every reader that does not fit
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
     except Exception as error:  # a reader of this name may be anything
@@ -212,7 +212,7 @@ def _reader(dataset: dict[str, Any], plans: dict[str, Any], example: Path) -> An
 
 
 def _check_archives(paths: Sequence[Path], heads: Heads, dataset_json: Path) -> None:
-    """Raise ValueError for the first .npz that cannot be opened, or that is of another model; tell of coarse ones."""
+    """Raise ValueError for the first .npz that is unreadable or belongs to another model; warn of coarse ones."""
     coarse = []
     for path in paths:
         found = describe_npz(path)
@@ -225,7 +225,7 @@ def _check_archives(paths: Sequence[Path], heads: Heads, dataset_json: Path) -> 
         coarse += [found.dtype.name] * (found.dtype.kind == "u")
     if coarse:
         print(
-            f"{len(coarse)} .npz hold {' and '.join(sorted({*coarse}))}, which do not tell small probabilities from 0: "
-            f"NLL and temperature are rough estimates; save float32 to know them",
+            f"{len(coarse)} .npz hold {' and '.join(sorted({*coarse}))}, which round small probabilities to 0: NLL "
+            f"and temperature are rough estimates; save float32 for exact ones",
             file=sys.stderr,
         )

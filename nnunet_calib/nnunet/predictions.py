@@ -31,17 +31,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Cases that can be measured.
+    """Predicted cases that can be measured.
 
     Attributes:
-        folder: with an .npz for each case.
-        labels_folder: with a label map for each case.
-        file_ending: of the label maps.
-        reader: nnU-Net's, for the label maps.
-        heads: of the model.
-        model: what identifies it, as JSON values.
-        cases: their names, sorted.
-        missing: names of cases of which the .npz or the label map is missing, sorted.
+        folder: folder with an .npz for each case.
+        labels_folder: folder with a label map for each case.
+        file_ending: file ending of the label maps.
+        reader: nnU-Net's reader for the label maps.
+        heads: heads of the model.
+        model: identity of the model, as JSON values.
+        cases: names of the cases, sorted.
+        missing: names of the cases that lack an .npz or a label map, sorted.
         boundary_mm: half width of the boundary scope.
     """
 
@@ -56,15 +56,14 @@ class Predictions:
     boundary_mm: float = BOUNDARY_MM
 
     def measure(self, case: str) -> CaseStatistics:
-        """Statistics of one case; its probabilities are in memory once, at their full resolution.
+        """Return the statistics of one case; its probabilities are in memory once, at full resolution.
 
         Raises:
-            ValueError: in one sentence that names the case, if its files are damaged or do not belong together.
+            ValueError: if its files are damaged or do not belong together; the message names the case.
         """
         npz, labels_file = self.folder / f"{case}.npz", self.labels_folder / f"{case}{self.file_ending}"
         probabilities = SavedProbabilities(npz, regions=self.heads.regions is not None)
         spacing = image_spacing(npz)
-        # ITK tells in many lines why it cannot read a file, NumPy in one what is wrong with an array
         try:
             return measure_case(
                 probabilities,
@@ -87,18 +86,19 @@ class Predictions:
             ) from error
 
     def save(self, calibration_folder: Path, case: str) -> None:
-        """Measure one case and write its case file; errors as `measure`."""
+        """Measure one case and write its case file; errors as for `measure`."""
         self.measure(case).save(case_file(calibration_folder, case))
 
     def save_all(self, calibration_folder: Path, processes: int | None = None) -> None:
         """Write the case files, each as soon as the case is measured, with a progress bar.
 
         Args:
-            calibration_folder: with a folder for the case files.
-            processes: each holds the probabilities of one case in memory; None means nnU-Net's default.
+            calibration_folder: folder that holds the folder of case files.
+            processes: number of processes, each with the probabilities of one case in memory; None means nnU-Net's
+                default.
 
         Raises:
-            ValueError: as `measure`, for the first case that fails.
+            ValueError: as for `measure`, for the first case that fails.
             OSError: if a process ran out of memory, or a file cannot be written.
         """
         for_each_case(partial(self.save, calibration_folder), self.cases, processes, "measuring")
@@ -107,7 +107,7 @@ class Predictions:
 def for_each_case(
     work: Callable[[str], Result], cases: Sequence[str], processes: int | None, doing: str
 ) -> list[Result]:
-    """The results of a picklable function for each case, in order; the rest as `Predictions.save_all`."""
+    """Call a picklable function for each case and return the results in order; otherwise as `Predictions.save_all`."""
     if processes is None:
         from nnunetv2.configuration import default_num_processes
 
@@ -119,7 +119,7 @@ def for_each_case(
 
     try:
         if processes == 1:
-            with one_thread():  # as the workers, so that -np changes no digit
+            with one_thread():  # like the workers, so that -np changes no digit
                 return collect(map(work, cases))
         # with fork, PyTorch's threads can lock up
         context = multiprocessing.get_context("spawn")
@@ -127,7 +127,7 @@ def for_each_case(
             pending = [pool.submit(work, case) for case in cases]
             try:
                 return collect(future.result() for future in pending)
-            except Exception:  # after an interrupt, futures that are cancelled confuse the pool, whose workers are gone
+            except Exception:  # not after an interrupt: its workers are gone, and cancelling would confuse the pool
                 for future in pending:
                     future.cancel()
                 raise
@@ -139,6 +139,6 @@ def for_each_case(
 
 
 def _start_worker() -> None:
-    """Keep what nnU-Net's readers print apart from results, and the processes out of each other's way."""
+    """Send the prints of nnU-Net's readers to stderr, and use one thread per process."""
     sys.stdout = sys.stderr
     torch.set_num_threads(1)

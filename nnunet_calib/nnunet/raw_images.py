@@ -1,4 +1,4 @@
-"""Images of nnUNet_raw on the grid of their label maps, for pictures."""
+"""Training images of nnUNet_raw, for pictures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from nnunet_calib.io.json_forms import read_json
 
 
 def raw_images(model_folder: Path) -> Callable[[str], NDArray[Any] | None]:
-    """What reads the training images of a model's dataset.
+    """Return a reader of the training images of a model's dataset.
 
     Args:
-        model_folder: of nnU-Net, with plans.json and dataset.json; its parent is named after the dataset.
+        model_folder: nnU-Net's folder of the model, with plans.json and dataset.json, in a folder named after the
+            dataset.
 
     Returns:
-        A function of a case's name that gives its image (channels, *spatial), or None where it cannot be had: nnU-Net
-        needs `nnUNet_raw` only for planning, so that it may be gone.
+        A function that returns the image (channels, *spatial) of a case by its name, or None if it is not available:
+        nnU-Net needs `nnUNet_raw` only for planning.
     """
     files = _files(model_folder)
     reader: list[Any] = []
@@ -35,7 +36,7 @@ def raw_images(model_folder: Path) -> Callable[[str], NDArray[Any] | None]:
             reader.append(PlansManager(str(model_folder / "plans.json")).image_reader_writer_class())
         try:
             pixels: NDArray[Any] = reader[0].read_images(names)[0]
-        except Exception:  # each format has its own errors; a picture does without the image
+        except Exception:  # each format has its own errors; the picture is drawn without the image
             return None
         return pixels
 
@@ -43,7 +44,7 @@ def raw_images(model_folder: Path) -> Callable[[str], NDArray[Any] | None]:
 
 
 def _files(model_folder: Path) -> dict[str, list[str]]:
-    """Case -> its image files, where nnU-Net reads them: those that dataset.json names, else those of imagesTr."""
+    """Return the image files of each case, as nnU-Net finds them: named in dataset.json, else those in imagesTr."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     description = model_folder / "dataset.json"
@@ -52,7 +53,7 @@ def _files(model_folder: Path) -> dict[str, list[str]]:
     raw = Path(os.environ.get("nnUNet_raw") or "", model_folder.parent.name)
     try:
         dataset = read_json(description)
-        # named with their folders they need neither the variable nor imagesTr
+        # a dataset.json that lists the files needs neither the variable nor imagesTr
         if "dataset" not in dataset and not (os.environ.get("nnUNet_raw") and (raw / "imagesTr").is_dir()):
             return {}
         found = get_filenames_of_train_images_and_targets(str(raw), dataset)

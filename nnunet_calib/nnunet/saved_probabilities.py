@@ -1,7 +1,7 @@
-"""One case, measured from probabilities: of the network while nnU-Net exports them, or of the .npz that it has written.
+"""A reader of the .npz in which nnU-Net saves the probabilities of a case.
 
-nnU-Net's .npz (--save_probabilities, --npz) holds `probabilities`, (C, *spatial), with crop and transposition reverted:
-the grid on which nnU-Net's reader returns the label map.
+nnU-Net's .npz (--save_probabilities, --npz) holds `probabilities`, (C, *spatial), with crop and transposition reverted,
+on the grid on which nnU-Net's reader returns the label map.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SAVE_THEM = "predict with --save_probabilities, or validate with --npz"
 
 
 class SavedProbabilities:
-    """The probabilities (C, *spatial) of an .npz of nnU-Net's, which are unpacked, whole, when they are first indexed.
+    """Probabilities (C, *spatial) of one of nnU-Net's .npz, unpacked whole when they are first indexed.
 
-    Until then only their shape is known: a file of another case, or one that was made to unpack to more than a case can
-    have, takes no memory. Errors as `describe_npz`; indexing raises ValueError if the file is damaged.
+    Until then only their shape is read: a file of another case, or one crafted to unpack to a huge array, takes no
+    memory. Errors as for `describe_npz`; indexing raises ValueError if the file is damaged.
 
-    uint8 and uint16, which save room, are steps of which the largest number is 1.
+    uint8 and uint16, which save disk space, count steps; the largest number of the type stands for 1.
     """
 
     def __init__(self, path: Path, *, regions: bool) -> None:
@@ -48,16 +48,16 @@ class SavedProbabilities:
                 values = arrays.read(_KEY)
         except MemoryError:
             raise
-        except Exception as error:  # zipfile and zlib each have their own way to say "damaged"
+        except Exception as error:  # zipfile and zlib each raise their own errors
             raise _damaged(self._path, error) from error
-        return values.astype(values.dtype.newbyteorder("="), copy=False)  # which PyTorch needs
+        return values.astype(values.dtype.newbyteorder("="), copy=False)  # PyTorch needs native byte order
 
 
 def describe_npz(path: Path) -> Described:
-    """The shape and type of the probabilities in an .npz of nnU-Net's, without decompressing them.
+    """Return the shape and type of the probabilities in one of nnU-Net's .npz, without decompressing them.
 
     Raises:
-        ValueError: if the file is no archive, or holds no array of that name and of a type that probabilities have.
+        ValueError: if the file is not an archive, or lacks an array of this name with a type fit for probabilities.
     """
     try:
         with open_arrays(path) as arrays:
@@ -65,7 +65,7 @@ def describe_npz(path: Path) -> Described:
             found = arrays.describe(_KEY) if _KEY in names else None
     except MemoryError:
         raise
-    except Exception as error:  # zipfile and NumPy each have their own way to say "damaged"
+    except Exception as error:  # zipfile and NumPy each raise their own errors
         raise _damaged(path, error) from error
     if found is None:
         raise ValueError(
@@ -81,18 +81,18 @@ def describe_npz(path: Path) -> Described:
 
 
 def _steps(dtype: np.dtype) -> int:
-    """How many steps from 0 to 1 an integer type has; 0 for others."""
+    """Return the number of steps from 0 to 1 that an integer type has; 0 for other types."""
     return int(np.iinfo(dtype).max) if dtype.kind == "u" and dtype.itemsize <= 2 else 0
 
 
 def of_steps(values: NDArray[Any], steps: int, *, regions: bool) -> NDArray[np.float32]:
-    """Probabilities (C, ...) that were rounded to so many steps.
+    """Return probabilities (C, ...) from values that were rounded to `steps` steps.
 
-    A step of 0 is read as a small probability, as -log of 0 would outweigh all other voxels where such a class is the
-    true one: an eighth of a step, which the other classes share, so that a voxel that was certain nearly stays so.
+    A value of 0 is read as a small probability: where that class is the true one, -log 0 would outweigh all other
+    voxels. The classes with 0 share an eighth of a step, so that a certain voxel stays nearly certain.
 
     Raises:
-        ValueError: where those of classes do not sum to 1.
+        ValueError: if the probabilities of the classes do not sum to 1.
     """
     p = values.astype(np.float32)
     if regions:

@@ -1,4 +1,4 @@
-"""The identity of the network that a trainer has trained: what a result names, and may be compared by."""
+"""Identity of a trained network, which its results record and are compared by."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from nnunet_calib.results.layout import FINAL, ModelFolder
 
-_NAMES = ("dataset_name", "plans_name", "data_identifier")  # in plans; no prediction depends on them
+_NAMES = ("dataset_name", "plans_name", "data_identifier")  # entries of the plans that no prediction depends on
 
 
 def describe_model(trainer: Any, weights_sha256: str, checkpoint: str | None = FINAL) -> dict[str, Any]:
-    """Return what identifies the model of any nnU-Net trainer, as JSON values.
+    """Return the identity of the model of any nnU-Net trainer, as JSON values.
 
     Args:
         trainer: the trainer.
-        weights_sha256: of its network.
-        checkpoint: name of the file that the weights are of, or will be of; None if it is not known.
+        weights_sha256: fingerprint of its network's weights.
+        checkpoint: name of the file that holds the weights, or will hold them; None if it is unknown.
     """
     hyperparameters = getattr(trainer, "calibration_hyperparameters", dict)
     return {
@@ -48,7 +48,7 @@ def folder_of(trainer: Any) -> ModelFolder:
 
 
 def _plans_fingerprint(trainer: Any, without: tuple[str, ...] = ()) -> str:
-    """Return the SHA-256 of what the predictions depend on besides the weights: plans of the configuration, labels."""
+    """Return the SHA-256 of the plans and labels, on which predictions depend besides the weights."""
     plans, configuration = (
         {name: value for name, value in entries.items() if name not in ("configurations", *without)}
         for entries in (trainer.plans_manager.plans, trainer.configuration_manager.configuration)

@@ -133,7 +133,7 @@ def test_properties(tmp_path):
             file.write_bytes(pickle.dumps({"spacing": spacing, "box": np.zeros((3, 2), np.int16)}, protocol))
             assert image_spacing(tmp_path / "a.npz") == [1, 2.5, 3]
     file.write_bytes(pickle.dumps({"spacing": Touch(tmp_path / "made")}))
-    told = "it brings posix.mknod, whose code would run"
+    told = "it holds posix.mknod, whose code would run"
     refused(lambda: image_spacing(tmp_path / "a.npz"), f"properties of the image, found {file} unreadable (", told)
     assert not (tmp_path / "made").exists()
     for spacing in ([], [1, 0, 1], [1, float("nan")], "abc", None):
@@ -160,7 +160,7 @@ def test_numpy_is_not_rebuilt(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"\x80\x04}r\x00\xca\x9a;.", "it counts to object 1000000000 in 9 bytes"),
+        (b"\x80\x04}r\x00\xca\x9a;.", "it numbers object 1000000000 in 9 bytes"),
         (b"\x80\x04\x8e\x00\x00\x00\x00\x00\x10\x00\x00.", "expected 17592186044416 bytes"),
         (b"\x80\x05\x96\x00\x00\x00\x00\x00\x10\x00\x00.", "expected 17592186044416 bytes"),
     ],

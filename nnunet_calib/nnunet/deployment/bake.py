@@ -1,4 +1,4 @@
-"""Writes a temperature, or another calibrator, into checkpoints: into the last linear layers."""
+"""Writing a temperature, or another calibrator, into the last linear layers of checkpoints."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ ENTRY = "nnunet_calib"
 
 @dataclass(frozen=True)
 class Baked:
-    """A checkpoint that was written.
+    """A written checkpoint.
 
     Attributes:
-        file: it.
-        trainer: the name it holds.
-        heads: names of the tensors that were changed.
-        deviation: of its logits from the original's, calibrated, relative to the largest of their channel.
+        file: its path.
+        trainer: name of the trainer that it holds.
+        heads: names of the changed tensors.
+        deviation: largest difference between its logits and the calibrated logits of the original, relative to the
+            largest logit of the channel.
     """
 
     file: Path
@@ -57,19 +58,19 @@ def bake(
     """Write `checkpoint_calibrated.pth` beside a checkpoint of each fold: all of them, or none.
 
     Args:
-        model_folder: of nnU-Net, with plans.json, dataset.json and the folders `fold_X`.
-        folds: whose checkpoints are baked.
+        model_folder: nnU-Net's folder of the model, with plans.json, dataset.json and `fold_X`.
+        folds: folds whose checkpoints are baked.
         deployed: the temperature.
-        name: of the checkpoints.
+        name: file name of the checkpoints.
         portable: name the stock trainer that the trainer derives from, so that nnU-Net alone can load the result.
-        trust: also read checkpoints that bring objects whose code then runs.
+        trust: also read checkpoints that hold objects whose code then runs.
 
     Raises:
-        ValueError: in one sentence, if a checkpoint is missing, damaged or baked already, if the temperature is not of
-            its weights, or if dividing the last layers does not divide the logits.
+        ValueError: if a checkpoint is missing, damaged or already baked, if the temperature belongs to other weights,
+            or if dividing the last layers does not divide the logits.
     """
     if name == CALIBRATED:
-        raise ValueError(f"expected another checkpoint than {CALIBRATED}, which is what is written: name one with -chk")
+        raise ValueError(f"expected another checkpoint than {CALIBRATED}, which bake writes: name one with -chk")
     files = [find_checkpoint(model_folder, fold, name) for fold in folds]
     baked = []
     with ExitStack() as stack:
@@ -79,7 +80,7 @@ def bake(
             temporary = stack.enter_context(replaced_when_complete(made.file))
             try:
                 torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # PyTorch's, where a disk is full or cannot be written
+            except RuntimeError as error:  # PyTorch's, for a disk that is full or read-only
                 raise OSError(
                     f"expected to write {made.file}, could not ({last_line(error)}): is there space and permission?"
                 ) from error
@@ -98,7 +99,7 @@ def _bake(
         )
     original, calibrator = checkpoint["network_weights"], deployed.calibrator
     architecture = Architecture(model_folder, find_trainer(checkpoint["trainer_name"]))
-    networks = [architecture.build(deep_supervision=on) for on in (False, True)]  # off: what predicts
+    networks = [architecture.build(deep_supervision=on) for on in (False, True)]  # without it, the network predicts
     for network in networks:
         put_weights(network, original)
     fingerprint = weights_fingerprint(networks[0])
@@ -138,15 +139,15 @@ def calibrated_weights(
     """Return a copy of a checkpoint's weights with calibrated last layers; the other tensors are shared with it.
 
     Args:
-        weights: by the checkpoint's names, which are kept, with their prefixes and in their order.
-        network: whose names `layers` has.
-        layers: to change.
-        calibrator: to write into them.
+        weights: weights by the checkpoint's names, which keep their prefixes and their order.
+        network: network whose names `layers` uses.
+        layers: layers to change.
+        calibrator: calibrator to write into them.
 
     Raises:
-        ValueError: if the calibrator needs a weight or a bias that a layer has not.
+        ValueError: if the calibrator needs a weight or a bias that a layer lacks.
     """
-    result = copy.copy(weights)  # with the versions of layers, an attribute of the dictionary
+    result = copy.copy(weights)  # keeps the attribute with the versions of the layers
     places = {plain: name for name, plain in plain_names(weights, network).items()}
     for layer in layers:
         tensors = [weights[places[names[0]]].double() if names else None for names in layer]
@@ -158,12 +159,12 @@ def calibrated_weights(
                 )
             if new is not None:
                 tensor = new.to(weights[places[names[0]]].dtype)
-                result |= {places[name]: tensor for name in names}  # what shared its memory in the file still does
+                result |= {places[name]: tensor for name in names}  # shared tensors stay shared
     return result
 
 
 def _stock_name(architecture: Architecture, weights: dict[str, Tensor], x: Tensor, expected: list[Tensor]) -> str:
-    """Name of the stock trainer, which must build the same network."""
+    """Return the name of the stock trainer, checked to build the same network."""
     stock = stock_trainer(architecture.trainer)
     try:
         network = Architecture(architecture.model_folder, stock).build(deep_supervision=False)

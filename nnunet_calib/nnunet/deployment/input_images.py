@@ -1,4 +1,4 @@
-"""Images to be predicted: each case has the channels of its model, before the network is loaded."""
+"""Checks of the images to predict, made before the network is loaded: each case must have its model's channels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nnunet_calib.results.layout import ModelFolder
 
 
 def check_images(model_folder: ModelFolder, images: Path, previous_stage: Path | None = None) -> None:
-    """Check that nnU-Net finds each case with its channels, and with the previous stage's segmentation for a cascade.
+    """Check that each case has its channels and, for a cascade, the segmentation of the previous stage.
 
     Raises:
-        ValueError: in one sentence that names case and file, if not.
+        ValueError: if not; the message names case and file.
     """
     plans, configuration, dataset = trained_plans(model_folder)
     channels = dataset.get("channel_names", dataset.get("modality"))
@@ -37,7 +37,7 @@ def check_images(model_folder: ModelFolder, images: Path, previous_stage: Path |
 
 
 def _files(images: Path, ending: str) -> dict[str, list[Path]]:
-    """Return the files of each case, as nnU-Net finds them: CASE, four digits for the channel, and the file ending."""
+    """Return the files of each case, as nnU-Net finds them: CASE_, four digits for the channel, the file ending."""
     suffix = re.compile(r"_\d\d\d\d" + re.escape(ending))
     longest = len(ending) + 5
     cases: dict[str, list[Path]] = {}
@@ -45,7 +45,7 @@ def _files(images: Path, ending: str) -> dict[str, list[Path]]:
     for file in sorted(images.iterdir()) if images.is_dir() else ():
         if not file.name.endswith(ending) or file.is_dir() or not file.exists():
             continue
-        open_regular(file).close()  # nnU-Net leaves pipes and devices out without a word
+        open_regular(file).close()  # nnU-Net silently skips pipes and devices
         case = file.name[:-longest]
         if suffix.fullmatch(file.name[-longest:]):
             cases.setdefault(case, []).append(file)
@@ -56,7 +56,7 @@ def _files(images: Path, ending: str) -> dict[str, list[Path]]:
             f"expected images that end with _0000{ending}, found none in {images}: name their folder with -i"
         )
     for case, file in others.items():
-        if case not in cases:  # nnU-Net takes it for a case without images, and otherwise leaves it out
+        if case not in cases:  # nnU-Net would take it for a case without images
             raise ValueError(
                 f"expected images that end with _0000{ending} and the like, a number for each channel, found {file}: "
                 f"rename it, or move it elsewhere"
@@ -65,10 +65,10 @@ def _files(images: Path, ending: str) -> dict[str, list[Path]]:
 
 
 def _check_channels(case: str, files: Sequence[Path], names: Sequence[str], ending: str, plans: Any) -> None:
-    """Raise ValueError unless the files of a case are those of its channels.
+    """Raise ValueError unless the files of a case hold its channels.
 
-    nnU-Net stacks whatever files there are, in the order of their numbers. One file can hold several channels, as a
-    colour image does, so that files are opened where there are fewer than channels.
+    nnU-Net stacks all files in the order of their numbers. One file can hold several channels, as a colour image does:
+    if there are fewer files than channels, they are opened.
     """
     numbers = [int(file.name[: -len(ending)][-4:]) for file in files]
     expected = (
@@ -100,7 +100,7 @@ def _file(folder: Path, case: str, number: int, ending: str) -> Path:
 
 
 def _check_previous_stage(stage: str | None, folder: Path | None, files: Sequence[str]) -> None:
-    """Raise ValueError for a cascade without the segmentations of its previous stage, and for these without one."""
+    """Raise ValueError for a cascade without segmentations of its previous stage, or for segmentations without one."""
     if stage is None:
         if folder is not None:
             raise ValueError(

@@ -1,8 +1,8 @@
-"""Finds the last linear layers of a network, and proves that calibrating them calibrates its logits.
+"""Search for the last linear layers of a network, and the proof that calibrating them calibrates its logits.
 
-They are found in the graph that PyTorch records for a pass: from each output back through operations that only move,
-add or average numbers, to the convolutions and matrix products they come from. So no names of layers are assumed. An
-operation that is not known to be linear ends the search, and its name is the reason that is given.
+The search walks the graph that PyTorch records for a pass: from each output back through operations that only move, add
+or average numbers, to the convolutions and matrix products before them. No layer names are assumed. An operation that
+is not known to be linear ends the search, and the message names it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from nnunet_calib.posthoc.calibrator import Calibrator
 
-TOLERANCE = 1e-5  # of float32 sums, relative to the largest logit of a channel
+TOLERANCE = 1e-5  # for float32 sums, relative to the largest logit of a channel
 
-# Layer -> where in its node weight and bias are.
+# Node of a layer -> positions of weight and bias among its inputs.
 _LAYERS = {"Convolution": (1, 2), "Addmm": (2, 0), "Mm": (1,), "Linear": (1, 2)}
-# What only moves, adds or averages: of a x it gives a times what it gives of x.
+# Homogeneous operations, f(a x) = a f(x): they only move, add or average numbers.
 _HOMOGENEOUS = re.compile(
     r"(View|UnsafeView|ReshapeAlias|Permute|Transpose|T|Slice|Select|Index|Squeeze|Unsqueeze|Expand|Repeat|Clone|Alias|"
     r"Cat|Stack|Unbind|Split|SplitWithSizes|AsStrided|Flip|Roll|PixelShuffle|ConstantPadNd|"
@@ -29,17 +29,17 @@ _HOMOGENEOUS = re.compile(
 
 
 class LastLayer(NamedTuple):
-    """Names, in the network's state, of the weight and of the bias of a layer; a shared tensor has several."""
+    """Names of a layer's weight and bias in the network's state; a shared tensor has several names."""
 
     weight: tuple[str, ...]
     bias: tuple[str, ...]
 
 
 def outputs_of(network: nn.Module, x: Tensor) -> list[Tensor]:
-    """Return all outputs of a network, with the graph they come from but without what a backward pass would need.
+    """Return all outputs of a network with their graph, but without the tensors that a backward pass would need.
 
     Raises:
-        ValueError: in one sentence, if they are no floating-point tensors, or are not finite, or all zero.
+        ValueError: if they are not floating-point tensors, not finite, or all zero.
     """
     network.eval().requires_grad_(True)
     with (
@@ -50,19 +50,19 @@ def outputs_of(network: nn.Module, x: Tensor) -> list[Tensor]:
         result = network(x)
     outputs = [*result] if isinstance(result, list | tuple) else [result]
     if not outputs or not all(isinstance(output, Tensor) and output.is_floating_point() for output in outputs):
-        raise ValueError(f"expected logits, or a list of them, of {_name(network)}, got {type(result).__name__}")
+        raise ValueError(f"expected logits, or a list of them, from {_name(network)}, got {type(result).__name__}")
     if not all(output.isfinite().all() and output.any() for output in outputs):
         raise ValueError(
-            f"expected finite logits that are not all zero of {_name(network)}, got others: its weights are damaged"
+            f"expected finite logits, not all zero, from {_name(network)}, got others: its weights are damaged"
         )
     return outputs
 
 
 def find_heads(network: nn.Module, outputs: Sequence[Tensor]) -> set[LastLayer]:
-    """Return the layers that `outputs` come straight from.
+    """Return the layers that directly produce `outputs`.
 
     Raises:
-        ValueError: in one sentence, if there is no such layer, or if something else follows it.
+        ValueError: if there is no such layer, or if a non-linear operation follows it.
     """
     names: dict[int | None, tuple[str, ...]] = {}
     for name, tensor in network.state_dict(keep_vars=True).items():
@@ -72,7 +72,7 @@ def find_heads(network: nn.Module, outputs: Sequence[Tensor]) -> set[LastLayer]:
 
 
 def _heads_of(end: Any, network: nn.Module) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """Yield weight and bias of each layer; a parameter that is added is a bias without a weight."""
+    """Yield weight and bias of each layer; an added parameter is a bias without a weight."""
     nodes, seen = [end], set()
     while nodes:
         node = nodes.pop()
@@ -82,7 +82,7 @@ def _heads_of(end: Any, network: nn.Module) -> Iterator[tuple[Tensor | None, Ten
         parents = [parent for parent, _ in node.next_functions]
         kind = node.name()
         places = _LAYERS.get(kind.partition("Backward")[0])
-        if hasattr(node, "variable"):  # a parameter that is added
+        if hasattr(node, "variable"):  # an added parameter
             yield None, node.variable
         elif places:
             weight, bias = (*(parents[place] for place in places), None)[:2]
@@ -108,17 +108,17 @@ def _parameter(node: Any, network: nn.Module) -> Tensor | None:
 def largest_deviation(
     before: Sequence[Tensor], after: Sequence[Tensor], calibrator: Calibrator, network: nn.Module, *, regions: bool
 ) -> float:
-    """Return how far logits are from those before, calibrated, relative to the largest of their channel.
+    """Return the deviation of logits from the calibrated logits before, relative to the largest of their channel.
 
     Args:
         before: outputs (B, C, *spatial).
         after: outputs of the same network for the same input, with calibrated last layers.
-        calibrator: with which they were calibrated.
-        network: for the message.
-        regions: whether each channel is a sigmoid of its own.
+        calibrator: calibrator of the last layers.
+        network: network that the message names.
+        regions: whether each channel has its own sigmoid.
 
     Raises:
-        ValueError: in one sentence, if they differ by more than `TOLERANCE`, or if an output did not change.
+        ValueError: if they differ by more than `TOLERANCE`, or if an output did not change.
     """
     deviation = 0.0
     for old, new in zip(before, after, strict=True):
@@ -138,6 +138,6 @@ def _name(network: nn.Module) -> str:
 
 def _refused(network: nn.Module, found: str) -> ValueError:
     return ValueError(
-        f"expected a network whose logits come straight from linear layers, found {found} in {_name(network)}: its "
-        f"temperature cannot be baked, apply it to probabilities instead (nnunet_calib.apply_temperature)"
+        f"expected a network whose logits come directly from linear layers, found {found} in {_name(network)}: its "
+        f"temperature cannot be baked; apply it to probabilities instead (nnunet_calib.apply_temperature)"
     )

@@ -1,4 +1,4 @@
-"""The folder of maps: where each map of a case lies, and maps.json, which says how to read them.
+"""The folder of maps: paths of the maps of each case, and maps.json, which says how to read them.
 
     maps/
       maps.json
@@ -6,7 +6,7 @@
       entropy/CASE.nii.gz
       confidence/CASE.nii.gz             regions: as probabilities
 
-The files have the names of the segmentations, whatever the case or the class is called.
+The files have the names of the segmentations.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MAPS_FOLDER = "maps"
 
 @dataclass(frozen=True)
 class MapFolder:
-    """Maps of many cases of one model; picklable.
+    """Folder with the maps of the cases of one model; picklable.
 
     Attributes:
-        folder: where they are.
-        options: which, and how.
-        heads: of the model.
-        reader: nnU-Net's, for the segmentations.
-        file_ending: of the segmentations, and of the maps.
+        folder: its path.
+        options: which maps are written, and how.
+        heads: heads of the model.
+        reader: nnU-Net's reader for the segmentations.
+        file_ending: file ending of the segmentations and of the maps.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class MapFolder:
     file_ending: str
 
     def paths(self, case: str) -> dict[str, list[Path]]:
-        """The files of a case by the kind of map: one, or one for each class or region."""
+        """Return the files of a case by kind of map: one file, or one for each class or region."""
         name = f"{case}{self.file_ending}"
         several = {PROBABILITIES} if self.heads.regions is None else {PROBABILITIES, CONFIDENCE}
         several = several if self.options.layout == "files" else set()
@@ -61,11 +61,11 @@ class MapFolder:
         }
 
     def complete(self, case: str) -> bool:
-        """Whether all maps of a case are there."""
+        """Return whether all maps of a case exist."""
         return all(path.is_file() for paths in self.paths(case).values() for path in paths)
 
     def forget(self, case: str) -> None:
-        """Remove the maps of a case, and what a killed process has left of them."""
+        """Remove the maps of a case, and files that a killed process left half written."""
         for paths in self.paths(case).values():
             for path in paths:
                 forget(path)
@@ -79,7 +79,7 @@ class MapFolder:
         shape: tuple[int, ...] | None = None,
         crop: tuple[slice, ...] | None = None,
     ) -> None:
-        """Write the maps of a case; arguments and errors as `compute_maps` and `write_map`."""
+        """Write the maps of a case; arguments and errors as for `compute_maps` and `write_map`."""
         try:
             maps = compute_maps(
                 probabilities, self.options, regions=self.heads.regions is not None, shape=shape, crop=crop
@@ -96,11 +96,11 @@ class MapFolder:
         """Write maps.json, before the first map.
 
         Args:
-            about: what the maps were made of and how, as JSON values.
+            about: source of the maps and how they were made, as JSON values.
 
         Raises:
             ValueError: if files of this ending cannot hold the maps, or if the folder holds maps that were made in
-                another way: who reads them could not tell which is which.
+                another way: a reader could not distinguish them.
             OSError: if the folder cannot be written.
         """
         check_format(self.reader, self.file_ending, self.options)
@@ -136,9 +136,9 @@ class MapFolder:
 
 
 def channel_folders(heads: Heads) -> list[str]:
-    """A folder's name for each class or region: that of dataset.json, with _ for what file systems may not take.
+    """Return a folder name for each class or region: its name, with _ for characters that file systems may refuse.
 
-    With the number of the channel before it where two would be the same, also on systems that ignore case.
+    Where two names would be equal, also on systems that ignore case, each begins with the number of its channel.
     """
     names = [re.sub(r"[^\w+-]+", "_", name) for name in heads.names]
     return names if _different(names) else [f"{channel}_{name}" for channel, name in enumerate(names)]

@@ -1,6 +1,6 @@
-"""Writes a map as an image that lies exactly over the segmentation nnU-Net has written of the same case.
+"""Writing of maps as images that lie exactly over nnU-Net's segmentation of the same case.
 
-nnU-Net's writers know label maps only. Each function here is the counterpart of one of them: it undoes what the reader
+nnU-Net's writers take label maps only. Each function here is the counterpart of one of them: it undoes what the reader
 does to the axes, and takes size, spacing, origin and direction from the segmentation.
 """
 
@@ -81,7 +81,7 @@ def _natural(array: NDArray[Any], segmentation: Path, target: Path) -> None:
 def _tiff(array: NDArray[Any], segmentation: Path, target: Path) -> None:
     import tifffile
 
-    # three or four channels are no colours
+    # three or four channels are not colours
     tifffile.imwrite(target, array, compression="zlib", photometric="minisblack")
 
 
@@ -96,7 +96,7 @@ _WRITERS: dict[str, Callable[[NDArray[Any], Path, Path], None]] = {
 
 
 def check_format(reader: Any, file_ending: str, options: MapOptions) -> None:
-    """Raise ValueError, in one sentence, for maps that files of this ending cannot hold."""
+    """Raise ValueError for maps that files of this ending cannot hold."""
     if type(reader).__name__ not in _WRITERS:
         raise ValueError(
             f"expected a dataset read by one of nnU-Net's {', '.join(_WRITERS)}, found {type(reader).__name__}: no "
@@ -115,16 +115,16 @@ def check_format(reader: Any, file_ending: str, options: MapOptions) -> None:
 
 
 def write_map(array: NDArray[Any], segmentation: Path, target: Path, reader: Any) -> None:
-    """Write a map in the geometry of a segmentation; the file is complete or not there.
+    """Write a map in the geometry of a segmentation; the file is either complete or absent.
 
     Args:
-        array: on the axes of nnU-Net's reader, (*spatial), or with the channels first.
-        segmentation: of the same case, as nnU-Net has written it.
-        target: with the same file ending.
-        reader: nnU-Net's, that of the dataset.
+        array: (*spatial) or (C, *spatial) on the axes of nnU-Net's reader.
+        segmentation: nnU-Net's segmentation of the same case.
+        target: path with the same file ending.
+        reader: nnU-Net's reader of the dataset.
 
     Raises:
-        OSError: in one sentence, if the file cannot be written.
+        OSError: if the file cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     spacing_file = segmentation.with_suffix(".json")
@@ -134,7 +134,7 @@ def write_map(array: NDArray[Any], segmentation: Path, target: Path, reader: Any
     try:
         with replaced_when_complete(target) as temporary:
             _WRITERS[type(reader).__name__](array, segmentation, temporary)
-    except (OSError, RuntimeError) as error:  # ITK's, of several lines
+    except (OSError, RuntimeError) as error:  # RuntimeError: ITK's, of several lines
         raise OSError(
             f"expected to write {target}, could not ({last_line(error)}): is there space and permission?"
         ) from error

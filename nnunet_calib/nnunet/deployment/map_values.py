@@ -1,4 +1,4 @@
-"""What is in a map: probabilities, entropy or confidence of each voxel, as float32 or scaled to integers.
+"""Values of a map: probabilities, entropy or confidence of each voxel, as float32 or scaled to integers.
 
 | map | labels | regions |
 |---|---|---|
@@ -6,8 +6,8 @@
 | entropy | -sum_c p_c log p_c, up to log C | mean over regions of -p log p - (1 - p) log(1 - p), up to log 2 |
 | confidence | max_c p_c | max(p, 1 - p), one map per region |
 
-Entropy is in nats. It is the negative log-likelihood that the model expects of itself, so that for regions it is a mean
-as `nll` is. Integers hold value / maximum * 255 or 65535, rounded; the maximum is 1, of entropy log C or log 2.
+Entropy is in nats. It is the negative log-likelihood that the model itself expects, so that for regions it is a mean,
+like `nll`. Integers hold value / maximum * 255 or 65535, rounded; the maximum is 1, for entropy log C or log 2.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ DTYPES = ("float32", "uint8", "uint16")
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Which maps are written, and how.
+    """Choice of the maps to write, and of their format.
 
     Attributes:
-        kinds: of `KINDS`.
-        dtype: of `DTYPES`.
-        layout: of maps with a channel per class or region: "files", one each, or "4d", all in one.
+        kinds: some of `KINDS`.
+        dtype: one of `DTYPES`.
+        layout: for maps with a channel per class or region, "files" (one each) or "4d" (all in one).
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -42,23 +42,23 @@ class MapOptions:
 
     @property
     def steps(self) -> int:
-        """How many steps an integer type divides the range into; 0 for float32."""
+        """Number of steps that an integer type divides the range into; 0 for float32."""
         return 0 if self.dtype == "float32" else int(np.iinfo(self.dtype).max)
 
 
 def entropy(probabilities: torch.Tensor, *, regions: bool) -> torch.Tensor:
-    """Entropy (*spatial) in nats of probabilities (C, *spatial); 0 log 0 is 0."""
+    """Return the entropy (*spatial) in nats of probabilities (C, *spatial), with 0 log 0 = 0."""
     h: torch.Tensor = torch.special.entr(probabilities)
     return (h + torch.special.entr(1 - probabilities)).mean(0) if regions else h.sum(0)
 
 
 def confidence(probabilities: torch.Tensor, *, regions: bool) -> torch.Tensor:
-    """Probability of what the voxel is decided to be: (1, *spatial), or (C, *spatial) for regions."""
+    """Return the probability of each voxel's decision: (1, *spatial), or (C, *spatial) for regions."""
     return torch.maximum(probabilities, 1 - probabilities) if regions else probabilities.amax(0, keepdim=True)
 
 
 def maximum(kind: str, channels: int, *, regions: bool) -> float:
-    """The largest value a map can have: 1, or that of the entropy in nats."""
+    """Return the largest value a map can have: 1, or the largest entropy in nats."""
     return 1.0 if kind != ENTROPY else math.log(2) if regions else math.log(channels)
 
 
@@ -70,17 +70,17 @@ def compute_maps(
     shape: tuple[int, ...] | None = None,
     crop: tuple[slice, ...] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The maps of a case, computed slab by slab.
+    """Compute the maps of a case, slab by slab.
 
     Args:
-        probabilities: (C, *spatial), in [0, 1]; of `regions`, or of labels with the background first.
-        options: which, and of what type.
-        regions: whether each channel is a region's.
-        shape: of the whole image; None means that of the probabilities.
-        crop: where the probabilities lie in it; outside is background for certain, as nnU-Net exports it.
+        probabilities: (C, *spatial), in [0, 1], of regions, or of labels with the background first.
+        options: kinds and type of the maps.
+        regions: whether each channel is a region.
+        shape: shape of the whole image; None means that of the probabilities.
+        crop: box of the probabilities in the image; voxels outside are certain background, as in nnU-Net's export.
 
     Returns:
-        Maps of the whole image by their kind, (n, *shape) with n the number of channels; entropy has one.
+        Maps of the whole image by kind, (n, *shape) with n channels; entropy has one.
 
     Raises:
         ValueError: if a probability is NaN or outside [0, 1].
@@ -91,7 +91,7 @@ def compute_maps(
     for kind in options.kinds:
         n = 1 if kind == ENTROPY or (kind == CONFIDENCE and not regions) else channels
         maps[kind] = np.zeros((n, *shape), options.dtype)
-        # certain background: its probability is 1, regions have 0, and either way the decision is sure
+        # certain background: its probability is 1, that of regions 0, and the confidence of either is 1
         if kind == CONFIDENCE or (kind == PROBABILITIES and not regions):
             maps[kind][slice(None) if kind == CONFIDENCE else 0] = options.steps or 1
         inside[kind] = maps[kind][(slice(None), *crop)]
@@ -115,7 +115,7 @@ def compute_maps(
 
 
 def describe_maps(options: MapOptions, channels: int, *, regions: bool) -> dict[str, Any]:
-    """How to read the values of each map, as JSON values: a stored value times `step` is the value in `unit`."""
+    """Describe the values of each map, as JSON values: a stored value times `step` is the value in `unit`."""
     definitions = {
         PROBABILITIES: ("probability", "p of each class", "p of each region"),
         ENTROPY: ("nats", "-sum over classes of p log p", "mean over regions of -p log p - (1 - p) log(1 - p)"),

@@ -1,11 +1,11 @@
-"""What runs in nnU-Net's export worker at prediction: the export itself, then the maps of the case.
+"""The work of nnU-Net's export worker at prediction: the export itself, then the maps of the case.
 
-With z_f the calibrated logits of fold f on the image's grid, z / T for a temperature, the maps are of
+With z_f the calibrated logits of fold f on the image's grid, z / T for a temperature, the maps show
 
     average "logits"           softmax(mean over f of z_f)
     average "probabilities"    mean over f of softmax(z_f)
 
-(sigmoid for regions). The segmentation is nnU-Net's, of the mean of the logits as they are, either way.
+(sigmoid for regions). Either way the segmentation is nnU-Net's, of the mean of the uncalibrated logits.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class ExportWithMaps:
     """Picklable stand-in for nnU-Net's `export_prediction_from_logits`.
 
     Attributes:
-        export: the function it stands for.
-        maps: where the maps go.
-        calibrators: of the folds.
-        average: of `AVERAGES`.
+        export: the function it stands in for.
+        maps: folder of the maps.
+        calibrators: calibrators of the folds.
+        average: one of `AVERAGES`.
     """
 
     export: Callable[..., None]
@@ -55,7 +55,7 @@ class ExportWithMaps:
         return len({*self.calibrators}) > 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Export as nnU-Net does, then write the maps: where these are complete, so is what nnU-Net has written."""
+        """Export as nnU-Net does, then write the maps: if these are complete, so are nnU-Net's files."""
         call = inspect.signature(self.export).bind(*args, **kwargs)
         arguments = call.arguments
         tapped = arguments["configuration_manager"] = TappedConfiguration(arguments["configuration_manager"])
@@ -64,7 +64,7 @@ class ExportWithMaps:
             logits = _split(logits[0], len(self.calibrators))
             arguments["predicted_array_or_file"] = mean_as_nnunet(logits)
         output = Path(arguments["output_file_truncated"])
-        with hidden_folder(output.parent, output.name) as folder:  # nnU-Net's own files could be left half written
+        with hidden_folder(output.parent, output.name) as folder:  # a kill could leave nnU-Net's files half written
             arguments["output_file_truncated"] = str(folder / output.name)
             self.export(*call.args, **call.kwargs)
             for file in sorted(folder.iterdir()):
@@ -98,7 +98,7 @@ class ExportWithMaps:
         self.maps.write(output.name, probabilities, segmentation, shape=shape, crop=crop)
 
     def _mean(self, logits: Sequence[Any], regions: bool) -> Any:
-        """Return the mean over folds of the calibrated logits in float32, of the type that nnU-Net handed over."""
+        """Return the float32 mean of the calibrated logits over folds, as a tensor or array like nnU-Net's."""
         mean = torch.zeros(tuple(logits[0].shape))
         for z, calibrator in zip(logits, self.calibrators, strict=True):
             mean += calibrator.logits(torch.as_tensor(z).float(), regions=regions)
@@ -107,7 +107,7 @@ class ExportWithMaps:
 
 
 def mean_as_nnunet(logits: Sequence[Any]) -> Any:
-    """Return the mean over folds with nnU-Net's own steps, in the logits' own precision: the same bits."""
+    """Return the mean over folds in nnU-Net's own steps and the logits' own precision: the same bits."""
     mean = torch.as_tensor(logits[0]).clone()
     for z in logits[1:]:
         mean += torch.as_tensor(z)

@@ -1,4 +1,4 @@
-"""Maps of predictions that nnU-Net has already made: from their .npz, in the geometry of the segmentation beside it."""
+"""Maps of existing predictions: from their .npz, in the geometry of the segmentation beside it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nnunet_calib.posthoc.logits import calibrated, log_probabilities
 
 
 class _Calibrated:
-    """Calibrated probabilities, computed where they are asked for.
+    """Calibrated probabilities, computed on indexing.
 
     Zeros stay zeros. Nearly all lie outside nnU-Net's crop, where there were no logits to calibrate.
     """
@@ -32,7 +32,7 @@ class _Calibrated:
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         p: NDArray[np.float32] = self._probabilities[key]
-        check_range(p)  # calibration would make numbers in [0, 1] of others
+        check_range(p)  # calibration would map invalid numbers into [0, 1]
         if not self._regions:
             check_sums(p)
         if self._calibrator == IDENTITY:
@@ -49,7 +49,7 @@ class _Calibrated:
 
 @dataclass(frozen=True)
 class _Export:
-    """Writes the maps of one case; picklable."""
+    """Picklable function that writes the maps of one case."""
 
     predictions: Predictions
     maps: MapFolder
@@ -83,17 +83,17 @@ def export_maps(
     temperature: dict[str, Any] | None = None,
     processes: int | None = None,
 ) -> None:
-    """Write the maps of all cases, with a progress bar; each file is complete or not there.
+    """Write the maps of all cases, with a progress bar; each file is either complete or absent.
 
     Args:
-        predictions: with the segmentations as labels: `find_predictions(folder, None)`. No .pkl is read.
-        folder: for the maps.
-        options: which maps, and how.
-        temperature: from `given_temperature`; None leaves the probabilities as they are.
-        processes: how many cases are exported at once; None means nnU-Net's default.
+        predictions: predictions with the segmentations as labels: `find_predictions(folder, None)`. No .pkl is read.
+        folder: folder for the maps.
+        options: which maps are written, and how.
+        temperature: from `given_temperature`; None leaves the probabilities unchanged.
+        processes: number of cases exported at once; None means nnU-Net's default.
 
     Raises:
-        ValueError: if a case's files are damaged or do not belong together, or as `MapFolder.claim`.
+        ValueError: if a case's files are damaged or do not belong together, or as for `MapFolder.claim`.
         OSError: if the folder cannot be written, or memory runs out.
     """
     maps = MapFolder(folder, options, predictions.heads, predictions.reader, predictions.file_ending)

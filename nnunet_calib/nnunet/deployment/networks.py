@@ -20,11 +20,11 @@ from nnunet_calib.results.layout import ModelFolder
 
 @dataclass(frozen=True)
 class Architecture:
-    """What says which network a model has.
+    """The network architecture of a model.
 
     Attributes:
-        model_folder: of nnU-Net, with plans.json and dataset.json.
-        trainer: whose class method builds the network.
+        model_folder: nnU-Net's folder of the model, with plans.json and dataset.json.
+        trainer: trainer whose class method builds the network.
     """
 
     model_folder: ModelFolder
@@ -36,22 +36,22 @@ class Architecture:
 
     @cached_property
     def input_channels(self) -> int:
-        """Channels of the images, and for a cascade those of the previous stage."""
+        """Number of channels of the images and, for a cascade, of the previous stage."""
         from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
         return int(determine_num_input_channels(*self._plans))
 
     @cached_property
     def regions(self) -> bool:
-        """Whether each channel of the logits is a sigmoid of its own."""
+        """Whether each channel of the logits has its own sigmoid."""
         plans, _, dataset = self._plans
         return bool(plans.get_label_manager(dataset).has_regions)
 
     def build(self, *, deep_supervision: bool) -> nn.Module:
-        """The network, with random weights.
+        """Build the network, with random weights.
 
         Raises:
-            ValueError: in one sentence, if the trainer fails to build it.
+            ValueError: if the trainer fails to build it.
         """
         plans, configuration, dataset = self._plans
         channels = self.input_channels, plans.get_label_manager(dataset).num_segmentation_heads
@@ -75,10 +75,10 @@ class Architecture:
         return network
 
     def random_input(self, network: nn.Module) -> torch.Tensor:
-        """Noise (1, C, *spatial) that the network takes: twice its total stride, or the whole patch where it must be.
+        """Return noise (1, C, *spatial) of twice the network's total stride, or of a whole patch if it needs one.
 
         Raises:
-            ValueError: in one sentence, if the network fails on a patch.
+            ValueError: if the network fails on a patch.
         """
         configuration = self._plans[1]
         patch = tuple(configuration.patch_size)
@@ -90,7 +90,7 @@ class Architecture:
             try:
                 with torch.no_grad():
                     network.eval()(x)
-            except Exception as error:  # of a network for one size only, whatever it may raise
+            except Exception as error:  # a network for one size only may raise anything
                 failure = error
             else:
                 return x
@@ -101,10 +101,10 @@ class Architecture:
 
 
 def trained_plans(model_folder: ModelFolder) -> tuple[Any, Any, dict[str, Any]]:
-    """Return nnU-Net's managers of a model's plans and of its configuration, and the content of its dataset.json.
+    """Return nnU-Net's managers of a model's plans and configuration, and the content of its dataset.json.
 
     Raises:
-        ValueError: in one sentence, if one of the files is not there, or is none of nnU-Net.
+        ValueError: if one of the files is missing, or is not one of nnU-Net's.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -121,10 +121,10 @@ def trained_plans(model_folder: ModelFolder) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def stock_trainer(trainer: type) -> type:
-    """The nearest of a trainer's classes that nnU-Net brings.
+    """Return the nearest base class of a trainer that is part of nnU-Net.
 
     Raises:
-        ValueError: in one sentence, if nnU-Net does not find that class by its name.
+        ValueError: if nnU-Net does not find that class by its name.
     """
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -143,7 +143,7 @@ def put_weights(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Load the weights of a checkpoint, whose names may have the prefixes of DDP or torch.compile.
 
     Raises:
-        ValueError: in one sentence, if they are those of another network.
+        ValueError: if they belong to another network.
     """
     names = plain_names(weights, network)
     try:

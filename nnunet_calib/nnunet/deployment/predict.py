@@ -108,7 +108,7 @@ def predict(
     """Predict as nnUNetv2_predict does, and write the maps of each case into `output`/maps.
 
     Args:
-        model_folder: of nnU-Net, with the folders `fold_X`.
+        model_folder: nnU-Net's folder of the model, with `fold_X`.
         folds: folds whose networks are averaged.
         images: folder of images with nnU-Net's names, CASE_0000 and so on.
         output: folder for nnU-Net's files.
@@ -118,7 +118,7 @@ def predict(
         The folder of the maps.
 
     Raises:
-        ValueError: in one sentence, if the model, its temperature or an argument is not what is needed.
+        ValueError: if the model, its temperature or an argument is unfit.
         OSError: if a file cannot be read or written, or if nnU-Net stops.
     """
     device = set_threads(options.device)
@@ -186,7 +186,7 @@ def _run(nnunet: MapPredictor, images: Path, output: Path, options: PredictionOp
 
 
 def _by_fold(folds: Sequence[Fold], calibrators: Sequence[Calibrator]) -> dict[str, dict[str, Any]]:
-    """Return each value of the calibrators, by fold."""
+    """Return each JSON value of the calibrators, by fold."""
     values: dict[str, dict[str, Any]] = {}
     for fold, calibrator in zip(folds, calibrators, strict=True):
         for name, value in calibrator.to_json().items():
@@ -232,7 +232,7 @@ def _load(
 
 def _fingerprints(nnunet: MapPredictor, folds: Sequence[Fold]) -> dict[str, str]:
     """Return the SHA-256 of the weights of each fold."""
-    network = unwrapped(nnunet.network)  # of torch.compile
+    network = unwrapped(nnunet.network)  # it may be compiled
     found = {}
     for fold, weights in zip(folds, nnunet.list_of_parameters, strict=True):
         network.load_state_dict(weights)

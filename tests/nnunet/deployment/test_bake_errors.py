@@ -64,7 +64,7 @@ def test_twice(told):
     assert f"found {told.fold / 'checkpoint_best.pth'} baked with T = 1.25: bake the one it was made from" in text
     shutil.copy(told.fold / FINAL, told.fold / CALIBRATED)
     text = told.refused("-f", "0", "--temperature", "1.25", "-chk", CALIBRATED)
-    assert f"expected another checkpoint than {CALIBRATED}, which is what is written: name one with -chk" in text
+    assert f"expected another checkpoint than {CALIBRATED}, which bake writes: name one with -chk" in text
 
 
 def test_no_temperature(told):

@@ -226,7 +226,7 @@ def test_not_linear(after, found):
         return
     text = refusal(network)
     assert f"found {found}" in text
-    assert "in Small: its temperature cannot be baked, apply it to probabilities instead" in text
+    assert "in Small: its temperature cannot be baked; apply it to probabilities instead" in text
 
 
 def test_no_output():
@@ -236,9 +236,9 @@ def test_no_output():
     network = Small()
     nn.init.zeros_(network.head.weight)
     nn.init.zeros_(network.head.bias)
-    assert "expected finite logits that are not all zero of Small" in refusal(network)
+    assert "expected finite logits, not all zero, from Small" in refusal(network)
     network.head.bias.data[0] = torch.nan
-    assert "expected finite logits that are not all zero of Small" in refusal(network)
+    assert "expected finite logits, not all zero, from Small" in refusal(network)
 
 
 def test_computed_weights():
