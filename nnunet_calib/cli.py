@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _again(command: str) -> str:
     """Return how to continue an interrupted command."""
-    kept = {"validate": ", which keeps what is measured", "predict": " with --continue_prediction"}
+    kept = {"validate": ", which keeps the measured cases", "predict": " with --continue_prediction"}
     return f"type the same command again{kept.get(command, '')}"
 
 

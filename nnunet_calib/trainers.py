@@ -1,7 +1,7 @@
-"""The trainers that users name with -tr: an nnU-Net trainer, a loss, the measuring and its figures, put together.
+"""The trainers that users name with -tr: an nnU-Net trainer with a loss, measuring and figures.
 
-The class name becomes the results folder and is stored in checkpoints: it is public. nnU-Net finds the classes through
-the folder that `nnunet_calib trainers --path` prints.
+The class names are public: they become the results folder and are stored in checkpoints. nnU-Net finds the classes
+through the folder that `nnunet_calib trainers --path` prints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nnunet_calib.nnunet.training.mixins import AddedTerm, CalibrationMixin, Rep
 
 
 def _draw_figures(calibration_folder: Path) -> None:
-    """All figures of a fold, in fold_X/validation/calibration; with the images of nnUNet_raw where that is there."""
+    """Draw all figures of a fold in fold_X/validation/calibration, with the images of nnUNet_raw if it exists."""
     draw_fold(calibration_folder, raw_images(calibration_folder.parents[2]))
 
 
@@ -66,7 +66,7 @@ class ML1ACEMixin(AddedTerm, loss=ML1ACELoss, prefix="ml1_ace"):
 
 
 class DiceOnlyMixin(ReplacedCrossEntropy, loss=NoTerm):
-    """Takes the cross-entropy out of a trainer's loss and leaves the Dice, ignore label included."""
+    """Removes the cross-entropy from a trainer's loss; the Dice still respects an ignore label."""
 
 
 class nnUNetTrainerCalib(CalibrationMixin, nnUNetTrainer):
@@ -187,7 +187,7 @@ class nnUNetTrainerML1ACE_250epochs(nnUNetTrainerML1ACE, nnUNetTrainer_250epochs
     """`nnUNetTrainerML1ACE` for 250 epochs."""
 
 
-# A trainer stands under its own name in this module, and only trainers do.
+# All classes that this module defines under a trainer's name.
 TRAINERS = tuple(
     value
     for name, value in list(globals().items())

@@ -1,1 +1,1 @@
-"""The commands, a module each: what the user types, one call, what is printed. No computation of their own."""
+"""The commands, one module each: arguments, one call, printed results. They compute nothing themselves."""

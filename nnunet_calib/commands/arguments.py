@@ -1,4 +1,4 @@
-"""Arguments that several commands share; letters as in nnU-Net."""
+"""Arguments that several commands share, with nnU-Net's letters."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PLANS = "nnUNetPlans"
 
 
 def at_least_one(text: str) -> int:
-    """A number of processes or parts."""
+    """Parse a number of processes or parts."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
 
 
 def fold(text: str) -> int | str:
-    """Return the number of a fold, or "all"."""
+    """Parse the number of a fold, or "all"."""
     if text == "all":
         return text
     if not text.isdecimal():
@@ -36,25 +36,31 @@ def fold(text: str) -> int | str:
 
 
 def add_folds(command: argparse.ArgumentParser, what: str, default: Sequence[int] | None = range(5)) -> None:
-    """Add -f, which takes one fold or more; without a default None stands for it, and `what` says what that means."""
-    told = "" if default is None else f" (default: {' '.join(map(str, default))})"
+    """Add -f, which takes one fold or more; without a default it is None, and `what` says what that means."""
+    default_text = "" if default is None else f" (default: {' '.join(map(str, default))})"
     command.add_argument(
-        "-f", dest="folds", type=fold, nargs="+", default=default and [*default], metavar="FOLD", help=what + told
+        "-f",
+        dest="folds",
+        type=fold,
+        nargs="+",
+        default=default and [*default],
+        metavar="FOLD",
+        help=what + default_text,
     )
 
 
 def add_model(
     command: argparse.ArgumentParser, *, several: bool = False, trainer: str | None = None, required: bool = True
 ) -> None:
-    """Add which model: dataset, configuration, trainer, plans; lists of all but the dataset for `several` models.
+    """Add -d, -c, -tr and -p for a model; for `several` models, all but -d take lists.
 
-    The trainer must be named unless there is a default.
+    -tr is required unless `trainer` gives a default.
     """
     _add_names(command, required=required, several=several, trainer=trainer)
 
 
 def add_model_or_folder(command: argparse.ArgumentParser, *, trainer: str | None = None) -> None:
-    """Add the same for one model, or its folder instead; `trained_model` reads it."""
+    """Add the same for one model, and -m for its folder instead; `trained_model` reads them."""
     command.add_argument(
         "-m",
         dest="model_folder",
@@ -64,7 +70,7 @@ def add_model_or_folder(command: argparse.ArgumentParser, *, trainer: str | None
         "and -p",
     )
     _add_names(command, required=False, several=False, trainer=trainer)
-    # what was typed is told from what was not
+    # None shows that an option was not typed
     command.set_defaults(trainer=None, plans=None, trainer_by_default=trainer)
 
 
@@ -97,7 +103,7 @@ def trained_model(args: argparse.Namespace) -> ModelFolder:
     """Return the model that -m names, or -d, -c, -tr and -p.
 
     Raises:
-        ValueError: in one sentence, if both ways are used, or neither whole; or if there is no such model.
+        ValueError: if both ways are used or neither is complete, or if there is no such model.
     """
     from nnunet_calib.nnunet.lookup import find_model, model_in
 
@@ -123,13 +129,13 @@ def trained_model(args: argparse.Namespace) -> ModelFolder:
 
 
 def add_checkpoint(command: argparse.ArgumentParser, note: str = "") -> None:
-    """Which checkpoint of each fold, and whether its content is trusted."""
+    """Add -chk for the checkpoint of each fold, and --trust-checkpoint."""
     command.add_argument(
         "-chk",
         dest="checkpoint",
         default="checkpoint_final.pth",
         metavar="NAME",
-        help=f"of the checkpoint (default: %(default)s){note}",
+        help=f"file name of the checkpoint (default: %(default)s){note}",
     )
     command.add_argument(
         "--trust-checkpoint",
@@ -140,7 +146,7 @@ def add_checkpoint(command: argparse.ArgumentParser, note: str = "") -> None:
 
 
 def add_inference(command: argparse.ArgumentParser) -> None:
-    """On which device to predict, and which part of the cases."""
+    """Add -device, and -num_parts and -part_id for a part of the cases."""
     command.add_argument(
         "-device",
         choices=("cuda", "cpu", "mps"),
@@ -160,7 +166,7 @@ def add_inference(command: argparse.ArgumentParser) -> None:
 def add_predictions(
     command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration", required: bool = True
 ) -> None:
-    """A folder of predictions with `.npz` and, with `labels`, one of label maps; the default of -o."""
+    """Add a folder of predictions with .npz and, with `labels`, one of label maps; `output` is the default of -o."""
     command.add_argument(
         "-i",
         dest="predictions",
@@ -214,7 +220,7 @@ def add_predictions(
 
 
 def add_boundary(command: argparse.ArgumentParser, note: str = "") -> None:
-    """How wide the boundary scope is."""
+    """Add --boundary-mm, the width of the boundary scope."""
     command.add_argument(
         "--boundary-mm",
         dest="boundary_mm",
@@ -226,15 +232,15 @@ def add_boundary(command: argparse.ArgumentParser, note: str = "") -> None:
 
 
 def width_in_mm(text: str) -> float:
-    """A half width of the boundary scope."""
+    """Parse the half width of the boundary scope."""
     if not 0 <= (number := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of mm, at least 0, got {text}")
     return number
 
 
 def add_maps(command: argparse.ArgumentParser) -> None:
-    """Which maps are written, and how."""
-    # as nnunet_calib.nnunet.deployment.map_values knows them, which would import PyTorch
+    """Add the choice of maps, and of their format."""
+    # repeated from nnunet_calib.nnunet.deployment.map_values, which imports PyTorch
     command.add_argument(
         "--maps",
         nargs="+",
@@ -247,7 +253,7 @@ def add_maps(command: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "uint8", "uint16"],
         default="float32",
-        help="float32, or integers: p = value / 255 or value / 65535, entropy in the same parts of its largest value "
+        help="float32, or integers: p = value / 255 or value / 65535, entropy as a fraction of its largest value "
         "(default: %(default)s; PNG takes integers only)",
     )
     command.add_argument(
@@ -259,14 +265,14 @@ def add_maps(command: argparse.ArgumentParser) -> None:
 
 
 def map_options(args: argparse.Namespace) -> MapOptions:
-    """What the arguments of `add_maps` say."""
+    """Return the options that `add_maps` has added."""
     from nnunet_calib.nnunet.deployment.map_values import KINDS, MapOptions
 
     return MapOptions(tuple(kind for kind in KINDS if kind in args.maps), args.dtype, args.layout)
 
 
 def predictions(args: argparse.Namespace) -> Predictions:
-    """What the arguments of `add_predictions` name; cases left out are told on stderr."""
+    """Find the predictions that the arguments of `add_predictions` name; report skipped cases on stderr."""
     from nnunet_calib.nnunet.prediction_folder import find_predictions
 
     found = find_predictions(
@@ -279,5 +285,5 @@ def predictions(args: argparse.Namespace) -> Predictions:
     )
     if found.missing:
         what = "label map" if args.labels else "segmentation"
-        print(f"left out, for want of a {what} or an .npz: {', '.join(found.missing)}", file=sys.stderr)
+        print(f"skipped (no {what} or no .npz): {', '.join(found.missing)}", file=sys.stderr)
     return found

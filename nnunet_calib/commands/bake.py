@@ -8,7 +8,7 @@ from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_folds,
 
 
 def _run(args: argparse.Namespace) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints where it looks for trainers
+    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints the folders in which it looks for trainers
         from nnunet_calib.nnunet.deployment.bake import bake
         from nnunet_calib.results.deployed_temperature import find_temperature
         from nnunet_calib.results.schemas import in_sample_note

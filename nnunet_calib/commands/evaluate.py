@@ -8,7 +8,7 @@ from nnunet_calib.commands.arguments import Commands, add_boundary, add_predicti
 
 
 def _run(args: argparse.Namespace) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints while it is imported, and while it reads
+    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints on import and while it reads
         from nnunet_calib.figures.fold_figures import draw_fold
         from nnunet_calib.nnunet.validation.evaluate import evaluate
         from nnunet_calib.report.tables import summary_table

@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _default(variable: str) -> int:
-    """nnU-Net's number of processes."""
+    """Return nnU-Net's number of processes from an environment variable, or 3."""
     value = os.environ.get(variable, "")
     return int(value) if value.isdecimal() else 3
 
@@ -82,10 +82,18 @@ def add(commands: Commands) -> None:
         help="what is averaged over the folds for the maps, each fold with its temperature; segmentations are "
         "nnU-Net's either way (default: %(default)s)",
     )
-    command.add_argument("-step_size", type=float, default=0.5, metavar="S", help="of the window (default: 0.5)")
+    command.add_argument(
+        "-step_size",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="step of the sliding window, as a fraction of the patch (default: 0.5)",
+    )
     command.add_argument("--disable_tta", dest="mirroring", action="store_false", help="do not mirror")
-    command.add_argument("--verbose", action="store_true", help="let nnU-Net tell more")
-    command.add_argument("--save_probabilities", action="store_true", help="nnU-Net's .npz too, without temperature")
+    command.add_argument("--verbose", action="store_true", help="let nnU-Net print details")
+    command.add_argument(
+        "--save_probabilities", action="store_true", help="also write nnU-Net's .npz, without temperature"
+    )
     command.add_argument(
         "--continue_prediction",
         dest="continued",
@@ -108,6 +116,6 @@ def add(commands: Commands) -> None:
         help="segmentations of the previous stage, for a cascade",
     )
     add_inference(command)
-    command.add_argument("--disable_progress_bar", dest="progress", action="store_false", help="show none")
-    command.add_argument("--not_on_device", dest="on_device", action="store_false", help="spare the GPU's memory")
+    command.add_argument("--disable_progress_bar", dest="progress", action="store_false", help="show no progress bars")
+    command.add_argument("--not_on_device", dest="on_device", action="store_false", help="save GPU memory")
     command.set_defaults(run=_run)

@@ -16,7 +16,7 @@ from nnunet_calib.commands.arguments import (
 
 
 def _run(args: argparse.Namespace) -> None:
-    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints much
+    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net's prints are not results
         from nnunet_calib.figures.fold_figures import draw_fold
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.nnunet.raw_images import raw_images
@@ -43,8 +43,8 @@ def _run(args: argparse.Namespace) -> None:
                 draw_fold(folder, raw_images(model_folder.path))
         if summary is None:
             print(
-                f"fold {fold}: this part is measured, others are not; the one that ends last writes the results, or "
-                f"this command without -num_parts and -part_id",
+                f"fold {fold}: this part is measured, others are not; the part that finishes last writes the results, "
+                f"or this command without -num_parts and -part_id",
                 file=sys.stderr,
             )
         else:
@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
         description="Measures the validation cases of trained folds: from the .npz of nnUNetv2_train --npz, else by "
         "running nnU-Net's validation inference from the checkpoint. Prints a table and writes fold_X/validation/"
         "calibration/ as the trainers of this package do after training; nothing else in the model's folder changes. "
-        "A run that was stopped goes on where it was when the command is typed again.",
+        "A stopped run continues when the command is typed again.",
         epilog="Example: nnunet_calib validate -d 4 -c 3d_fullres -tr nnUNetTrainer -f 0 1 2 3 4",
     )
     add_model(command)
@@ -78,7 +78,7 @@ def add(commands: Commands) -> None:
         "--no-npz",
         dest="npz",
         action="store_false",
-        help="predict all cases: for .npz that are not of the checkpoint, as after nnUNetv2_train --val_best --npz",
+        help="predict all cases, for .npz of another checkpoint, as after nnUNetv2_train --val_best --npz",
     )
     command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")
     command.set_defaults(run=_run)

@@ -233,7 +233,7 @@ def test_chill(tmp_path, capsys):
     summary = run(tmp_path, "evaluate", "--chill")
     assert summary["missing_cases"] == ["case.0", "case.1", "case.4"]
     assert [row["case"] for row in summary["metric_per_case"]] == ["case.2", "case.3"]
-    assert "left out, for want of a label map or an .npz: case.0, case.1, case.4\n" in capsys.readouterr().err
+    assert "skipped (no label map or no .npz): case.0, case.1, case.4\n" in capsys.readouterr().err
 
 
 def test_width_of_the_boundary_scope(tmp_path, capsys):

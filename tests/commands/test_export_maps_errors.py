@@ -52,7 +52,7 @@ def test_missing(tmp_path, capsys):
     assert "expected a segmentation and an .npz for each case, found no segmentation for case.0; no .npz (" in text
     assert text.endswith(" for case.2: add what is missing, or take the others with --chill")
     folder = export(tmp_path, "--chill")
-    assert "left out, for want of a segmentation or an .npz: case.0, case.2\n" in capsys.readouterr().err
+    assert "skipped (no segmentation or no .npz): case.0, case.2\n" in capsys.readouterr().err
     assert sorted(p.name for p in (folder / "probabilities" / "dark").iterdir()) == ["case.1.nii.gz", "case.3.nii.gz"]
 
 

@@ -1,7 +1,7 @@
-"""What a loss holds, however other people have put it together.
+"""Search for the terms that a loss consists of, however it is built.
 
-A term may lie in modules, in attributes, lists and dictionaries, behind `functools.partial` and torch.compile, in what
-a function or a method has captured, or in the trainer whose method is the loss. Nothing of it is called.
+A term may lie in modules, in attributes, lists and dictionaries, behind `functools.partial` and torch.compile, in the
+variables that a function or method has captured, or in the trainer whose method is the loss. The search calls nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
-# attributes of a trainer that hold no loss, and much else
+# large attributes of a trainer that hold no loss
 _NO_LOSS = ("network", "optimizer", "lr_scheduler", "logger", "dataloader_train", "dataloader_val")
 
 
 def parts(loss: Any) -> Iterator[Any]:
-    """Yield a loss and all that it holds, each object once."""
+    """Yield a loss and all objects it holds, each once."""
     seen: dict[int, Any] = {}
     pending = [loss]
     while pending:
@@ -32,8 +32,8 @@ def parts(loss: Any) -> Iterator[Any]:
 
 
 def _held_by(part: Any) -> Iterable[Any]:
-    """Return what an object holds."""
-    kind = type(part)  # a proxy would be asked for its __class__
+    """Return the objects that an object holds directly."""
+    kind = type(part)  # isinstance would ask a proxy for its __class__
     if issubclass(kind, dict):
         return [*part.values()]
     if issubclass(kind, list | tuple | set | frozenset):
@@ -55,7 +55,7 @@ def _held_by(part: Any) -> Iterable[Any]:
 
 
 def _of_class(part: Any) -> Iterator[Any]:
-    """Yield what lies in the slots of an object, and what its class's methods have captured."""
+    """Yield the content of an object's slots, and the variables that its class's methods have captured."""
     for cls in type(part).__mro__:
         for value in vars(cls).values():
             if isinstance(value, FunctionType):
@@ -64,11 +64,11 @@ def _of_class(part: Any) -> Iterator[Any]:
                 yield value
         slots = vars(cls).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            with suppress(AttributeError):  # of an empty slot
+            with suppress(AttributeError):  # raised for an empty slot
                 yield object.__getattribute__(part, name)
 
 
 def missing_terms(loss: Any, promised: Sequence[type[nn.Module]]) -> list[type[nn.Module]]:
-    """Return those of the promised classes of which a loss holds none."""
+    """Return the promised classes of which a loss holds no instance."""
     found = {type(part) for part in parts(loss)}
     return [term for term in promised if not any(issubclass(cls, term) for cls in found)]

@@ -1,7 +1,7 @@
-"""Puts a calibration term into the loss that an nnU-Net trainer has built.
+"""Insertion of a calibration term into the loss that an nnU-Net trainer has built.
 
-The term is put inside what `super()._build_loss()` returns, never beside a copy of it: nnU-Net's weights over the
-output resolutions, its handling of DDP and of torch.compile, and whatever a trainer variant does there, are kept.
+The term goes into the loss that `super()._build_loss()` returns, never beside a copy of it. So nnU-Net's weights over
+the output resolutions, its handling of DDP and torch.compile, and the changes of a trainer variant are kept.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Outputs = Tensor | Sequence[Tensor]
 
 
 class NoTerm(nn.Module):
-    """Stands where nnU-Net's cross-entropy was: always zero."""
+    """Loss that is always zero, in the place of nnU-Net's cross-entropy."""
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
-        """A zero scalar."""
+        """Return a zero scalar."""
         return torch.zeros((), device=net_output.device)
 
 
 def joinable(net_output: Tensor, target: Tensor, base: DiceCE) -> bool:
-    """Tell whether `joined_loss` takes these tensors; nnU-Net's sums are float32 even for float64 logits."""
+    """Return whether `joined_loss` takes these tensors; nnU-Net's sums are float32 even for float64 logits."""
     heads, ignore = net_output.shape[1], base.ignore_label is not None
     return (
         net_output.dtype != torch.float64
@@ -44,10 +44,10 @@ def joinable(net_output: Tensor, target: Tensor, base: DiceCE) -> bool:
 
 
 def describe(base: Any, num_heads: int) -> DiceCE | None:
-    """Return what an nnU-Net loss computes, or None unless it is Dice + (binary) cross-entropy as trainers build it.
+    """Return the parameters of nnU-Net's Dice + (binary) cross-entropy, or None for any other loss.
 
-    Its Dice may be compiled, which nnU-Net does on a GPU. It must not gather a batch over the processes of DDP. A
-    subclass might compute something else and is not recognised.
+    The Dice may be compiled, as nnU-Net does on a GPU. It must not gather a batch over the processes of DDP. A subclass
+    might compute something else and is not recognised.
     """
     if type(base) not in (DC_and_CE_loss, DC_and_BCE_loss):
         return None
@@ -65,7 +65,7 @@ def describe(base: Any, num_heads: int) -> DiceCE | None:
     if not regions:
         ignore_label = base.ignore_label
     elif base.use_ignore_label:
-        ignore_label = -1  # whatever it is, a channel marks it
+        ignore_label = -1  # its number does not matter: a channel marks it
         weight_ce = weight_ce * num_heads  # this binary cross-entropy is a sum over the heads
     else:
         ignore_label = None
@@ -85,14 +85,14 @@ def _is_plain_bce(base: Any) -> bool:
 
 
 class LossWithTerm(nn.Module):
-    """base(output, target) + weight * term(output, target); with weight 0 the base alone, to the last bit.
+    """Loss base(output, target) + weight * term(output, target); with weight 0 exactly the base.
 
     Inside deep supervision, output and target are tensors, and the term takes part at every resolution. Around it they
-    are lists, from the full resolution down, and the term sees the first. Where nnU-Net's own loss is recognised, all
-    is computed at once. The base may be any function, and take more than these two.
+    are lists, from the full resolution down, and the term sees the first. If the base is nnU-Net's own loss, both are
+    computed at once. The base may be any function, with further arguments.
 
     Attributes:
-        called: whether it has been.
+        called: whether it has been called.
     """
 
     called = False
@@ -104,7 +104,7 @@ class LossWithTerm(nn.Module):
         self.weight = weight
 
     def forward(self, net_output: Outputs, target: Outputs, *more: Any, **named: Any) -> Tensor:
-        """Return the sum of both; what is given besides is for the base alone."""
+        """Return the sum of both; further arguments go to the base alone."""
         first, self.called = not self.called, True
         if isinstance(net_output, Tensor) and isinstance(target, Tensor) and not more and not named:
             loss = self._at_once(net_output, target)
@@ -118,26 +118,26 @@ class LossWithTerm(nn.Module):
             )
         if self.weight != 0:
             return loss + self.weight * self._of_term(net_output, target)
-        if first:  # whether it can be computed is to be known in the first step, not when its warm-up begins
+        if first:  # a term that cannot be computed must fail in the first step, not when its warm-up begins
             with torch.no_grad():
                 self._of_term(net_output, target)
         return loss
 
     def _of_term(self, net_output: Any, target: Any) -> Tensor:
-        """Return the term's value; TypeError, in one sentence, for what is no output and target of nnU-Net's."""
+        """Return the term's value; TypeError unless it is called with nnU-Net's output and target."""
         try:
             value: Tensor = self.term(*(x if isinstance(x, Tensor) else x[0] for x in (net_output, target)))
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise TypeError(
-                f"expected a loss to be given logits and labels as nnU-Net's are, got {_name(net_output)} and "
+                f"expected a loss to be called with logits and labels like nnU-Net's, got {_name(net_output)} and "
                 f"{_name(target)}, from which {_name(self.term)} cannot be computed ({error!r}): train with "
                 f"nnUNetTrainerCalib, which adds nothing"
             ) from error
         return value
 
     def _at_once(self, net_output: Tensor, target: Tensor) -> Tensor | None:
-        """Return the sum, computed at once with the terms of losses below, or None where that cannot be done."""
-        # looked up in each call: a mixin or a trainer may yet change the base (SVLS, torch.compile)
+        """Return the sum, computed at once with the terms of nested losses, or None if that is not possible."""
+        # looked up in each call: a mixin or a trainer may still change the base (SVLS, torch.compile)
         base: Callable[..., Tensor] = self
         losses = []
         while isinstance(base, LossWithTerm):
@@ -167,11 +167,11 @@ def add_term(
     """Add weight * term to an nnU-Net loss.
 
     Args:
-        base: what a trainer's `_build_loss()` returned, with or without nnU-Net's deep supervision; a module or not.
+        base: loss from a trainer's `_build_loss()`, with or without nnU-Net's deep supervision; a module or a function.
         term: loss of (logits, target) in nnU-Net's target convention.
         weight: factor of the term, at least 0.
-        every_resolution: let the term take part at every resolution, with nnU-Net's own weights; else only at the full
-            resolution, with weight 1. Without deep supervision there is no difference.
+        every_resolution: whether the term takes part at every resolution, with nnU-Net's own weights, or only at the
+            full resolution, with weight 1. Without deep supervision there is no difference.
 
     Returns:
         The loss to train with. `base` is changed.
@@ -189,22 +189,22 @@ def add_term(
 
 
 def replace_cross_entropy(base: Callable[..., Tensor], term: nn.Module | None, num_heads: int = 1) -> nn.Module:
-    """Put a term in the place of the CE (or BCE) of nnU-Net's Dice + CE loss; the Dice term stays as it is.
+    """Replace the CE (or BCE) of nnU-Net's Dice + CE loss by a term; the Dice term does not change.
 
-    The term gets the scale of what it replaces: nnU-Net's BCE with an ignore label sums over the heads, where without
-    one it averages over them.
+    The term gets the scale of the cross-entropy: nnU-Net's BCE sums over the heads with an ignore label, and averages
+    over them without one.
 
     Args:
-        base: what an nnU-Net trainer's `_build_loss()` returned, with or without deep supervision.
-        term: loss of (logits, target), a mean over the voxels that count (and over the heads, for regions); None leaves
-            the Dice alone.
+        base: loss from an nnU-Net trainer's `_build_loss()`, with or without deep supervision.
+        term: loss of (logits, target), a mean over the voxels that count (and over the heads, for regions); None keeps
+            only the Dice.
         num_heads: number of segmentation heads.
 
     Returns:
         The loss to train with. `base` is changed.
 
     Raises:
-        TypeError: if there is no such cross-entropy in `base`.
+        TypeError: if `base` has no such cross-entropy.
     """
     if isinstance(base, DeepSupervisionWrapper):
         base.loss = replace_cross_entropy(base.loss, term, num_heads)

@@ -1,7 +1,7 @@
 """Mixins that turn an nnU-Net trainer into a calibrated one.
 
 `CalibrationMixin` measures after the validation. `AddedTerm` and `ReplacedCrossEntropy` also change the loss that
-`super()._build_loss()` returns: a subclass names a loss and lists its options, as those in `nnunet_calib.trainers` do.
+`super()._build_loss()` returns: a subclass names a loss and lists its options, as in `nnunet_calib.trainers`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ CUDA = torch.device("cuda")
 
 
 class CalibrationMixin(PseudoACEMixin, Trainer):
-    """Measures calibration in every epoch and after nnU-Net's own validation; records the losses' hyperparameters.
+    """Trainer mixin that measures calibration in every epoch and after the validation, and records hyperparameters.
 
     Attributes:
-        measure_validation: off, the validation is exactly nnU-Net's.
+        measure_validation: whether the validation is measured; if not, it is exactly nnU-Net's.
         boundary_mm: half width of the boundary scope; None means the default for the voxel size in the plans.
-        draw_figures: called with the calibration folder once its files are written; None draws nothing.
+        draw_figures: function called with the calibration folder once its files are written; None draws nothing.
         hyperparameters: names of the class attributes that a mixin adds.
-        promised_terms: what a mixin puts into the loss.
-        loaded_checkpoint: name of the checkpoint that has the weights of the network; None if that is not known.
+        promised_terms: classes of the terms that a mixin puts into the loss.
+        loaded_checkpoint: name of the checkpoint with the weights of the network; None if it is unknown.
     """
 
     measure_validation = True
@@ -60,8 +60,8 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     _missing_told = False
     loaded_checkpoint: str | None = FINAL
 
-    # The arguments of nnUNetTrainer.__init__, which looks them up by name: none may be added. They are passed on by
-    # name, as nnU-Net does: another trainer may have them in another order, or more of them.
+    # nnUNetTrainer.__init__ looks up its arguments by name, so none may be added. They are passed on by name: another
+    # trainer may have them in another order, or have more of them.
     def __init__(
         self,
         plans: dict[str, Any],
@@ -78,45 +78,45 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
             )
         except OSError as error:
             raise OSError(wanted.format(error.strerror, error.filename)) from error
-        # nnU-Net goes on if it cannot write its log, and would lose the first checkpoint
+        # nnU-Net continues if it cannot write its log, and would lose the first checkpoint
         if os.path.isdir(self.output_folder) and not os.access(self.output_folder, os.W_OK):
             raise OSError(wanted.format("no permission to write", self.output_folder))
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """nnU-Net's, and remembers the file, which `nnUNetv2_train --val_best` changes before the validation."""
+        """Load as nnU-Net does, and keep the file's name: `nnUNetv2_train --val_best` loads another one to validate."""
         super().load_checkpoint(*args, **kwargs)
         file = next(iter((*args, *kwargs.values())), None)
         self.loaded_checkpoint = os.path.basename(file) if isinstance(file, str | os.PathLike) else None
 
     def on_train_end(self) -> None:
-        """nnU-Net's, which saves the final checkpoint."""
+        """End the training as nnU-Net does, which saves the final checkpoint."""
         super().on_train_end()
         self.loaded_checkpoint = FINAL
 
     def initialize(self) -> None:
-        """nnU-Net's, and tells the logger the hyperparameters of the calibration losses."""
+        """Initialize as nnU-Net does, and log the hyperparameters of the calibration losses."""
         if self.boundary_mm is not None:
-            check_boundary_mm(self.boundary_mm)  # rather than after the last epoch
+            check_boundary_mm(self.boundary_mm)  # now rather than after the last epoch
         super().initialize()
-        with self._failure_logged("The loggers were not told the calibration hyperparameters"):
+        with self._failure_logged("The calibration hyperparameters were not logged"):
             self.logger.update_config({"calibration": self.calibration_hyperparameters()})
 
     def calibration_hyperparameters(self) -> dict[str, Any]:
-        """Name and value of every hyperparameter that the mixins of this trainer have."""
+        """Return name and value of all hyperparameters of this trainer's mixins."""
         return {name: getattr(self, name) for name in self._of_all_mixins("hyperparameters")}
 
     def _of_all_mixins(self, attribute: str) -> list[Any]:
-        """Return what the classes of this trainer list under a name, each once."""
+        """Return the entries that this trainer's classes list under an attribute, each once."""
         return [*dict.fromkeys(x for cls in reversed(type(self).__mro__) for x in vars(cls).get(attribute, ()))]
 
     def term_weights(self, epoch: int) -> dict[type[nn.Module], float]:
-        """Class of a loss term -> its weight in an epoch, of the terms whose weight changes."""
+        """Return the weight in an epoch of each class of loss term whose weight changes."""
         return {}
 
     def on_train_start(self) -> None:
-        """Refuse losses that cannot be computed here and, after nnU-Net's start, a loss without what is promised.
+        """Start as nnU-Net does, record the split, and refuse a loss that is not the promised one.
 
-        `initialize` and what else comes before may have replaced it. Of a training that starts, the split is recorded.
+        The check comes after nnU-Net's start: `initialize` and other code before may have replaced the loss.
         """
         losses_choice()
         with recorded_training(self):
@@ -125,10 +125,10 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
                 self._check_promised_terms()
 
     def on_train_epoch_start(self) -> None:
-        """nnU-Net's, with the epoch's weights."""
+        """Start an epoch as nnU-Net does, with the epoch's weights."""
         self._check_promised_terms()
         super().on_train_epoch_start()
-        with self._failure_logged("The weights of the calibration losses stay as they were"):
+        with self._failure_logged("The weights of the calibration losses were not changed"):
             weights = self.term_weights(self.current_epoch)
             for part in self._added_terms():
                 if type(part.term) in weights:
@@ -136,9 +136,9 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         self._has_trained = True
 
     def on_train_epoch_end(self, *arguments: Any, **named: Any) -> None:
-        """Tell of a term that no training step has called, after nnU-Net's."""
+        """End an epoch as nnU-Net does, and log a term that no training step has called."""
         super().on_train_epoch_end(*arguments, **named)
-        with self._failure_logged("It is unknown whether the calibration losses are trained with"):
+        with self._failure_logged("It is unknown whether the calibration losses are in use"):
             if unused := [type(part.term).__name__ for part in self._added_terms() if not part.called]:
                 self._tell_missing(f"No training step has called the loss with {', '.join(unused)}")
 
@@ -146,7 +146,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         return [part for part in parts(self.loss) if issubclass(type(part), LossWithTerm)]
 
     def _check_promised_terms(self) -> None:
-        """Raise ValueError if the loss lacks a promised term; once it has been trained with, tell it."""
+        """Raise ValueError if the loss lacks a promised term; after the first epoch, log it instead."""
         missing: list[type[nn.Module]] = []
         with self._failure_logged("The loss could not be searched for the calibration losses"):
             missing = missing_terms(self.loss, self._of_all_mixins("promised_terms"))
@@ -157,33 +157,33 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
             term.__name__ + (" in the place of the cross-entropy" if term is NoTerm else "") for term in missing
         )
         if self._has_trained:
-            self._tell_missing(f"From epoch {self.current_epoch} on the loss is without {names}")
+            self._tell_missing(f"From epoch {self.current_epoch} on the loss lacks {names}")
             return
         raise ValueError(
             f"expected {names} in the loss that {type(self).__name__} trains with, found none in its "
             f"{type(self.loss).__name__}: return that loss from _build_loss() of a class that comes after "
             f"{promising[-1].__name__} in {type(self).__name__}.__mro__, so that the term is put into it, or derive "
-            f"from nnUNetTrainerCalib, which adds none and measures all the same"
+            f"from nnUNetTrainerCalib, which adds no term and still measures"
         )
 
     def _tell_missing(self, what: str) -> None:
         if not self._missing_told:
             self._missing_told = True
             with suppress(Exception):
-                self.print_to_log_file(f"{what}: this is not the calibrated training that the hyperparameters tell of")
+                self.print_to_log_file(f"{what}: this training is not calibrated as its hyperparameters say")
 
     @contextmanager
     def _failure_logged(self, failure: str) -> Iterator[None]:
-        """Let nothing in here end a training; the log tells the failure."""
+        """Log an error inside the context instead of ending the training."""
         try:
             yield
         except Exception:
-            with suppress(Exception):  # not even telling does
-                self.print_to_log_file(f"{failure}; nnU-Net goes on. The reason:\n{traceback.format_exc()}")
+            with suppress(Exception):  # logging may fail too
+                self.print_to_log_file(f"{failure}; training continues. Reason:\n{traceback.format_exc()}")
 
     @only_measures
     def perform_actual_validation(self, *arguments: Any, **named: Any) -> None:
-        """nnU-Net's, with each case measured in the worker that exports it."""
+        """Validate as nnU-Net does, with each case measured in the worker that exports it."""
         validate = partial(super().perform_actual_validation, *arguments, **named)
         if self.measure_validation:
             measured_validation(self, validate)
@@ -194,17 +194,17 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
 class LossMixin(CalibrationMixin):
     """Base of the mixins that train with a loss of this package: `class FooMixin(AddedTerm, loss=Foo, prefix="foo")`.
 
-    The class attributes that such a class defines under the prefix are its hyperparameters. Those that the loss takes
-    as arguments are handed to it, and so are the options that follow from the dataset: `regions` and `ignore_label`.
+    The class attributes that begin with the prefix are its hyperparameters. The loss gets those that it takes as
+    arguments, and the options that follow from the dataset: `regions` and `ignore_label`.
 
     Attributes:
-        weighting: further names that may follow the prefix, with what holds where a mixin does not define them.
+        weighting: further names that may follow the prefix, with their default values.
     """
 
     weighting: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, *, loss: type[nn.Module] | None = None, prefix: str = "", **named: Any) -> None:
-        """Derive what a mixin promises and records, if the class names a loss; a trainer inherits it."""
+        """Derive the promised terms and the hyperparameters of a mixin that names a loss; a trainer inherits them."""
         super().__init_subclass__(**named)
         if loss is None:
             return
@@ -220,11 +220,11 @@ class LossMixin(CalibrationMixin):
 
     @classmethod
     def _promise(cls, loss: type[nn.Module], prefix: str) -> None:
-        """Set what the trainer's loss will hold, and the method that builds it."""
+        """Set the terms that the trainer's loss will hold, and the method that builds it."""
         raise NotImplementedError
 
     def _build_term(self, loss: type[nn.Module], prefix: str) -> nn.Module:
-        """Return a loss with the options that the trainer's attributes, its dataset and its plans give."""
+        """Return a loss with the options from the trainer's attributes, its dataset and its plans."""
         named = {name: f"{prefix}_{name}" for name in signature(loss).parameters}
         options = {name: getattr(self, attribute) for name, attribute in named.items() if hasattr(self, attribute)}
         options |= {"regions": self.label_manager.has_regions, "ignore_label": self.label_manager.ignore_label}
@@ -239,11 +239,11 @@ class LossMixin(CalibrationMixin):
 
 
 class AddedTerm(LossMixin):
-    """Base of the mixins that add a loss to the trainer's, with a weight that may change over the epochs.
+    """Base of the mixins that add a term to the trainer's loss, with a weight that may change over the epochs.
 
-    Attributes (after the prefix): `weight`; `warmup_epochs` until it is whole; `every_resolution` of deep supervision,
-    or only the full one; `schedule`, `schedule_rate`, `schedule_every` and `max_weight` as in `scheduled_weight`;
-    `pool_with_batch_dice`, to pool the batch where nnU-Net's Dice does.
+    Attributes (after the prefix): `weight`; `warmup_epochs` until the full weight; `every_resolution` of deep
+    supervision, or only the full one; `schedule`, `schedule_rate`, `schedule_every` and `max_weight` as in
+    `scheduled_weight`; `pool_with_batch_dice`, to pool the batch where nnU-Net's Dice does.
     """
 
     weighting: ClassVar[Mapping[str, Any]] = {
@@ -261,7 +261,7 @@ class AddedTerm(LossMixin):
     @classmethod
     def _promise(cls, loss: type[nn.Module], prefix: str) -> None:
         def _build_loss(self: AddedTerm) -> nn.Module:
-            weight = self._scheduled_weight(prefix, self.current_epoch)  # the start of an epoch warms it up
+            weight = self._scheduled_weight(prefix, self.current_epoch)  # on_train_epoch_start applies the warm-up
             every_resolution = self._weighting(prefix, "every_resolution")
             base = super(cls, self)._build_loss()
             return add_term(base, self._build_term(loss, prefix), weight, every_resolution=every_resolution)
@@ -287,7 +287,7 @@ class AddedTerm(LossMixin):
 
 
 class ReplacedCrossEntropy(LossMixin):
-    """Base of the mixins that put a loss in the place of the cross-entropy; `NoTerm` takes it out."""
+    """Base of the mixins that replace the cross-entropy by a loss; `NoTerm` removes it."""
 
     @classmethod
     def _promise(cls, loss: type[nn.Module], prefix: str) -> None:

@@ -1,13 +1,13 @@
 """The pseudo ACE of every epoch: the calibration of the validation patches, beside nnU-Net's pseudo Dice.
 
 nnU-Net's validation step returns neither the network's output nor the target, but its loss gets both. A forward hook on
-the loss, there only during a validation step, sees them: no second forward pass, and none of nnU-Net's code repeated.
-A loss that is no module, or that is not called, cannot be watched: then there is no value.
+the loss, registered only during a validation step, sees them. This needs no second forward pass and repeats none of
+nnU-Net's code. A loss that is not a module, or is not called, cannot be watched and has no value.
 
-Like the pseudo Dice it is measured on patches, of which nnU-Net centres a part on foreground, and all their voxels are
-pooled: it shows how a training goes and is not the ACE of the cases, which follows after the training.
+Like the pseudo Dice, the pseudo ACE pools the voxels of patches, and nnU-Net centres some of these on foreground. It
+shows the course of a training; it is not the ACE of the cases, which follows after the training.
 
-A failure of ours never costs a training: the first one is logged, its epoch has no value (NaN), and nnU-Net goes on.
+A failure to measure never ends a training: the first one is logged, its epoch gets NaN, and nnU-Net continues.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ else:
 
 MEAN, PER_CLASS = "mean_fg_pseudo_ace", "pseudo_ace_per_class_or_region"
 
-# Every so many voxels one is measured, which keeps the cost below 1 % of a validation step on a CPU. A prime, and
-# another first voxel in each step, so that no plane of the patches is preferred.
+# One of this many voxels is measured, which keeps the cost below 1 % of a validation step on a CPU. It is a prime, and
+# the first voxel changes in each step, so that no plane of the patches is preferred.
 STRIDE = 17
 
 
 class UnwatchedLoss(Exception):
-    """A trainer's loss that does not let its output and target be seen."""
+    """A loss whose output and target cannot be observed."""
 
 
 class PatchSums:
-    """Sums over the validation patches of an epoch, on their device; adding to them never waits for it.
+    """Sums over the validation patches of an epoch, on their device; adding never waits for the device.
 
     Attributes:
-        sums: (2, C, 2 M), number of voxels and sum of probabilities of each foreground class or region; the
-            first M bins hold the voxels outside of it, the others those inside.
+        sums: (2, C, 2 M), number of voxels and sum of probabilities of each foreground class or region; the first M
+            bins hold the voxels outside it, the others those inside.
     """
 
     def __init__(self, num_heads: int, regions: bool, ignore_label: int | None, device: torch.device) -> None:
-        self.first = 0 if regions else 1  # the background is no class of the pseudo Dice either
+        self.first = 0 if regions else 1  # the pseudo Dice leaves out the background too
         self.regions, self.ignore_label = regions, ignore_label
         self.labels = torch.arange(self.first, num_heads, device=device)[:, None]
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.sums = torch.zeros(2, num_heads - self.first, 2 * NUM_BINS, dtype=dtype, device=device)
         self.steps = 0
 
     @torch.no_grad()
     def add(self, logits: Tensor, target: Tensor) -> None:
-        """Count every 17th voxel: logits (B, C, *spatial) in any precision, target as nnU-Net's losses get it."""
+        """Add every 17th voxel: logits (B, C, *spatial) in any precision, target as in nnU-Net's losses."""
         voxels = slice(self.steps % STRIDE, None, STRIDE)
         self.steps += 1
         logits, target = logits.flatten(2)[..., voxels].float(), target.flatten(2)[..., voxels]
@@ -82,17 +82,17 @@ class PatchSums:
 
 
 def pseudo_ace(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    r"""Average calibration error of each class over the voxels behind `PatchSums.sums`.
+    r"""Return the average calibration error of each class over the voxels counted in `PatchSums.sums`.
 
     .. math:: \frac{1}{|\{m : n_m > 0\}|} \sum_{n_m > 0} |o_m - e_m|
 
     with n_m voxels in bin m, e_m their mean probability and o_m the observed frequency.
 
     Args:
-        sums: (2, C, 2 M), those of several devices added.
+        sums: (2, C, 2 M), summed over devices.
 
     Returns:
-        (C,) in [0, 1]; NaN for a class without a voxel, as nnU-Net's pseudo Dice.
+        (C,) in [0, 1]; NaN for a class without a voxel, like nnU-Net's pseudo Dice.
     """
     counts, probability = sums.reshape(2, -1, 2, NUM_BINS)
     voxels, positives = counts.sum(1), counts[:, 1]
@@ -102,36 +102,36 @@ def pseudo_ace(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class PseudoACEMixin(Trainer):
-    """Measures the pseudo ACE in every epoch, into nnU-Net's log, its loggers and a figure beside progress.png.
+    """Trainer mixin that measures the pseudo ACE in every epoch, for nnU-Net's loggers and a figure.
 
     Attributes:
-        measure_pseudo_ace: off, the trainer validates exactly as without this class.
-        draw_pseudo_ace: called after every epoch with nnU-Net's output folder, the means of all epochs, the lists of
-            the values of each class, and the names of the classes; None draws nothing.
+        measure_pseudo_ace: whether it is measured; if not, the trainer validates exactly as without this class.
+        draw_pseudo_ace: function called after every epoch with nnU-Net's output folder, the means of all epochs, the
+            values of each class by epoch, and the names of the classes; None draws nothing.
     """
 
     measure_pseudo_ace = True
     draw_pseudo_ace: Callable[[Path, list[float], list[list[float]], list[str]], None] | None = None
     _patch_sums: PatchSums | None = None
     _pseudo_ace_failure = ""
-    _pseudo_ace_failure_told = False
+    _pseudo_ace_failure_logged = False
 
     def on_validation_epoch_start(self) -> None:
-        """nnU-Net's, with new sums."""
+        """Start the validation of an epoch as nnU-Net does, with new sums."""
         super().on_validation_epoch_start()
         self._patch_sums, self._pseudo_ace_failure = None, ""
         if self.measure_pseudo_ace:
-            with self._costing_no_training():
+            with self._failure_kept():
                 manager = self.label_manager
                 self._patch_sums = PatchSums(
                     manager.num_segmentation_heads, manager.has_regions, manager.ignore_label, self.device
                 )
 
     def validation_step(self, *arguments: Any, **named: Any) -> dict[str, Any]:
-        """nnU-Net's, while a hook sees what the loss is given."""
+        """Run nnU-Net's validation step while a hook observes the arguments of the loss."""
         hook = None
         if self._patch_sums is not None:
-            with self._costing_no_training():
+            with self._failure_kept():
                 if not isinstance(self.loss, nn.Module):
                     raise UnwatchedLoss(f"the loss is a {type(self.loss).__name__}, and only a module can be watched")
                 hook = self.loss.register_forward_hook(self._add_patches, with_kwargs=True)
@@ -143,37 +143,37 @@ class PseudoACEMixin(Trainer):
         return outputs
 
     def _add_patches(self, loss: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], value: Any) -> None:
-        with self._costing_no_training():
+        with self._failure_kept():
             assert self._patch_sums is not None
             given = (*arguments, *named.values())[:2]
             # with deep supervision lists, from the full resolution down
             self._patch_sums.add(*(x[0] if isinstance(x, list | tuple) else x for x in given))
 
     def on_validation_epoch_end(self, *arguments: Any, **named: Any) -> None:
-        """nnU-Net's, and the pseudo ACE of the epoch."""
+        """End the validation of an epoch as nnU-Net does, and log its pseudo ACE."""
         super().on_validation_epoch_end(*arguments, **named)
-        with self._costing_no_training():
+        with self._failure_kept():
             if self.measure_pseudo_ace:
                 self._log_pseudo_ace(self._gathered_pseudo_ace())
             else:
-                for key in (MEAN, PER_CLASS):  # a checkpoint may bring some: progress.png ends with the shortest list
+                for key in (MEAN, PER_CLASS):  # a checkpoint may hold some: progress.png ends with the shortest list
                     self._logged_lists().pop(key, None)
-        self._tell_failure()
+        self._log_failure()
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, and the figure."""
+        """End an epoch as nnU-Net does, and draw the figure."""
         super().on_epoch_end()
         if self.measure_pseudo_ace and self.draw_pseudo_ace is not None and self.local_rank == 0:
-            with self._costing_no_training():
+            with self._failure_kept():
                 mean, per_class = (self.logger.get_value(key, step=None) for key in (MEAN, PER_CLASS))
                 names = Heads.of(self.label_manager).names[-len(per_class[-1]) :]
                 self.draw_pseudo_ace(Path(self.output_folder), mean, per_class, list(names))
-            self._tell_failure()
+            self._log_failure()
 
     def _gathered_pseudo_ace(self) -> list[float]:
-        """That of the voxels of all ranks together, or NaN if a rank failed."""
+        """Return the pseudo ACE of the voxels of all ranks together, or NaN if a rank failed."""
         mine: Any = None
-        with self._costing_no_training():
+        with self._failure_kept():
             assert self._patch_sums is not None
             if self._patch_sums.steps == 0:
                 raise UnwatchedLoss("no validation step has called the loss")
@@ -188,7 +188,7 @@ class PseudoACEMixin(Trainer):
         return [float(error) for error in pseudo_ace(np.sum(found, 0))]
 
     def _logged_lists(self) -> dict[str, list[Any]]:
-        """Return what nnU-Net's logger keeps of every epoch; nothing if the trainer has another logger."""
+        """Return the lists of nnU-Net's logger with a value for every epoch; empty for another logger."""
         lists: dict[str, list[Any]] = getattr(getattr(self.logger, "local_logger", None), "my_fantastic_logging", {})
         return lists
 
@@ -197,31 +197,31 @@ class PseudoACEMixin(Trainer):
         values = {MEAN: sum(defined) / len(defined) if defined else math.nan, PER_CLASS: per_class}
         lists = self._logged_lists()
         for key, missing in ((MEAN, math.nan), (PER_CLASS, [math.nan] * len(per_class))):
-            # one value an epoch, says nnU-Net, and the checkpoint of a training without this has none
+            # nnU-Net expects one value an epoch; the checkpoint of a training without this mixin has none
             logged = lists.setdefault(key, [])
             logged.extend([missing] * (self.current_epoch - len(logged)))
         self.print_to_log_file("Pseudo ACE", [round(value, 4) for value in per_class])
         try:
             for key, value in values.items():
                 self.logger.log(key, value, self.current_epoch)
-        finally:  # another of its loggers may fail before a list has its value: progress.png ends with the shortest
+        finally:  # another logger may fail before a list has its value: progress.png ends with the shortest list
             for key, value in values.items():
                 lists[key][self.current_epoch :] = [value]
 
     @contextmanager
-    def _costing_no_training(self) -> Iterator[None]:
+    def _failure_kept(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             told = str(error) if isinstance(error, UnwatchedLoss) else f"\n{traceback.format_exc()}"
-            # the first is the cause of what follows in an epoch
+            # within an epoch, the first failure causes the others
             self._pseudo_ace_failure = self._pseudo_ace_failure or told
 
-    def _tell_failure(self) -> None:
-        if self._pseudo_ace_failure and not self._pseudo_ace_failure_told:
-            self._pseudo_ace_failure_told = True
-            with suppress(Exception):  # not even telling costs a training
+    def _log_failure(self) -> None:
+        if self._pseudo_ace_failure and not self._pseudo_ace_failure_logged:
+            self._pseudo_ace_failure_logged = True
+            with suppress(Exception):  # logging may fail too
                 self.print_to_log_file(
-                    f"The pseudo ACE could not be measured, logged or drawn; nnU-Net goes on. Said once, the reason: "
-                    f"{self._pseudo_ace_failure}"
+                    f"The pseudo ACE could not be measured, logged or drawn; training continues. Reason (reported "
+                    f"once): {self._pseudo_ace_failure}"
                 )

@@ -1,4 +1,4 @@
-"""The split that a training starts with, written down by the training itself."""
+"""The split of training and validation cases, recorded by the training itself."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from nnunet_calib.results.training_split import FILE, Split, read_split
 
 @contextmanager
 def collected_splits(trainer: Any) -> Iterator[list[Split]]:
-    """Collect the splits that a trainer asks for while this lasts."""
+    """Collect the splits that a trainer computes while the context lasts."""
     found: list[Split] = []
     own, do_split = vars(trainer).get("do_split"), trainer.do_split
 
     def collect(*args: Any, **kwargs: Any) -> Any:
         result = do_split(*args, **kwargs)
-        with suppress(Exception):  # a trainer may return what nnU-Net alone takes
+        with suppress(Exception):  # a trainer may return a form that only nnU-Net reads
             found.append(Split.of(result[0], result[1]))
         return result
 
@@ -36,7 +36,7 @@ def collected_splits(trainer: Any) -> Iterator[list[Split]]:
 
 @contextmanager
 def recorded_training(trainer: Any) -> Iterator[None]:
-    """Write down the split that a training starts with; a failure of ours is logged and costs it nothing."""
+    """Record the split that a training starts with; a failure is logged and does not end the training."""
     with collected_splits(trainer) as found:
         yield
     if trainer.local_rank != 0:
@@ -46,17 +46,17 @@ def recorded_training(trainer: Any) -> Iterator[None]:
         _record(found, file, continued=trainer.current_epoch > 0)
     except Exception:
         with suppress(Exception):
-            file.unlink(missing_ok=True)  # that of an earlier training would be taken for this one's
+            file.unlink(missing_ok=True)  # it may be that of an earlier training
         with suppress(Exception):
             trainer.print_to_log_file(
-                f"The cases of this training could not be written into {file}, which costs nnU-Net nothing; "
-                f"nnunet_calib will take them from splits_final.json. The reason:\n{traceback.format_exc()}"
+                f"The cases of this training could not be recorded in {file}; training continues, and nnunet_calib "
+                f"will take them from splits_final.json. Reason:\n{traceback.format_exc()}"
             )
 
 
 def _record(found: list[Split], file: Path, *, continued: bool) -> None:
     earlier = read_split(file.parent) if continued else None
-    if not found:  # the trainer has a way of its own to choose cases
+    if not found:  # the trainer chooses its cases in another way
         file.unlink(missing_ok=True)
         return
     split = found[-1]

@@ -1,4 +1,4 @@
-"""How the weight of a loss term changes over the epochs."""
+"""Schedule of the weight of a loss term over the epochs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ Schedule = Literal["constant", "add", "multiply", "step"]
 def scheduled_weight(
     weight: float, epoch: int, *, schedule: Schedule, rate: float, every: int, maximum: float
 ) -> float:
-    r"""The weight in an epoch (from 0), a function of the epoch alone, so that continued trainings agree.
+    r"""Return the weight in an epoch (from 0), which depends on nothing else, so that continued trainings agree.
 
     .. math::
         \text{constant: } \lambda, \quad \text{add: } \lambda + r e, \quad \text{multiply: } \lambda r^e, \quad
         \text{step: } \lambda r^{\lfloor e / n \rfloor}
 
-    each but the first capped at the maximum, which is also taken where floats end.
+    each but the first capped at the maximum, which also replaces an overflow.
 
     Args:
-        weight: lambda, in epoch 0.
+        weight: lambda, the weight in epoch 0.
         epoch: e.
-        schedule: which of these.
+        schedule: name of the schedule.
         rate: r.
         every: n, for "step".
         maximum: the cap.
@@ -38,7 +38,7 @@ def scheduled_weight(
             return min(weight * float(rate) ** epoch, maximum)
         if schedule == "step" and every >= 1:
             return min(weight * float(rate) ** (epoch // every), maximum)
-    except OverflowError:  # late in a long training
+    except OverflowError:  # possible late in a long training
         return maximum if weight > 0 else weight
     raise ValueError(
         f"expected the schedule to be constant, add, multiply or step (with at least one epoch a step), got "
@@ -47,17 +47,17 @@ def scheduled_weight(
 
 
 def warmed_up(weight: float, epoch: int, *, warmup_epochs: int, num_epochs: int) -> float:
-    r"""The weight in an epoch (from 0) of a term that comes in gradually.
+    r"""Return the weight in an epoch (from 0) of a term with a linear warm-up.
 
     .. math:: \lambda \min(1, e / w), \quad w = \min(n_\text{warm-up}, \lfloor n_\text{all} / 2 \rfloor)
 
-    So a training that is shorter than its warm-up still spends half of its epochs with the whole term.
+    So a training shorter than its warm-up still runs half of its epochs with the full weight.
 
     Args:
-        weight: lambda, what the schedule gives.
+        weight: lambda, the scheduled weight.
         epoch: e.
-        warmup_epochs: how many epochs it takes; 0 is without a warm-up.
-        num_epochs: of the training.
+        warmup_epochs: number of epochs until the full weight; 0 means no warm-up.
+        num_epochs: number of epochs of the training.
     """
     epochs = min(warmup_epochs, num_epochs // 2)
     return weight * min(1.0, epoch / epochs) if epochs > 0 else weight

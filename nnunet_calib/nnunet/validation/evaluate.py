@@ -1,4 +1,4 @@
-"""Calibration of a folder of predictions: measured, or a temperature fitted."""
+"""Measuring the calibration of a folder of predictions, or fitting a temperature to it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def evaluate(
     processes: int | None = None,
     temperature: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure the cases and write the files of a calibration folder, all of them after the last case.
+    """Measure the cases and write a calibration folder; nothing is written before the last case is measured.
 
     Args:
-        predictions: what to measure.
-        calibration_folder: where cases/, summary.json and, unless one is given, temperature.json are written.
-        processes: how many cases are measured at once; None means nnU-Net's default.
+        predictions: predictions to measure.
+        calibration_folder: folder for cases/, summary.json and, unless a temperature is given, temperature.json.
+        processes: number of cases measured at once; None means nnU-Net's default.
         temperature: from `given_temperature`; None fits one, and each case is then judged by one that was fitted
             without it.
 
@@ -35,7 +35,7 @@ def evaluate(
         The content of summary.json, with NaN where the file has null.
 
     Raises:
-        ValueError: if a case cannot be measured, or none has a voxel that counts.
+        ValueError: if a case cannot be measured, or no case has a voxel that counts.
         OSError: if the folder cannot be written, or memory runs out.
     """
     with measured(predictions, calibration_folder, processes) as cases:
@@ -51,7 +51,7 @@ def evaluate(
 
 
 def fit(predictions: Predictions, calibration_folder: Path, processes: int | None = None) -> dict[str, Any]:
-    """Fit one temperature to the cases and write temperature.json; errors as `evaluate`.
+    """Fit one temperature to the cases and write temperature.json; errors as for `evaluate`.
 
     Returns:
         The content of the file, with infinities where it has null.
@@ -65,7 +65,7 @@ def fit(predictions: Predictions, calibration_folder: Path, processes: int | Non
 
 @contextmanager
 def measured(predictions: Predictions, calibration_folder: Path, processes: int | None) -> Iterator[list[MeasuredCase]]:
-    """Yield the cases, measured into a hidden folder that is removed in the end; errors as `evaluate`."""
+    """Measure the cases into a hidden folder, which is removed at the end; errors as for `evaluate`."""
     existing = check_output(calibration_folder)
     with hidden_folder(existing) as folder:
         case_file(folder, "").parent.mkdir()
@@ -75,15 +75,17 @@ def measured(predictions: Predictions, calibration_folder: Path, processes: int 
 
 
 def _judged_by_own_cases(temperature: dict[str, Any], cases: Sequence[str]) -> dict[str, Any]:
-    """In sample if it was fitted on a case that it is judged by."""
+    """Mark a temperature as in-sample if any evaluated case was used to fit it."""
     own = not set(cases).isdisjoint(temperature.get("cases", ()))
     return temperature | {"in_sample": True} if own else temperature
 
 
 def check_output(calibration_folder: Path) -> Path:
-    """What exists of the folder's path.
+    """Return the folder, or its nearest existing parent.
 
-    Raises before hours of measuring where the files cannot be written, or would replace those of a training.
+    Raises:
+        OSError: if files cannot be written there, rather than after hours of measuring.
+        ValueError: if they would replace those of a training.
     """
     existing = next(path for path in (calibration_folder, *calibration_folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -1,4 +1,4 @@
-"""What runs in nnU-Net's export worker: the export itself, then the measuring of the case."""
+"""The work of nnU-Net's export worker at validation: the export itself, then the measuring of the case."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ExportAndMeasure:
     """Picklable stand-in for nnU-Net's `export_prediction_from_logits`.
 
     Attributes:
-        export: the function it stands for.
-        calibration_folder: where the case files go.
-        labels_folder: the ground truth, one file per case.
-        heads: of the network.
-        model: what identifies the network.
+        export: the function it stands in for.
+        calibration_folder: folder that holds the folder of case files.
+        labels_folder: folder of the ground truth, one file per case.
+        heads: heads of the network.
+        model: identity of the network.
         boundary_mm: half width of the boundary scope.
     """
 
@@ -48,20 +48,20 @@ class ExportAndMeasure:
         case = Path(call.arguments["output_file_truncated"]).name
         target = case_file(self.calibration_folder, case)
         try:
-            # an old file must not be taken for this case's if measuring fails
+            # if measuring fails, no old file may be mistaken for this case's
             forget(target)
             self.measure(case, tapped.logits, call.arguments).save(target)
         except Exception:
             try:
                 with replaced_when_complete(failure_file(target)) as temporary:
-                    # names of files that are no text in this system's encoding cannot be written as they are
+                    # a file name may be no valid text in this system's encoding
                     temporary.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-            except OSError:  # the folder itself cannot be written: the missing case file says enough
+            except OSError:  # the folder itself is not writable: the missing case file shows the failure
                 traceback.print_exc()
 
     @one_thread()
     def measure(self, case: str, logits: Any, arguments: dict[str, Any]) -> CaseStatistics:
-        """Statistics of one case from the logits on the grid of the cropped image."""
+        """Return the statistics of one case, from its logits on the grid of the cropped image."""
         plans, dataset = arguments["plans_manager"], arguments["dataset_json_dict_or_file"]
         logits, _, crop = on_image_axes(logits, arguments)
         return measure_case(

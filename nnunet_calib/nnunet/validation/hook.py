@@ -2,12 +2,12 @@
 
 nnU-Net's `perform_actual_validation` hands the logits of each case to a pool of workers as a call of
 `export_prediction_from_logits`. While it runs, `ExportAndMeasure` stands in for that function: it lets nnU-Net export
-the case, keeps hold of the logits that nnU-Net has resampled to the image's own grid, and measures them afterwards. So
-there is no second inference, no second resampling and no .npz, and nnU-Net's own files are written by nnU-Net.
+the case, keeps the logits that nnU-Net has resampled to the image's own grid, and measures them afterwards. So there is
+no second inference, no second resampling and no .npz, and nnU-Net writes its own files.
 
-A failure of ours never costs a training: it is logged with its traceback and with the command that repeats the
-measurement, and nnU-Net goes on. Where it takes nnU-Net's validation with it, as a worker does that runs out of memory
-while it measures, nnU-Net's validation is run once more, without measuring.
+A failure to measure never ends a training: it is logged with its traceback and with the command that repeats the
+measurement, and nnU-Net continues. If it also stops nnU-Net's validation, for example when a worker runs out of memory
+while it measures, the validation is run once more without measuring.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
             started = True
             validate()
     except Exception:
-        if started and trainer.is_ddp:  # the other ranks would wait for this one
+        if started and trainer.is_ddp:  # the other ranks would wait for this one forever
             raise
         reason = "it stopped while cases were measured" if started else "measuring cannot start"
         _log_failure(trainer, f"{traceback.format_exc()}nnU-Net's validation is run without measuring, since {reason}.")
@@ -64,13 +64,13 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
     try:
         split = _validated_split(trainer, splits)
         cases = split.validation
-        told = [case for case in cases if failure_file(case_file(folder, case)).is_file()]
-        for case in told:
+        failures = [case for case in cases if failure_file(case_file(folder, case)).is_file()]
+        for case in failures:
             failed = failure_file(case_file(folder, case))
             _log_failure(trainer, f"case {case}:\n{failed.read_text(encoding='utf-8')}")
             failed.unlink()
-        if lost := [case for case in cases if case not in told and not case_file(folder, case).is_file()]:
-            _log_failure(trainer, f"nothing was written of {shortened(lost)}: see above what the workers have printed")
+        if lost := [case for case in cases if case not in failures and not case_file(folder, case).is_file()]:
+            _log_failure(trainer, f"nothing was written for {shortened(lost)}: see the messages of the workers above")
         summary = write_fold(folder, cases, measure.heads, measure.model, measure.boundary_mm, split)
         _print_headline(trainer, summary, folder)
         with _loggers_that_may_fail(trainer, folder):
@@ -84,14 +84,14 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
 
 
 def _validated_split(trainer: Any, splits: list[Split]) -> Split:
-    """The cases that were validated, beside those of the training: the splits may have changed between the two."""
+    """Return the validated cases with the recorded training cases: the splits may have changed in between."""
     split = splits[-1] if splits else Split((), ())
     recorded = read_split(Path(trainer.output_folder))
     return split if recorded is None else Split(recorded.training, split.validation)
 
 
 def _measure_for(trainer: Any) -> ExportAndMeasure:
-    """What measures the cases of a trainer, with the folder that it writes to."""
+    """Return the function that exports and measures the cases of a trainer; create the folder it writes to."""
     folder = Path(trainer.output_folder) / "validation" / CALIBRATION_FOLDER
     case_file(folder, "").parent.mkdir(parents=True, exist_ok=True)
     return ExportAndMeasure(
@@ -118,13 +118,13 @@ def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None
     if seen := summary["temperature"]["seen_in_training"]:
         trainer.print_to_log_file(
             f"WARNING: this network was trained on {len(seen)} of these {len(summary['metric_per_case'])} cases "
-            f"({shortened(seen)}). Their errors, and the temperature, are not those of new cases.",
+            f"({shortened(seen)}). Their errors, and the temperature, do not hold for new cases.",
             also_print_to_console=True,
         )
 
 
 def _tell_loggers(trainer: Any, summary: dict[str, Any]) -> None:
-    """Give the headline's numbers to the trainer's other loggers."""
+    """Pass the headline's numbers to the trainer's other loggers."""
     for name, metrics in summary["metrics"].items():
         for metric, value in metrics["image"]["foreground_mean"].items():
             trainer.logger.log_summary(f"final_val/calibration/{name}_{metric}", value)
@@ -141,21 +141,21 @@ def _show_figures(trainer: Any, folder: Path) -> None:
 
 @contextmanager
 def _loggers_that_may_fail(trainer: Any, folder: Path) -> Iterator[None]:
-    """Tell that a logger failed, which takes nothing from what is written."""
+    """Log that one of the trainer's loggers failed; the written results are complete."""
     try:
         yield
     except Exception:
         trainer.print_to_log_file(
-            f"{folder} is complete, but the trainer's loggers did not take it. The reason:\n{traceback.format_exc()}"
+            f"{folder} is complete, but one of the trainer's loggers failed. Reason:\n{traceback.format_exc()}"
         )
 
 
 def _log_failure(trainer: Any, details: str) -> None:
-    """Tell that measuring failed, why, and how to repeat it."""
-    with suppress(Exception):  # not even telling costs a training, as where a console cannot show a file's name
+    """Log that measuring failed, why, and how to repeat it."""
+    with suppress(Exception):  # logging may fail too, as where a console cannot show a file's name
         device = "" if trainer.device.type == "cuda" else f" -device {trainer.device.type}"
         trainer.print_to_log_file(
-            f"Calibration could not be measured, which takes nothing from nnU-Net's own results. The reason:\n"
+            f"Calibration was not measured; nnU-Net's own results are complete. Reason:\n"
             f"{details}\n"
             f"To measure again: {folder_of(trainer).validate_command(trainer.fold)}{device}",
             also_print_to_console=True,

@@ -1,9 +1,9 @@
-"""Predicts validation cases by running the validation of nnU-Net's trainer, measures them, and writes nothing else.
+"""Prediction and measuring of validation cases with the validation of nnU-Net's trainer, without other output.
 
 The cases go through the hook of the training (`ExportAndMeasure`), in the same worker processes and from the same
-logits. In the place of nnU-Net's export stands its conversion alone: resampling to the image's grid, where the hook
-taps the logits, and no file. A trainer with a validation of its own may read what it exports, so it exports everything,
-into the folder of `remade_trainer`.
+logits. nnU-Net's export is replaced by its conversion alone: it resamples to the image's grid, where the hook taps the
+logits, and writes no file. A trainer with its own validation may read its exports, so it exports everything, into the
+folder of `remade_trainer`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def convert_only(
     save_probabilities: bool = False,
     num_threads_torch: int = default_num_processes,
 ) -> None:
-    """Stands for nnU-Net's `export_prediction_from_logits`, with its arguments, and writes no file."""
+    """Convert logits as nnU-Net's `export_prediction_from_logits` does, with its arguments, but write no file."""
     convert_predicted_logits_to_segmentation_with_correct_shape(
         predicted_array_or_file,
         plans_manager,
@@ -51,12 +51,12 @@ def convert_only(
 
 
 def export_for(trainer: Any) -> Callable[..., None]:
-    """What a case of this trainer is exported with, before it is measured."""
+    """Return the function that exports a case of this trainer before it is measured."""
     return convert_only if validates_as_nnunet(trainer) else export_prediction_from_logits
 
 
 def check_inputs(trainer: Any, cases: list[str]) -> None:
-    """Raise ValueError, in one sentence, if a device or a file is missing that predicting the cases takes."""
+    """Raise ValueError if a device or a file is missing that is needed to predict the cases."""
     if trainer.device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"expected a CUDA device to predict {len(cases)} cases with, found none: predict on another with -device "
@@ -85,24 +85,24 @@ def check_inputs(trainer: Any, cases: list[str]) -> None:
 def predict(
     trainer: Any, weights: TrainedWeights, cases: list[str], measure: ExportAndMeasure, processes: int | None = None
 ) -> None:
-    """Predict and measure cases; each has its case file then, or a failure file.
+    """Predict and measure cases; afterwards each has a case file or a failure file.
 
     Args:
         trainer: from `remade_trainer`, not initialised.
-        weights: of its network.
-        cases: at least one, sorted.
-        measure: what measures them.
-        processes: that export and measure; None means nnU-Net's default.
+        weights: weights of its network.
+        cases: at least one case, sorted.
+        measure: the function that measures them.
+        processes: number of processes that export and measure; None means nnU-Net's default.
 
     Raises:
-        ValueError: in one sentence, if the weights do not fit the network.
+        ValueError: if the weights do not fit the network.
         OSError: if a process or the device ran out of memory.
     """
     _initialize(trainer, weights)
     trainer.do_split = lambda: ([], list(cases))
     trainer.dataset_class = _with_progress(trainer.dataset_class)
-    trainer.print_to_log_file = lambda *args, **kwargs: None  # it would tell of segmentations that are not written
-    trainer.measure_validation = False  # here is what measures
+    trainer.print_to_log_file = lambda *args, **kwargs: None  # it would report segmentations that are not written
+    trainer.measure_validation = False  # `measure` does
     names: dict[str, Any] = {
         EXPORT_NAME: measure,
         "default_num_processes": min(processes or default_num_processes, len(cases)),
@@ -118,14 +118,14 @@ def predict(
             raise OSError(
                 f"expected memory to predict with and to measure {names['default_num_processes']} cases at once, ran "
                 f"out of it or lost a process: use fewer processes with -np, and run the same command again, which "
-                f"keeps what is measured"
+                f"keeps the measured cases"
             ) from error
         raise
 
 
 def _initialize(trainer: Any, weights: TrainedWeights) -> None:
-    """Build the network, with these weights in it: the checkpoint's, as nnUNetv2_predict takes them."""
-    # else nnU-Net would also predict what a cascade's next stage is trained with
+    """Build the network with the checkpoint's weights, as nnUNetv2_predict does."""
+    # otherwise nnU-Net would also predict the training cases for a cascade's next stage
     trainer.configuration_manager.configuration.pop("next_stage", None)
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = weights.mirroring_axes
@@ -141,7 +141,7 @@ def _initialize(trainer: Any, weights: TrainedWeights) -> None:
 
 
 def _with_progress(dataset_class: Any) -> Any:
-    """The same class, whose cases move a progress bar when they are gone through."""
+    """Return a subclass that shows a progress bar while its cases are iterated."""
 
     class Shown(dataset_class):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -152,5 +152,5 @@ def _with_progress(dataset_class: Any) -> Any:
 
 
 def _no_metrics(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Stands for nnU-Net's evaluation of the segmentations, of which there are none."""
+    """Return an empty result in the form of nnU-Net's evaluation: there are no segmentations to evaluate."""
     return {"mean": {}, "foreground_mean": {"Dice": float("nan")}, "metric_per_case": []}

@@ -1,8 +1,8 @@
-"""nnU-Net's trainer of a fold that was trained before, made again to validate it and for nothing else.
+"""Reconstruction of the nnU-Net trainer of a trained fold, for validation only.
 
 A trainer's constructor writes a log into the fold's folder and, with Weights & Biases, starts a run and removes that of
-the training. So it is made with an empty folder in the place of nnUNet_results: nothing that nnU-Net writes then, the
-log and the input of a cascade's next stage included, goes into the model's folder.
+the training. So the trainer is built with an empty folder as nnUNet_results: nothing that nnU-Net then writes, neither
+the log nor the input of a cascade's next stage, goes into the model's folder.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from nnunet_calib.results.layout import ModelFolder
 
 @contextmanager
 def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.device) -> Iterator[Any]:
-    """The trainer of a fold, as the plans and the dataset.json in the model's folder describe it.
+    """Build the trainer of a fold from the plans.json and the dataset.json in the model's folder.
 
-    It is not initialised. What it would write into the fold's folder goes into one that is removed in the end.
+    The trainer is not initialised. It writes into a temporary folder, not into the fold's.
 
     Raises:
-        ValueError: in one sentence, if nnU-Net does not find the trainer, or plans and labels are unfit.
+        ValueError: if nnU-Net does not find the trainer, or if plans or labels are unfit.
     """
     configuration = model_folder.configuration
     plans, dataset = (
@@ -53,7 +53,7 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
             "as for nnUNetv2_train, or, where these data are not, measure predictions of labelled cases with "
             "nnunet_calib evaluate or fit"
         )
-    plans["dataset_name"] = preprocessed.name  # the name in use, by which nnU-Net finds the data
+    plans["dataset_name"] = preprocessed.name  # the name by which nnU-Net finds the data here
     trainer_class = find_trainer(model_folder.trainer)
     with tempfile.TemporaryDirectory(prefix="nnunet_calib_") as scratch:
         # nnU-Net reads the variable whenever it needs the folder
@@ -75,7 +75,7 @@ def remade_trainer(model_folder: ModelFolder, fold: int | str, device: torch.dev
 
 
 def preprocess_command(trainer: Any) -> str:
-    """What the user can type to have the preprocessed data, ground truth included."""
+    """Return advice with the command that makes the preprocessed data, ground truth included."""
     plans = trainer.plans_manager
     return (
         f"make them again with nnUNetv2_preprocess -d {plans.dataset_name} -plans_name {plans.plans_name} -c "
@@ -84,19 +84,20 @@ def preprocess_command(trainer: Any) -> str:
 
 
 def _made(trainer_class: type, **arguments: Any) -> Any:
-    """Return a trainer, made as nnUNetv2_train makes it: with its arguments by name.
+    """Construct a trainer as nnUNetv2_train does, with its arguments by name.
 
     Raises:
-        ValueError: in one sentence, if its constructor fails.
+        ValueError: if its constructor fails.
     """
     try:
         return trainer_class(**arguments)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # of a constructor of other people, whatever it may raise
+    except Exception as error:  # a third-party constructor may raise anything
         raise ValueError(
-            f"expected nnU-Net to make {trainer_class.__name__}, got {type(error).__name__} ({last_line(error)}): mend "
-            f"its __init__, which nnUNetv2_train calls with plans, configuration, fold, dataset_json and device by name"
+            f"expected nnU-Net to construct {trainer_class.__name__}, got {type(error).__name__} ({last_line(error)}): "
+            f"fix its __init__, which nnUNetv2_train calls with plans, configuration, fold, dataset_json and device as "
+            f"keywords"
         ) from error
 
 

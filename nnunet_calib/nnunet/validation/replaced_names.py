@@ -1,8 +1,7 @@
-"""Other objects under names of nnU-Net's, while a validation of its trainers or a prediction runs.
+"""Replacement of names in nnU-Net's modules while one of its validations runs.
 
-nnU-Net's validation looks after its export workers while it predicts, and in the end waits for the last results: for
-ever (2.8), if the system has killed a worker for its memory in the meantime. `Watched` stands in for `multiprocessing`
-and raises then.
+nnU-Net's validation checks its export workers while it predicts, and finally waits for the last results: forever (2.8)
+if the system has meanwhile killed a worker for its memory. `Watched` stands in for `multiprocessing` and raises then.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def only_measures(method: _Method) -> _Method:
-    """Mark a `perform_actual_validation` that calls that of the next class and exports nothing itself."""
+    """Mark a `perform_actual_validation` that calls the next class's method and exports nothing itself."""
     method.only_measures = True  # type: ignore[attr-defined]
     return method
 
 
 def validates_as_nnunet(trainer: Any) -> bool:
-    """Return whether nothing but nnU-Net's own validation exports the cases of a trainer."""
+    """Return whether only nnU-Net's own validation exports the cases of a trainer."""
     return all(
         cls is nnUNetTrainer or getattr(vars(cls)[_METHOD], "only_measures", False)
         for cls in _validating_classes(trainer)
@@ -36,9 +35,9 @@ def validates_as_nnunet(trainer: Any) -> bool:
 
 @contextmanager
 def replaced(trainer: Any, **names: Any) -> Iterator[None]:
-    """Put other objects under names that the validation of a trainer uses, for a while.
+    """Replace the objects behind names that the validation of a trainer uses, while the context lasts.
 
-    They are replaced in the module of every class that defines a validation, where nnU-Net looks them up at each call.
+    They are replaced in the module of every class that defines a validation: nnU-Net looks them up there in each call.
     """
     own = {name: nnUNetTrainer.perform_actual_validation.__globals__[name] for name in names}
     functions = [inspect.unwrap(vars(cls)[_METHOD]) for cls in _validating_classes(trainer)]
@@ -54,7 +53,7 @@ def replaced(trainer: Any, **names: Any) -> Iterator[None]:
 
 
 def watched_workers() -> dict[str, Watched]:
-    """Return what `replaced` takes to let a validation raise when one of its workers has died."""
+    """Return the replacement with which a validation raises when one of its workers has died."""
     name = "multiprocessing"
     own = nnUNetTrainer.perform_actual_validation.__globals__.get(name)
     return {} if own is None else {name: Watched(own)}
@@ -66,9 +65,9 @@ def _validating_classes(trainer: Any) -> list[type]:
 
 
 class Watched:
-    """Stands for `multiprocessing` or one of its contexts: results of its pools raise RuntimeError for a dead worker.
+    """Stand-in for `multiprocessing` or a context of it; results of its pools raise RuntimeError for a dead worker.
 
-    Only `starmap_async`, which nnU-Net's validation uses, is watched.
+    Only `starmap_async` is watched, which nnU-Net's validation uses.
     """
 
     def __init__(self, own: Any) -> None:
@@ -78,11 +77,11 @@ class Watched:
         return getattr(self._own, name)
 
     def get_context(self, method: str | None = None) -> Watched:
-        """multiprocessing's, watched."""
+        """Return multiprocessing's context, watched."""
         return Watched(self._own.get_context(method))
 
     def Pool(self, *args: Any, **options: Any) -> Any:
-        """multiprocessing's, watched."""
+        """Return multiprocessing's pool, watched."""
         pool = self._own.Pool(*args, **options)
         workers, submit = [*pool._pool], pool.starmap_async
         pool.starmap_async = lambda *a, **o: _raising(submit(*a, **o), workers)
@@ -90,7 +89,7 @@ class Watched:
 
 
 def _raising(result: Any, workers: list[Any]) -> Any:
-    """The same result, whose `get` raises once one of the pool's first workers is gone: others take their place."""
+    """Let a result's `get` raise once one of the pool's first workers has died, which the pool would replace."""
     own = result.get
 
     def get(timeout: float | None = None) -> Any:

@@ -1,9 +1,9 @@
-"""Measures a fold that was trained earlier, with any trainer, and writes the files that the validation hook writes.
+"""Measuring of a fold that was trained earlier, with any trainer; it writes the files of the validation hook.
 
-Only nnU-Net's checkpoint, plans and preprocessed data are read, and only the fold's `validation/calibration` is
-written. A case is measured from the .npz that nnU-Net wrote after the training (--npz), else from the logits that
-nnU-Net's own validation computes from the checkpoint (`predicting`). Its file appears when it is complete, and names
-the weights: a run that was killed goes on where it stopped, and several runs can share a fold.
+It reads nnU-Net's checkpoint, plans and preprocessed data, and writes only the fold's `validation/calibration`. A case
+is measured from the .npz that nnU-Net wrote after the training (--npz), else from the logits that nnU-Net's own
+validation computes from the checkpoint (`predict_cases`). A case file appears when it is complete, and names the
+weights: a killed run can be continued, and several runs can share a fold.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nnunet_calib.results.judged_cases import is_measured, is_of_network, load_c
 from nnunet_calib.results.layout import CALIBRATION_FOLDER, FINAL, Fold, ModelFolder, case_file, failure_file
 from nnunet_calib.results.training_split import Split, read_split
 
-_CLOCKS_DIFFER = 3600  # seconds, of machines that share a disk
+_CLOCKS_DIFFER = 3600  # seconds, between machines that share a disk
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Options:
     """How folds are measured.
 
     Attributes:
-        checkpoint: its file name; only that of the finished training is what nnU-Net's .npz are of.
+        checkpoint: file name of the checkpoint; nnU-Net's .npz belong to that of the finished training.
         device: "cuda", "cpu" or "mps".
-        processes: that measure; None means nnU-Net's default.
+        processes: number of processes that measure; None means nnU-Net's default.
         part: which part of the cases to measure, from 0.
-        parts: into how many parts they are split.
-        use_npz: whether .npz of nnU-Net's are measured where there are some.
+        parts: number of parts that the cases are split into.
+        use_npz: whether nnU-Net's .npz are measured where they exist.
         boundary_mm: half width of the boundary scope; None means that of the trainer.
-        trust: load the checkpoint as nnU-Net does, which can run code that is in it.
+        trust: load the checkpoint as nnU-Net does, which can run code in it.
     """
 
     checkpoint: str = FINAL
@@ -61,7 +61,7 @@ class Options:
     boundary_mm: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a part that there is not."""
+        """Raise ValueError for a part that does not exist."""
         if not 0 <= self.part < self.parts:
             raise ValueError(
                 f"expected -part_id from 0 to -num_parts - 1 = {self.parts - 1}, got {self.part}: parts are counted "
@@ -70,10 +70,10 @@ class Options:
 
 
 def fold_numbers(model_folder: ModelFolder, folds: Sequence[Fold] | None, checkpoint: str = FINAL) -> list[Fold]:
-    """Return the folds without repeats, checked to have the checkpoint; None means all that have it.
+    """Return the folds without repeats, checked to have the checkpoint; None means all folds that have it.
 
     Raises:
-        ValueError: in one sentence, for a fold without the checkpoint, or if no fold has it.
+        ValueError: for a fold without the checkpoint, or if no fold has it.
     """
     if folds is None:
         names = [path.parent.name.removeprefix("fold_") for path in model_folder.path.glob(f"fold_*/{checkpoint}")]
@@ -81,7 +81,7 @@ def fold_numbers(model_folder: ModelFolder, folds: Sequence[Fold] | None, checkp
         if not folds:
             raise ValueError(
                 f"expected a fold with {checkpoint} in {model_folder}, found none: train one, or name a fold with -f "
-                f"to be told what it has"
+                f"to see which checkpoints it has"
             )
     numbers = [*dict.fromkeys(folds)]
     for fold in numbers:
@@ -93,15 +93,15 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
     """Measure the cases of a fold that are not measured yet, and write its calibration folder.
 
     Args:
-        model_folder: nnU-Net's, with `fold_X`.
-        fold: its number, or "all".
-        options: which checkpoint, on which device, which part.
+        model_folder: nnU-Net's folder of the model, with `fold_X`.
+        fold: number of the fold, or "all".
+        options: how to measure.
 
     Returns:
         The content of summary.json, with NaN where the file has null; None if other parts are not measured yet.
 
     Raises:
-        ValueError: in one sentence, if files are missing or do not belong together, or a case cannot be measured.
+        ValueError: if files are missing or do not belong together, or if a case cannot be measured.
         OSError: if the folder cannot be written, or memory runs out.
     """
     checkpoint = find_checkpoint(model_folder, fold, options.checkpoint)
@@ -148,7 +148,7 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
 
 
 def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> None:
-    """A network that was trained on other cases than its folder says would be judged by cases that it knows."""
+    """Raise ValueError for a checkpoint of another fold, which would be judged by cases that it was trained on."""
     for what, found, wanted in (
         ("fold", weights.fold, trainer.fold),
         ("configuration", weights.configuration, trainer.configuration_name),
@@ -161,7 +161,7 @@ def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> No
 
 
 def _split_of_training(trainer: Any, checkpoint: Path) -> Split:
-    """The split that the fold has recorded; of a training that recorded none, that of splits_final.json."""
+    """Return the split that the training recorded, or else that of splits_final.json."""
     prepared = Path(trainer.preprocessed_dataset_folder)
     if not prepared.is_dir() or not any(prepared.iterdir()):
         raise ValueError(f"expected preprocessed images in {prepared}, found none: {preprocess_command(trainer)}")
@@ -171,7 +171,7 @@ def _split_of_training(trainer: Any, checkpoint: Path) -> Split:
     folder, ending = checkpoint.parent / "validation", trainer.dataset_json["file_ending"]
     final = checkpoint.with_name(FINAL)
     trained = (final if final.is_file() else checkpoint).stat().st_mtime
-    # nnU-Net has segmented what the fold held out then; older files are of an earlier training in this folder
+    # nnU-Net has segmented the cases held out at that time; older files come from an earlier training in this folder
     known = [
         case
         for case in split.training
@@ -203,28 +203,28 @@ def _check_labels(trainer: Any, folder: Path, cases: list[str]) -> None:
 
 
 def _has_npz(validation_folder: Path, case: str, checkpoint: Path, heads: Heads, model: dict[str, Any]) -> bool:
-    """Whether nnU-Net has written the probabilities of a case, all of them, after the checkpoint, of its weights."""
+    """Return whether nnU-Net has completely written the probabilities of a case with the checkpoint's weights."""
     path = validation_folder / f"{case}.npz"
     try:
         written = path.stat().st_mtime
-        # one from the future tells of a clock that was wrong, and could be older than the checkpoint
+        # a time in the future shows a wrong clock: the file could be older than the checkpoint
         newer = checkpoint.stat().st_mtime <= written <= time.time() + _CLOCKS_DIFFER
         found = describe_npz(path)
         usable = found.shape[:1] == (len(heads.keys),) and found.dtype.kind == "f"  # integers are too coarse
-        return newer and usable and not _is_of_others(path, case, model)
+        return newer and usable and not _measured_with_others(path, case, model)
     except (FileNotFoundError, ValueError):
         return False
 
 
-def _is_of_others(npz: Path, case: str, model: dict[str, Any]) -> bool:
-    """Whether the hook has measured other weights with the .npz, as after nnUNetv2_train --val_best --npz."""
+def _measured_with_others(npz: Path, case: str, model: dict[str, Any]) -> bool:
+    """Return whether the hook measured other weights with the .npz, as after nnUNetv2_train --val_best --npz."""
     folder = npz.parent / CALIBRATION_FOLDER
     measured = case_file(folder, case)
     if not _is_newer(measured, npz.stat().st_mtime):
         return False
     try:
         return not is_of_network(load_case(folder, case), model)
-    except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
+    except (FileNotFoundError, ValueError):  # ValueError: damaged, or in another format
         return False
 
 
@@ -239,21 +239,21 @@ def _make_folder(folder: Path) -> None:
 
 
 def _check_results(folder: Path, cases: list[str], trainer: str) -> None:
-    """Raise ValueError, in one sentence, for cases that could not be measured, or were not."""
+    """Raise ValueError for cases that could not be measured, or were not exported."""
     failures = {}
     for case in cases:
         failed = failure_file(case_file(folder, case))
         if failed.is_file():
             reason = failed.read_text(encoding="utf-8").strip().splitlines()[-1].partition(": ")[2]
             failed.unlink()
-            # else it is of a worker that outlived the run that was killed
+            # a worker that outlived a killed run may have left the failure file
             if not case_file(folder, case).is_file():
                 failures[case] = reason
     if failures:
         reasons = "; ".join(f"{case} ({reason})" for case, reason in list(failures.items())[:3])
         raise ValueError(
-            f"expected to measure {len(cases)} cases, failed for {shortened(list(failures))}: {reasons}; put that "
-            f"right and run the same command again, which keeps what is measured"
+            f"expected to measure {len(cases)} cases, failed for {shortened(list(failures))}: {reasons}; fix this "
+            f"and run the same command again, which keeps the measured cases"
         )
     if missing := [case for case in cases if not case_file(folder, case).is_file()]:
         raise ValueError(

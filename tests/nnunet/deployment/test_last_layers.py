@@ -231,8 +231,8 @@ def test_not_linear(after, found):
 
 def test_no_output():
     """Not logits at all, or none that say something."""
-    assert "expected logits, or a list of them, of Small, got dict" in refusal(Small(after=lambda z: {"out": z}))
-    assert "expected logits, or a list of them, of Small, got tuple" in refusal(Small(after=lambda z: ()))
+    assert "expected logits, or a list of them, from Small, got dict" in refusal(Small(after=lambda z: {"out": z}))
+    assert "expected logits, or a list of them, from Small, got tuple" in refusal(Small(after=lambda z: ()))
     network = Small()
     nn.init.zeros_(network.head.weight)
     nn.init.zeros_(network.head.bias)

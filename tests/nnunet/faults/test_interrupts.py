@@ -173,7 +173,7 @@ def test_validate(trained, number):
     trained.without_results()
     cases = trained.calibration / "cases"
     said = stop(trained.command("-np", "2"), number, lambda: [*cases.glob("case*")], 3, trained.fold)
-    check_words(said, number, "validate", ", which keeps what is measured")
+    check_words(said, number, "validate", ", which keeps the measured cases")
     assert not hidden(trained.fold)
     found = {name: content for name, content in trained.results().items() if name.endswith(".npz")}
     assert found == {name: expected[name] for name in found}

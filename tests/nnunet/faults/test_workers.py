@@ -60,7 +60,7 @@ def test_training(trained, monkeypatch):
     text = log_of(trained)
     assert "Some background workers are no longer alive" in text
     assert "nnU-Net's validation is run without measuring, since it stopped while cases were measured" in text
-    assert f"nothing was written of {LAST}" in text
+    assert f"nothing was written for {LAST}" in text
     assert len(list(trained.calibration.glob("cases/*.npz"))) == len(trained.cases) - 1
 
 
@@ -74,7 +74,7 @@ def test_validate(trained, monkeypatch, capsys):
         assert trained.validate("-np", "1") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("nnunet_calib: expected memory to predict with and to measure 1 cases at once, ran out of")
-    assert "run the same command again, which keeps what is measured" in last
+    assert "run the same command again, which keeps the measured cases" in last
     use_threads(monkeypatch)
     assert trained.validate("-np", "1") == 0
     assert "4 measured before, 0 with .npz, 1 to predict" in capsys.readouterr().err

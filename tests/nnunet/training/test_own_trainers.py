@@ -122,7 +122,7 @@ def test_other_logger(trains):
     """Without nnU-Net's lists, and refusing what it does not know: trained, measured, and told."""
     trainer, log = trains(nnUNetTrainerCalib, own.OtherLogger)
     assert "it knows its own keys only" in log
-    assert "is complete, but the trainer's loggers did not take it" in log
+    assert "is complete, but one of the trainer's loggers failed" in log
     assert "Mean Validation Calibration: ACE" in log
     assert {MEAN, PER_CLASS} & {*trainer.seen} == set()
     assert summary(trainer)["metric_per_case"]
@@ -203,7 +203,9 @@ def test_constructor_that_fails(tmp_path, monkeypatch):
 
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     monkeypatch.setattr(module, "find_trainer", lambda name: Stub)
-    told = r"expected nnU-Net to make Stub, got TypeError \(.*missing 1 required .*'unpack_dataset'\): mend its __init"
+    told = (
+        r"expected nnU-Net to construct Stub, got TypeError \(.*missing 1 required .*'unpack_dataset'\): fix its __init"
+    )
     with pytest.raises(ValueError, match=told), remade_trainer(stub_model(tmp_path), 2, torch.device("cpu")):
         pass
 

@@ -141,7 +141,7 @@ def test_refused(mixin, how, begun):
     assert str(caught.value) == (
         f"expected {NAMES[mixin]} in the loss that MyTrainer trains with, found none in its Own: return that loss from "
         f"_build_loss() of a class that comes after {mixin.__name__} in MyTrainer.__mro__, so that the term is put "
-        f"into it, or derive from nnUNetTrainerCalib, which adds none and measures all the same"
+        f"into it, or derive from nnUNetTrainerCalib, which adds no term and still measures"
     )
     assert trainer.log == []
 
@@ -213,7 +213,7 @@ def test_replaced_on_the_way():
     trainer = make(Later, NACLMixin)
     trainer.num_epochs = 3
     trainer.run_training()
-    told = "From epoch 1 on the loss is without NACLLoss: this is not the calibrated training that the hyperparameters"
+    told = "From epoch 1 on the loss lacks NACLLoss: this training is not calibrated as its hyperparameters"
     assert [line.startswith(told) for line in trainer.log] == [False, True, False, False]
 
 
@@ -246,7 +246,7 @@ def test_failures_cost_nothing(monkeypatch):
     trainer.run_training()
     assert "epoch 1" in trainer.log
     told = "".join(trainer.log)
-    for text in ("loggers were not told", "could not be searched", "weights of the calibration losses stay"):
+    for text in ("hyperparameters were not logged", "could not be searched", "calibration losses were not changed"):
         assert text in told
 
 
@@ -276,7 +276,9 @@ def test_other_formats(weight):
     with pytest.raises(TypeError, match="expected a tensor from Format, to which NACLLoss is added, got dict: return"):
         add_term(Format(), NACLLoss(), weight)(outputs, targets)
     loss = add_term(lambda x, y: x["logits"].mean(), NACLLoss(), weight)
-    with pytest.raises(TypeError, match="expected a loss to be given logits and labels as nnU-Net's are, got dict and"):
+    with pytest.raises(
+        TypeError, match="expected a loss to be called with logits and labels like nnU-Net's, got dict and"
+    ):
         loss({"logits": outputs[0]}, targets)
 
 

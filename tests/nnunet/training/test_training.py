@@ -151,7 +151,7 @@ def test_failures_cost_nothing(world, capsys):
     shutil.rmtree(fold / "validation" / "calibration")
     (fold / "validation" / "calibration").write_text("in the way")
     world.train("nnUNetTrainerCalib_short", "2d", only_run_validation=True)
-    assert "Calibration could not be measured" in capsys.readouterr().out
+    assert "Calibration was not measured" in capsys.readouterr().out
     nnunet = {k: v for k, v in expected.items() if not k.startswith("calibration")}
     assert {k: v for k, v in files(fold / "validation").items() if k != "calibration"} == nnunet
 

@@ -145,7 +145,7 @@ def test_label_without_a_head(trained, in_threads, capsys):
     assert trained.validate() == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("nnunet_calib: "))
     assert "expected to measure 5 cases, failed for case.2: case.2 (expected labels from 0 to 2, got values " in line
-    assert "run the same command again, which keeps what is measured" in line
+    assert "run the same command again, which keeps the measured cases" in line
     assert {path.name for path in (trained.calibration / "cases").iterdir()} == {
         f"case.{number}.npz" for number in (0, 1, 3, 4)
     }
