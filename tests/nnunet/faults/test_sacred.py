@@ -100,7 +100,7 @@ def test_telling_fails_too(again, monkeypatch, what):
     own = nnUNetTrainerCalib.print_to_log_file
 
     def no_text(self, *arguments, **options):
-        if "Calibration could not" in str(arguments[0]):
+        if "Calibration was not" in str(arguments[0]):
             raise UnicodeEncodeError("ascii", "ü", 0, 1, "ordinal not in range")
         own(self, *arguments, **options)
 
