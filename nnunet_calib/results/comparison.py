@@ -28,7 +28,7 @@ from nnunet_calib.results.error_tree import case_error, scope_definitions
 from nnunet_calib.results.judged_cases import as_json
 from nnunet_calib.results.layout import FINAL, ModelFolder
 from nnunet_calib.results.measured_folds import versions_note
-from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, untrained_note
 
 FORMAT_VERSION = 1
 _EVERY_STAGE = "both"
@@ -187,6 +187,8 @@ def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
     """In what the models differ, or their numbers, beside their names."""
     first = models[0]
     for model in models:
+        if note := untrained_note(model.model, model.name):
+            yield note
         if (file := model.model["checkpoint"]) != FINAL:
             yield (
                 f"The calibration of {model.name} is that of {file or 'an unknown checkpoint'}; its Dice is that of "

@@ -24,7 +24,7 @@ from nnunet_calib.results.measured_folds import (
     read_measured,
     versions_note,
 )
-from nnunet_calib.results.schemas import CALIBRATED
+from nnunet_calib.results.schemas import CALIBRATED, untrained_note
 
 ENSEMBLE_NOTE = (
     "T was fitted on predictions of single networks; how far it is from what an ensemble of the folds needs cannot be "
@@ -95,7 +95,9 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
 
 
 def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator[str]:
-    """In what the folds differ beside what they may."""
+    """In what the folds differ beside what they may, and from what their trainer promises."""
+    if note := untrained_note(model, "A network of these folds"):
+        yield note
     if note := versions_note({f"fold {fold}": version for fold, version in model["measured_with"].items()}):
         yield note
     everything = {result.fold: {*result.split.training, *result.split.validation} for result in found if result.split}

@@ -20,6 +20,7 @@ from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, is_of, load_case, results
 from nnunet_calib.results.layout import ENDINGS, FIGURES, PAGE, case_file
+from nnunet_calib.results.schemas import untrained_note
 from nnunet_calib.results.training_split import Split
 
 SUMMARY, TEMPERATURE = "summary.json", "temperature.json"
@@ -128,6 +129,9 @@ def summarise(
             used; None if `temperature` itself was given, and is used for all of them.
     """
     given = from_json(temperature)
+    measured = results(cases, [given] * len(cases) if without is None else without, heads, given)
+    if note := untrained_note(model, "This network"):
+        measured["notes"].append(note)
     return {
         "format_version": FORMAT_VERSION,
         "nnunet_calib": nnunet_calib.__version__,
@@ -137,7 +141,7 @@ def summarise(
         "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")}
         | {"cross_fitted": without is not None},
         "missing_cases": [*missing],
-        **results(cases, [given] * len(cases) if without is None else without, heads, given),
+        **measured,
     }
 
 

@@ -17,7 +17,7 @@ from nnunet_calib.results.fold_summary import FORMAT_VERSION
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import Keeper, MeasuredCase, fit_sets, is_of_network, load_case, same_plans
 from nnunet_calib.results.layout import FINAL, IDENTITY, ModelFolder
-from nnunet_calib.results.schemas import FOLD
+from nnunet_calib.results.schemas import FOLD, UNTRAINED
 from nnunet_calib.results.training_split import Split, read_split
 
 
@@ -152,10 +152,13 @@ def _read_fold(model_folder: ModelFolder, fold: int) -> FoldResult:
 def merged_model(found: Sequence[FoldResult]) -> dict[str, Any]:
     """What identifies the networks of folds of one model: what they share, and by fold what each has of its own."""
     first = found[0]
+    hyperparameters = first.model.get("hyperparameters")
+    if untrained := {term for result in found for term in result.model.get("hyperparameters", {}).get(UNTRAINED, ())}:
+        hyperparameters = (hyperparameters or {}) | {UNTRAINED: sorted(untrained)}
     plans = [result.model["plans_sha256"] for result in found if "plans_sha256" in result.model]
     return {
         **{name: first.model[name] for name in IDENTITY},
-        "hyperparameters": first.model.get("hyperparameters"),
+        "hyperparameters": hyperparameters,
         "checkpoint": first.checkpoint,
         "plans_sha256": plans[0] if plans else None,
         "weights_sha256": {str(result.fold): result.model["weights_sha256"] for result in found},

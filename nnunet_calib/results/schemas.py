@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from nnunet_calib.io.json_forms import NAME
+from nnunet_calib.io.wording import one_line
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
 
 # The errors of a case or fold at T = 1, and with temperature.
 UNCALIBRATED, CALIBRATED = STAGES = ("uncalibrated", "calibrated")
+
+UNTRAINED = "not_trained_with"  # among the hyperparameters: promised losses that the training did without
 
 _NUMBER = (float, None)  # null where a value is undefined
 _WORD = (str, int, None)
@@ -32,7 +35,7 @@ FOLD: dict[str, Any] = {
         "configuration": NAME,
         "fold": (int, str),
         "weights_sha256": str,
-        "hyperparameters?": dict,
+        "hyperparameters?": {f"{UNTRAINED}?": [NAME]},
         "checkpoint?": (str, None),
         "plans_sha256?": str,
     },
@@ -92,6 +95,22 @@ SUMMARY: dict[str, Any] = {
         }
     ],
 }
+
+
+def untrained_note(model: dict[str, Any], name: str) -> str | None:
+    """Return what must be said of results of a model that was trained without a calibration loss it promises.
+
+    Args:
+        model: the "model" of a summary.json.
+        name: of the model, for the sentence.
+    """
+    terms = (model.get("hyperparameters") or {}).get(UNTRAINED)
+    if not terms:
+        return None
+    return (
+        f"{name} was trained without {', '.join(map(one_line, terms))}, at least in its last epochs, though its "
+        f"trainer promises it: see the training log."
+    )
 
 
 def in_sample_note(fit: dict[str, Any]) -> str | None:

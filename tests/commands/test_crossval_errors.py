@@ -196,6 +196,18 @@ def test_what_is_kept(model, capsys):
         assert len({*merged["model"]["split_sha256"].values()}) == 3
 
 
+def test_trained_without_its_loss(model, capsys):
+    """One fold whose training did without a promised loss is enough for the merged files to say so."""
+    model.write(1, model.cases[1], hyperparameters={"nacl_weight": 0.01, "not_trained_with": ["NACLLoss"]})
+    assert cli.main([*CROSSVAL, "-f", "0", "1", "2"]) == 0
+    assert "A network of these folds was trained without NACLLoss, at least in its last" in capsys.readouterr().out
+    merged = json.loads((model.folder / "crossval_results_folds_0_1_2" / "calibration" / "summary.json").read_text())
+    assert merged["model"]["hyperparameters"] == {"not_trained_with": ["NACLLoss"]}
+    model.write(1, model.cases[1], hyperparameters={"not_trained_with": "NACLLoss"})
+    shutil.rmtree(model.folder / "crossval_results_folds_0_1_2")
+    assert "not_trained_with" in refusal(model)
+
+
 def test_case_in_two_folds(model):
     """By name, with both folds; no flag allows it."""
     model.write(2, model.cases[2] | {"case.1": made(1)})

@@ -185,6 +185,16 @@ def test_training_cases(tmp_path, seen):
         assert (said in text) is bool(seen)
 
 
+def test_trained_without_its_loss(tmp_path):
+    """A loss that the training did without is named in the file, the table and the report."""
+    model = MODEL | {"hyperparameters": {"nacl_weight": 0.01, "not_trained_with": ["NACLLoss"]}}
+    summary, _ = fold(tmp_path, {f"case{i}": case(i) for i in range(2)}, model=model)
+    said = "This network was trained without NACLLoss, at least in its last epochs, though its trainer promises it: "
+    assert any(note.startswith(said) for note in summary["notes"])
+    for text in (summary_table(summary), " ".join(notes(summary))):
+        assert said in text
+
+
 def test_class_that_no_case_has(tmp_path):
     """Null in the files, zero cases, and the means are over the other classes."""
     summary, _ = fold(tmp_path, {f"case{i}": case(i, without=2) for i in range(2)})

@@ -72,7 +72,7 @@ class Untrained:
             "folds": [trainer.fold],
             "cases": ["case.1", "case.2"],
             "nnunet_calib": "0.1.0",
-            "model": describe_model(trainer, weights_fingerprint(trainer.network)),
+            "model": describe_model(trainer, Path(trainer.output_folder), weights_fingerprint(trainer.network)),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content | changed))

@@ -92,7 +92,7 @@ class LossWithTerm(nn.Module):
     computed at once. The base may be any function, with further arguments.
 
     Attributes:
-        called: whether it has been called.
+        called: whether it has been called in this epoch of a training.
     """
 
     called = False

@@ -26,6 +26,7 @@ from nnunet_calib.nnunet.training.loss_parts import missing_terms, parts
 from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, NoTerm, add_term, replace_cross_entropy
 from nnunet_calib.nnunet.training.pseudo_ace import PseudoACEMixin
 from nnunet_calib.nnunet.training.recorded_split import recorded_training
+from nnunet_calib.nnunet.training.untrained_terms import record_untrained
 from nnunet_calib.nnunet.training.weight_schedule import scheduled_weight, warmed_up
 from nnunet_calib.nnunet.validation.hook import measured_validation
 from nnunet_calib.nnunet.validation.replaced_names import only_measures
@@ -58,6 +59,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     promised_terms: tuple[type[nn.Module], ...] = ()
     _has_trained = False
     _missing_told = False
+    _untrained: list[str] | None = None  # the terms that the last epoch was trained without
     loaded_checkpoint: str | None = FINAL
 
     # nnUNetTrainer.__init__ looks up its arguments by name, so none may be added. They are passed on by name: another
@@ -129,18 +131,27 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         self._check_promised_terms()
         super().on_train_epoch_start()
         with self._failure_logged("The weights of the calibration losses were not changed"):
+            added = self._added_terms()
+            for part in added:
+                part.called = False  # validation steps call it too
             weights = self.term_weights(self.current_epoch)
-            for part in self._added_terms():
+            for part in added:
                 if type(part.term) in weights:
                     part.weight = weights[type(part.term)]
         self._has_trained = True
 
     def on_train_epoch_end(self, *arguments: Any, **named: Any) -> None:
-        """End an epoch as nnU-Net does, and log a term that no training step has called."""
+        """End an epoch as nnU-Net does; log, and record, which terms it was trained without."""
         super().on_train_epoch_end(*arguments, **named)
         with self._failure_logged("It is unknown whether the calibration losses are in use"):
-            if unused := [type(part.term).__name__ for part in self._added_terms() if not part.called]:
+            unused = [type(part.term).__name__ for part in self._added_terms() if not part.called]
+            if unused:
                 self._tell_missing(f"No training step has called the loss with {', '.join(unused)}")
+            replaced = missing_terms(self.loss, self._of_all_mixins("promised_terms"))
+            untrained = sorted({*unused, *(term.__name__ for term in replaced)})
+            if untrained != self._untrained and self.local_rank == 0:
+                record_untrained(Path(self.output_folder), untrained)
+            self._untrained = untrained
 
     def _added_terms(self) -> list[LossWithTerm]:
         return [part for part in parts(self.loss) if issubclass(type(part), LossWithTerm)]
@@ -170,7 +181,10 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
         if not self._missing_told:
             self._missing_told = True
             with suppress(Exception):
-                self.print_to_log_file(f"{what}: this training is not calibrated as its hyperparameters say")
+                self.print_to_log_file(
+                    f"WARNING: {what}: this training is not calibrated as its hyperparameters say, and summary.json "
+                    f"will repeat it"
+                )
 
     @contextmanager
     def _failure_logged(self, failure: str) -> Iterator[None]:

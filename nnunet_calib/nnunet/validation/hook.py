@@ -99,7 +99,9 @@ def _measure_for(trainer: Any) -> ExportAndMeasure:
         calibration_folder=folder,
         labels_folder=Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations",
         heads=Heads.of(trainer.label_manager),
-        model=describe_model(trainer, weights_fingerprint(trainer.network), trainer.loaded_checkpoint),
+        model=describe_model(
+            trainer, Path(trainer.output_folder), weights_fingerprint(trainer.network), trainer.loaded_checkpoint
+        ),
         boundary_mm=width_of_trainer(trainer),
     )
 

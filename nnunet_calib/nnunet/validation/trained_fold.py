@@ -108,7 +108,8 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
     weights = read_weights(checkpoint, trust=options.trust)
     with remade_trainer(model_folder, fold, torch.device(options.device)) as trainer:
         _check_origin(weights, trainer, checkpoint)
-        model = describe_model(trainer, state_fingerprint(weights.state), options.checkpoint) | model_folder.identity
+        identity = describe_model(trainer, checkpoint.parent, state_fingerprint(weights.state), options.checkpoint)
+        model = identity | model_folder.identity
         heads = Heads.of(trainer.label_manager)
         width = width_of_trainer(trainer) if options.boundary_mm is None else options.boundary_mm
         split = _split_of_training(trainer, checkpoint)

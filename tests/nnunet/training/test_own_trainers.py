@@ -102,7 +102,9 @@ def test_validation_alone(world, in_threads, tmp_path, monkeypatch):
 def test_own_steps(trains):
     """A loss that no step calls is told, in the log, where nnU-Net's other messages are."""
     trainer, log = trains(nnUNetTrainerNACL, own.OwnStep)
-    assert log.count("No training step has called the loss with NACLLoss: this is not the calibrated training") == 1
+    assert summary(trainer)["model"]["hyperparameters"]["not_trained_with"] == ["NACLLoss"]
+    assert "This network was trained without NACLLoss" in log  # at its end, with the fold's other notes
+    assert log.count("No training step has called the loss with NACLLoss") == 1
     assert summary(trainer)["metric_per_case"]
 
 

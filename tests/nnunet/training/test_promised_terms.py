@@ -9,6 +9,7 @@ from torch import nn
 from nnunet_calib.losses import NACLLoss
 from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term
 from nnunet_calib.nnunet.training.mixins import CalibrationMixin
+from nnunet_calib.nnunet.training.untrained_terms import record_untrained, untrained_terms
 from nnunet_calib.trainers import DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from tests.nnunet.training.test_loss_terms import MODES, batch, nnunet_loss
 
@@ -63,12 +64,18 @@ class Base:
         """Return the loss of a batch."""
         return self.loss(*batch(MODES["labels"], deep=True))
 
+    def validation_step(self):
+        """Return the loss of a batch."""
+        return self.loss(*batch(MODES["labels"], deep=True))
+
     def run_training(self):
         """Train all epochs."""
         self.on_train_start()
         while self.current_epoch < self.num_epochs:
             self.on_train_epoch_start()
             self.on_train_epoch_end([self.train_step() for _ in range(self.iterations)])
+            with torch.no_grad():
+                self.validation_step()
             self.current_epoch += 1
 
 
@@ -202,35 +209,66 @@ def test_wrapped(mixin):
         assert trainer.told["calibration"]["nacl_weight"] == mixin.nacl_weight
 
 
+class Later:
+    """Changes its loss after the first epoch."""
+
+    def on_train_epoch_end(self, train_outputs):
+        """End an epoch."""
+        super().on_train_epoch_end(train_outputs)
+        self.loss = Own()
+
+
 def test_replaced_on_the_way():
     """A trainer that changes its loss in a later epoch is not stopped, and the log says since when it is another."""
-
-    class Later:
-        def on_train_epoch_end(self, train_outputs):
-            super().on_train_epoch_end(train_outputs)
-            self.loss = Own()
-
     trainer = make(Later, NACLMixin)
     trainer.num_epochs = 3
     trainer.run_training()
-    told = "From epoch 1 on the loss lacks NACLLoss: this training is not calibrated as its hyperparameters"
+    told = "WARNING: From epoch 1 on the loss lacks NACLLoss: this training is not calibrated as its hyperparameters"
     assert [line.startswith(told) for line in trainer.log] == [False, True, False, False]
+
+
+class OwnStep:
+    """Trains with another loss than self.loss."""
+
+    def train_step(self):
+        """Return the loss of a batch."""
+        return Own()(*batch(MODES["labels"], deep=True))
+
+
+class OwnFirstStep(OwnStep):
+    """Does so in the first epoch."""
+
+    def train_step(self):
+        """Return the loss of a batch."""
+        step = super() if self.current_epoch == 0 else super(OwnStep, self)
+        return step.train_step()
 
 
 def test_never_called():
     """Training steps that call another loss than self.loss are told in the first epoch."""
-
-    class OwnStep:
-        def train_step(self):
-            return Own()(*batch(MODES["labels"], deep=True))
-
     trainer = make(OwnStep, NACLMixin)
     trainer.run_training()
-    assert [line.partition(":")[0] for line in trainer.log] == [
-        "epoch 0",
-        "No training step has called the loss with NACLLoss",
-        "epoch 1",
-    ]
+    assert "No training step has called the loss with NACLLoss" in trainer.log[1]
+    assert [line.partition(":")[0] for line in trainer.log] == ["epoch 0", "WARNING", "epoch 1"]
+
+
+@pytest.mark.parametrize(
+    ("bases", "expected"),
+    [
+        ((OwnStep, NACLMixin), ["NACLLoss"]),
+        ((OwnStep, NACLMixin, ML1ACEMixin), ["ML1ACELoss", "NACLLoss"]),
+        ((OwnFirstStep, NACLMixin), []),
+        ((Later, NACLMixin), ["NACLLoss"]),
+        ((NACLMixin,), []),
+    ],
+)
+def test_recorded(bases, expected, tmp_path):
+    """What the last epoch was trained without stands in the fold's folder; an earlier training's record does not."""
+    record_untrained(tmp_path, ["SVLSLoss"])
+    trainer = make(*bases)
+    trainer.output_folder, trainer.local_rank = str(tmp_path), 0
+    trainer.run_training()
+    assert untrained_terms(tmp_path) == expected
 
 
 def test_failures_cost_nothing(monkeypatch):
