@@ -14,6 +14,7 @@ from nnunet_calib.figures.diagrams import draw_reliability
 from nnunet_calib.figures.drawn_results import ReportedCase, worst_cases
 from nnunet_calib.figures.style import COLUMN, colour_bar, in_lines, in_style, make_room, new_figure, outer_labels
 from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, reliability_curve
+from nnunet_calib.posthoc import IDENTITY
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.heads import BACKGROUND
 from nnunet_calib.results.schemas import STAGES, UNCALIBRATED
@@ -23,19 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-# Takes a case's name, gives its image (channels, *spatial) on the grid of its label map, or None.
+# Returns the image of a case, (channels, *spatial) on the grid of its label map, or None if there is none.
 ImageOf = Callable[[str], NDArray[Any] | None]
-
 
 _WIDTH = 16  # characters above a third of a column
 
 
 def no_image(case: str) -> None:
-    """For pictures of the label map."""
+    """Return None: the pictures show the label map."""
 
 
 def draw_case(axes: Sequence[Axes], picture: CasePicture) -> AxesImage:
-    """The image with outlines, the probability at T = 1, and that with temperature, on three axes.
+    """Draw the image with outlines and the probability before and after calibration, on three axes.
 
     Returns:
         The image of a probability, for a colour bar.
@@ -60,7 +60,7 @@ def worst_cases_figure(
     image_of: ImageOf,
     number: int = 4,
 ) -> Figure:
-    """A row for each of the cases with the largest ACE: image with outlines, probability before and after.
+    """Draw a row for each of the cases with the largest ACE: image with outlines, probability before and after.
 
     Args:
         cases: of a fold or of merged folds.
@@ -76,7 +76,7 @@ def worst_cases_figure(
     shown = [*islice(read, number)]
     images = [image_of(case.name) for case, _ in shown]
     pictures = [
-        CasePicture.of(part, case.temperature, regions=regions, ignore_label=ignore_label, image=image)
+        CasePicture.of(part, case.calibrator, regions=regions, ignore_label=ignore_label, image=image)
         for (case, part), image in zip(shown, images, strict=True)
     ]
     # rows as high as their slices, within reason
@@ -87,8 +87,8 @@ def worst_cases_figure(
     for line, (case, _), image, picture in zip(axes, shown, images, pictures, strict=False):
         drawn = draw_case(line, picture)
         line[0].set_title(in_lines(f"{case.name}\n{'label map' if image is None else 'image'}", _WIDTH))
-        for ax, stage, t in zip(line[1:], STAGES, (1, case.temperature), strict=True):
-            said = f"{names[picture.head]}\nT = {t:.3g}\nACE {case_error(case.row[stage]['image'], 'ace'):.3f}"
+        for ax, stage, used in zip(line[1:], STAGES, (IDENTITY, case.calibrator), strict=True):
+            said = f"{names[picture.head]}\n{used.words('.3g')}\nACE {case_error(case.row[stage]['image'], 'ace'):.3f}"
             ax.set_title(in_lines(said, _WIDTH))
     make_room(figure, axes, 3)
     if drawn is None:
@@ -108,9 +108,10 @@ def worst_cases_figure(
 
 @in_style
 def reliability_of_cases_figure(cases: Sequence[ReportedCase], keys: Sequence[str], names: Sequence[str]) -> Figure:
-    """Reliability of the cases with the largest, the median and the smallest ACE, before and after temperature.
+    """Draw the reliability of the cases of largest, median and smallest ACE, before and after calibration.
 
-    Of each case the foreground class with the largest ACE at T = 1 is drawn; of a case without any, the top label.
+    Of each case, the foreground class with the largest ACE before calibration is drawn; of a case without any, the top
+    label.
 
     Args:
         cases: of a fold or of merged folds, at least one.
@@ -128,10 +129,10 @@ def reliability_of_cases_figure(cases: Sequence[ReportedCase], keys: Sequence[st
         errors = {i: classes[key]["ace"] for i, key in enumerate(keys) if key != BACKGROUND}
         errors = {i: value for i, value in errors.items() if value is not None and not np.isnan(value)}
         head = max(errors, key=errors.__getitem__) if errors else -1
-        for ax, statistics, t in zip(line, (case.before, case.after), (1, case.temperature), strict=True):
+        for ax, statistics, used in zip(line, (case.before, case.after), (IDENTITY, case.calibrator), strict=True):
             found = calibration_errors(statistics)
             ace = float(found["top_label_ace"] if head < 0 else found["ace"][head])
-            said = f"{case.name}\n{names[head]}\nT = {t:.3g}, ACE {ace:.3f}"
+            said = f"{case.name}\n{names[head]}\n{used.words('.3g')}, ACE {ace:.3f}"
             draw_reliability(ax, reliability_curve(statistics), head, in_lines(said))
     outer_labels(axes)
     make_room(figure, axes, 3)

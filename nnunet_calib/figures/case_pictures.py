@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice
-from nnunet_calib.posthoc.temperature import apply_temperature
+from nnunet_calib.posthoc import calibrator_of
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.logits import calibrated, log_probabilities
 
 Regions = Sequence[Sequence[int]] | None
 
@@ -33,8 +35,8 @@ class CasePicture:
 
     Attributes:
         background: (rows, columns) float in [0, 1]: the image, or where there is none the label map.
-        before: (rows, columns) probabilities at T = 1.
-        after: the same with temperature.
+        before: (rows, columns) probabilities as the network gives them.
+        after: the same after calibration.
         outcome: (3, rows, columns) bool: true positive, false positive, false negative.
         head: which head it is of.
         aspect: height of a pixel, with a width of 1.
@@ -51,17 +53,17 @@ class CasePicture:
     def of(
         cls,
         shown: RepresentativeSlice,
-        temperature: float,
+        calibrator: Calibrator | float,
         *,
         regions: Regions,
         ignore_label: int | None,
         image: NDArray[Any] | None = None,
     ) -> CasePicture:
-        """The picture of the head that has the most foreground, true or predicted, in the slice.
+        """Return the picture of the head that has the most foreground, true or predicted, in the slice.
 
         Args:
             shown: the slice.
-            temperature: T > 0.
+            calibrator: of any kind; a number is a temperature.
             regions: the label values of each head, None for classes (of which 0 is the background).
             ignore_label: voxels with it are neither right nor wrong.
             image: (channels, *spatial) of the whole case, on the grid of the label map; the first channel is shown.
@@ -82,10 +84,12 @@ class CasePicture:
             area[0] = -1
         head = int(area.argmax())
         t, s = true[head] & valid, predicted[head] & valid
+        of_regions = regions is not None
+        after = calibrated(log_probabilities(p, regions=of_regions), calibrator_of(calibrator), regions=of_regions)
         return cls(
             _background(shown, image),
             p[head],
-            apply_temperature(p, temperature, regions=regions is not None)[head].astype(np.float32),
+            after[head].astype(np.float32),
             np.stack([t & s, s & ~true[head], t & ~s]),
             head,
             float(shown.spacing[0] / shown.spacing[1]),
@@ -113,7 +117,7 @@ def _background(shown: RepresentativeSlice, image: NDArray[Any] | None) -> NDArr
 
 
 def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
-    """The three panels side by side as a small image, several hundred times as fast as a figure.
+    """Draw the three panels side by side as a small image, several hundred times as fast as a figure.
 
     Returns:
         The file's content (PNG, or WebP where that is much smaller), its media type, and its width and height.
@@ -147,7 +151,7 @@ def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
 
 
 def _eroded(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
-    """The mask without `times` layers of its border pixels."""
+    """Return the mask without `times` layers of its border pixels."""
     for _ in range(times):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -155,7 +159,7 @@ def _eroded(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
 
 
 def colour_bar() -> bytes:
-    """PNG of the colours of the probabilities from 0 (left) to 1, a row of 256 pixels."""
+    """Return a PNG of the colours of the probabilities from 0 (left) to 1, a row of 256 pixels."""
     from matplotlib import colormaps
     from PIL import Image
 

@@ -29,10 +29,10 @@ def draw_reliability(
     title: str,
     interval: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> None:
-    """Reliability diagram of one head, with the number of voxels in each bin in a strip above it.
+    """Draw the reliability diagram of one head, with the number of voxels in each bin in a strip above it.
 
-    Bars stand at the observed frequency; the hatched part reaches to the mean probability of the bin. It is that of a
-    case or of pooled cases, as the curve is.
+    Bars end at the observed frequency; the hatched part reaches to the mean probability of the bin. The curve can be
+    that of a case or of pooled cases.
 
     Args:
         ax: where to draw.
@@ -76,7 +76,7 @@ def draw_reliability(
 
 
 def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: int, title: str) -> AxesImage:
-    """Dataset reliability histogram of one head: over cases, the joint histogram of predicted and observed frequency.
+    """Draw the dataset reliability histogram of one head: cases by predicted and observed frequency.
 
     Each case adds one count per bin that holds a voxel, at the frequency it observed there: a calibrated model gathers
     on the diagonal, and the spread shows what pooling all voxels hides (Barfoot et al. 2024).
@@ -107,7 +107,7 @@ def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: 
 
 
 def draw_reliability_boxes(ax: Axes, curves: Sequence[ReliabilityCurve], row: int, title: str) -> None:
-    """Box-plot reliability of one head: in each bin, the spread over cases of the frequency that a case observed.
+    """Draw the box-plot reliability of one head: in each bin, the spread over cases of the observed frequency.
 
     Boxes reach from the first to the third quartile with the median as a line, whiskers to the furthest case within
     1.5 times the box's height, dots are the cases beyond. Each case counts once, however many voxels it has in a bin.
@@ -142,17 +142,20 @@ def draw_reliability_boxes(ax: Axes, curves: Sequence[ReliabilityCurve], row: in
     ax.set_title(title, fontsize="medium")
 
 
-def draw_confidence(ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve, row: int, title: str) -> None:
-    """Confidence histogram of one head: the share of the voxels in each bin, before and after temperature.
+def draw_confidence(
+    ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve, row: int, title: str, label: str = "with T"
+) -> None:
+    """Draw the confidence histogram of one head: the share of the voxels in each bin, before and after calibration.
 
     Args:
         ax: where to draw.
-        before: bins at T = 1, from `reliability_curve`.
-        after: the same voxels with temperature.
+        before: bins before calibration, from `reliability_curve`.
+        after: the same voxels after it.
         row: which head; -1 is the top label.
         title: above the diagram.
+        label: of the voxels after calibration, in the legend.
     """
-    for curve, colour, name in ((before, FILLED, "T = 1"), (after, LINE, "with T")):
+    for curve, colour, name in ((before, FILLED, "T = 1"), (after, LINE, label)):
         counts = curve.counts[row]
         share = counts / max(counts.sum(), 1)
         edges = np.linspace(0, 1, len(counts) + 1)
@@ -161,24 +164,25 @@ def draw_confidence(ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve,
     ax.set_title(title, fontsize="medium")
 
 
-def draw_nll(ax: Axes, temperatures: ArrayLike, nll: ArrayLike, optimum: float, standard_error: float) -> None:
-    """NLL against temperature, with the optimum and the interval of two standard errors around it.
+def draw_nll(ax: Axes, temperatures: ArrayLike, nll: ArrayLike, optimum: float | None, standard_error: float) -> None:
+    """Draw the NLL against temperature, with the optimum and the interval of two standard errors around it.
 
     Args:
         ax: where to draw.
         temperatures: rising, above 0.
         nll: mean negative log-likelihood per voxel at each, in nats, from `nll_at`.
-        optimum: the fitted temperature.
+        optimum: the fitted temperature; None if none was fitted.
         standard_error: of it; infinity draws no interval.
     """
     temperatures = np.asarray(temperatures)
     ax.plot(temperatures, nll, color=LINE, linewidth=1.6)
     ax.axvline(1, color="0.4", linewidth=0.8, linestyle="--", label="T = 1")
-    known = np.isfinite(standard_error)
-    if known:
-        ax.axvspan(optimum - 2 * standard_error, optimum + 2 * standard_error, color=BARS, alpha=0.4, linewidth=0)
-    said = f"T = {optimum:.3f}" + (f" ± {2 * standard_error:.3f}" if known else "")
-    ax.axvline(optimum, color=GAP, linewidth=1.4, label=said)
+    if optimum is not None:
+        label = f"T = {optimum:.3f}"
+        if np.isfinite(standard_error):
+            ax.axvspan(optimum - 2 * standard_error, optimum + 2 * standard_error, color=BARS, alpha=0.4, linewidth=0)
+            label += f" ± {2 * standard_error:.3f}"
+        ax.axvline(optimum, color=GAP, linewidth=1.4, label=label)
     ax.set(xscale="log", xlim=(temperatures[0], temperatures[-1]), xlabel="temperature T, by which logits are divided")
     ax.set_ylabel("NLL in nats per voxel")
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if temperatures[0] <= t <= temperatures[-1]]

@@ -5,7 +5,7 @@ Cases are read one after the other. What stays of each are the bins of its diagr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
@@ -21,9 +21,13 @@ from nnunet_calib.io.names import shown
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice
 from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
+from nnunet_calib.posthoc import from_json
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.temperature import nll_at
 from nnunet_calib.results.error_tree import case_error
-from nnunet_calib.results.schemas import SUMMARY, UNCALIBRATED
+from nnunet_calib.results.judged_cases import is_calibrated, is_of_network, load_case
+from nnunet_calib.results.layout import calibration_of_fold, case_file
+from nnunet_calib.results.schemas import SUMMARY, UNCALIBRATED, ReportedRow, Summary
 
 _AGAIN = "make it again with nnunet_calib validate, crossval or evaluate"
 
@@ -63,7 +67,7 @@ class DrawnCases:
         return len(self.curves)
 
     def having(self, row: int, present: Sequence[NDArray[np.bool_]]) -> list[ReliabilityCurve]:
-        """The bins of those cases that have a class, as `present` says."""
+        """Return the bins of the cases that have a class, as `present` says."""
         return [*compress(self.curves, (there[row] for there in present))]
 
 
@@ -73,27 +77,27 @@ class ReportedCase:
 
     Attributes:
         row: its entry of `metric_per_case` in summary.json.
-        temperature: that it is judged by.
+        calibrator: that it is judged by.
         read: its statistics, from its file: what follows reads them each time, and keeps nothing in memory.
     """
 
-    row: dict[str, Any]
-    temperature: float
+    row: ReportedRow
+    calibrator: Calibrator
     read: Callable[[], CaseStatistics]
 
     @property
     def before(self) -> CaseStatistics:
-        """At T = 1."""
+        """Its statistics as the network gives them."""
         return self.read()
 
     @property
     def after(self) -> CaseStatistics:
-        """With the temperature it is judged by."""
-        return _judged(self.read(), self.temperature)
+        """Its statistics with the calibrator that it is judged by."""
+        return _judged(self.read(), self.calibrator)
 
     @property
     def shown(self) -> RepresentativeSlice | None:
-        """Its slice for pictures, at T = 1."""
+        """Its slice for pictures, before calibration."""
         return self.read().shown
 
     @property
@@ -109,14 +113,16 @@ class Results:
     Attributes:
         summary: of summary.json.
         cases: in its order.
-        before: the cases at T = 1.
-        after: each with the temperature it is judged by.
-        temperatures: (n,) around the fitted temperature and 1.
+        calibrator: of all cases.
+        before: the cases as the network gives them.
+        after: each with the calibrator that it is judged by.
+        temperatures: (n,) around the fitted temperature and 1; around 1 where the calibrator has none.
         nll: (n,) mean NLL per voxel of all cases at each of them, in nats.
     """
 
-    summary: dict[str, Any]
+    summary: Summary
     cases: tuple[ReportedCase, ...]
+    calibrator: Calibrator
     before: DrawnCases
     after: DrawnCases
     temperatures: NDArray[np.float64]
@@ -124,13 +130,8 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """Of the heads, and of the top label."""
+        """Names of the heads, and of the top label."""
         return [*self.summary["heads"]["names"], "top label"]
-
-    @property
-    def temperature(self) -> float:
-        """The temperature of all cases."""
-        return float(self.summary["temperature"]["temperature"])
 
     @classmethod
     def read(cls, calibration_folder: Path) -> Results:
@@ -140,20 +141,21 @@ class Results:
             FileNotFoundError: if one of them is not there.
             ValueError: if one is damaged, or is not of the case, or of the heads, that summary.json names.
         """
-        summary = read_json(calibration_folder / "summary.json", SUMMARY, _AGAIN)
+        file = calibration_folder / "summary.json"
+        summary: Summary = read_json(file, SUMMARY, _AGAIN)
         summary["heads"]["names"] = [*map(shown, summary["heads"]["names"])]
-        fitted = summary["temperature"]["temperature"]
-        temperatures = np.geomspace(min(fitted, 1) / 2, max(fitted, 1) * 2, 41)
+        fitted = _calibrator(summary["temperature"], file)
+        t = fitted.to_json().get("temperature", 1.0)
+        temperatures = np.geomspace(min(t, 1) / 2, max(t, 1) * 2, 41)
         tried = [*map(float, temperatures)]
         nll, voxels, cases = np.zeros(len(temperatures)), 0.0, []
         before, after = DrawnCases(), DrawnCases()
         for row in tqdm(summary["metric_per_case"], desc="reading cases", unit="case"):
-            folder = calibration_folder
-            if "fold" in row:  # merged folds: the cases stay where they are
-                folder = folder.parents[1] / f"fold_{row['fold']}" / "validation" / "calibration"
-            file = folder / "cases" / f"{row['case']}.npz"
-            case = _load(file, row, summary)
-            temperature = row["temperature"] or fitted  # a fold of one case has none that was fitted without it
+            # merged folds: the cases stay where they are
+            folder = calibration_of_fold(calibration_folder, row["fold"]) if "fold" in row else calibration_folder
+            case = _load(folder, row, summary)
+            # a fold of one case has no calibrator that was fitted without it
+            calibrator = _calibrator(row, file) if is_calibrated(row) else fitted
             before.add(case)
             if len(case.sample):
                 weight = float(case.sample.weights.sum(dtype=np.float64))
@@ -161,39 +163,47 @@ class Results:
                     case.sample.logits, case.sample.labels, tried, weights=case.sample.weights, regions=case.regions
                 )
                 voxels += weight
-            after.add(_judged(case, temperature))
-            cases.append(ReportedCase(row, temperature, partial(_load, file, row, summary)))
-        return cls(summary, tuple(cases), before, after, temperatures, nll / max(voxels, 1))
+            after.add(_judged(case, calibrator))
+            cases.append(ReportedCase(row, calibrator, partial(_load, folder, row, summary)))
+        return cls(summary, tuple(cases), fitted, before, after, temperatures, nll / max(voxels, 1))
 
 
-def _load(file: Path, row: dict[str, Any], summary: dict[str, Any]) -> CaseStatistics:
-    """A case that the summary was made of: while a fold is validated again, others take their places."""
-    advice = "measure the fold again with nnunet_calib validate, and merge folds again with nnunet_calib crossval"
+def _calibrator(content: Mapping[str, Any], file: Path) -> Calibrator:
+    """Return the calibrator that an entry of summary.json describes."""
     try:
-        case = CaseStatistics.load(file)
+        return from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{error} in {file}: {_AGAIN}") from error
+
+
+def _load(folder: Path, row: ReportedRow, summary: Summary) -> CaseStatistics:
+    """Load a case, which must be the one that was summarised: while a fold is measured again, others replace it."""
+    advice = "measure the fold again with nnunet_calib validate, and merge folds again with nnunet_calib crossval"
+    file = case_file(folder, row["case"])
+    try:
+        case = load_case(folder, row["case"])
     except FileNotFoundError as error:
         raise FileNotFoundError(f"expected the statistics of a case in {file}, found none: {advice}") from error
-    weights = summary["model"].get("weights_sha256")
-    if isinstance(weights, dict):  # merged folds
-        weights = weights.get(str(row.get("fold")))
-    if case.model.get("weights_sha256") != weights:
+    model = summary["model"]
+    if isinstance(weights := model.get("weights_sha256"), dict):  # merged folds
+        model = {"weights_sha256": weights.get(str(row.get("fold")))}
+    if not is_of_network(case, {"weights_sha256": None} | model):
         raise ValueError(f"expected the case that summary.json tells of, found {file} of other weights: {advice}")
-    heads = len(summary["heads"]["names"])
-    regions = summary["heads"]["regions"] is not None
-    if (case.cases, case.num_heads, case.regions) != ((row["case"],), heads, regions):
+    heads, regions = len(summary["heads"]["names"]), summary["heads"]["regions"] is not None
+    if (case.num_heads, case.regions) != (heads, regions):
         raise ValueError(
-            f"expected the statistics of case {row['case']} with {heads} heads, as summary.json has them, found those "
-            f"of {', '.join(case.cases)!r:.99} with {case.num_heads} in {file}: {advice}"
+            f"expected the statistics of case {row['case']} with {heads} heads, as summary.json has them, found "
+            f"{case.num_heads} in {file}: {advice}"
         )
     return case
 
 
-def _judged(case: CaseStatistics, temperature: float) -> CaseStatistics:
-    return case.with_temperature(temperature) if len(case.sample) else case
+def _judged(case: CaseStatistics, calibrator: Calibrator) -> CaseStatistics:
+    return case.with_temperature(calibrator) if len(case.sample) else case
 
 
 def worst_cases(cases: Sequence[ReportedCase], scope: str = "image") -> list[ReportedCase]:
-    """The cases by falling ACE at T = 1, mean over the foreground classes they have; those without a value last."""
+    """Return the cases by falling ACE before calibration, the mean over their foreground classes; without one, last."""
 
     def error(case: ReportedCase) -> float:
         value = case_error(case.row[UNCALIBRATED][scope], "ace")

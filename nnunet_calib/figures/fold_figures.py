@@ -22,28 +22,34 @@ from nnunet_calib.figures.drawn_results import DrawnCases, Results
 from nnunet_calib.figures.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
 from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve, calibration_errors, reliability_curve
 from nnunet_calib.metrics.significance import ratio_intervals
+from nnunet_calib.posthoc import IDENTITY, calibrator_of
+from nnunet_calib.posthoc.calibrator import Calibrator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _when(temperature: float) -> tuple[str, str]:
-    """Return what the left and the right column of panels show, with spaces at which no line ends."""
-    return "T\xa0=\xa01", f"T\xa0≈\xa0{temperature:.2f}"
+def _when(calibrator: Calibrator | float) -> tuple[str, str]:
+    """Return what the left and the right column of panels show; each case has a calibrator near this one."""
+    words = (IDENTITY.words(".0f"), calibrator_of(calibrator).words(".2f").replace("=", "≈"))
+    before, after = (text.replace(" ≈ ", "\xa0≈\xa0").replace(" = ", "\xa0=\xa0") for text in words)  # on one line
+    return before, after
 
 
 @in_style
-def reliability_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
-    """Draw pooled reliability diagrams, before (left) and after temperature (right), a row a head and the top label.
+def reliability_figure(
+    before: DrawnCases, after: DrawnCases, calibrator: Calibrator | float, names: Sequence[str]
+) -> Figure:
+    """Draw pooled reliability diagrams of each head and the top label, before (left) and after calibration (right).
 
     Args:
         before: the cases of a fold.
-        after: the same cases, each with a temperature fitted without it.
-        temperature: the fold's, for the titles.
+        after: the same cases, each with a calibrator fitted without it.
+        calibrator: the fold's, for the titles; a number is a temperature.
         names: of the heads, and of the top label.
     """
     figure, axes = new_figure(2.12 * len(names) + 0.8, len(names), 2)
-    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+    for column, cases, when in zip(axes.T, (before, after), _when(calibrator), strict=True):
         curve, errors = reliability_curve(cases.pooled), calibration_errors(cases.pooled)
         interval = _frequency_interval(cases.curves)
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
@@ -67,11 +73,11 @@ def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray,
 
 @in_style
 def dataset_reliability_figure(
-    before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]
+    before: DrawnCases, after: DrawnCases, calibrator: Calibrator | float, names: Sequence[str]
 ) -> Figure:
     """Draw dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.9, len(names), 2)
-    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+    for column, cases, when in zip(axes.T, (before, after), _when(calibrator), strict=True):
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
             curves = cases.having(row, before.present)
             image = draw_dataset_reliability(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
@@ -83,10 +89,10 @@ def dataset_reliability_figure(
 
 
 @in_style
-def boxes_figure(before: DrawnCases, after: DrawnCases, temperature: float, names: Sequence[str]) -> Figure:
+def boxes_figure(before: DrawnCases, after: DrawnCases, calibrator: Calibrator | float, names: Sequence[str]) -> Figure:
     """Draw box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.6, len(names), 2)
-    for column, cases, when in zip(axes.T, (before, after), _when(temperature), strict=True):
+    for column, cases, when in zip(axes.T, (before, after), _when(calibrator), strict=True):
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
             curves = cases.having(row, before.present)
             draw_reliability_boxes(ax, curves, row, in_lines(f"{name}, {when},\n{len(curves)} cases"))
@@ -97,13 +103,15 @@ def boxes_figure(before: DrawnCases, after: DrawnCases, temperature: float, name
 
 
 @in_style
-def confidence_figure(before: DrawnCases, after: DrawnCases, names: Sequence[str]) -> Figure:
+def confidence_figure(
+    before: DrawnCases, after: DrawnCases, names: Sequence[str], calibrator: Calibrator = IDENTITY
+) -> Figure:
     """Draw confidence histograms of every head and the top label; arguments as `reliability_figure`."""
     rows = -(-len(names) // 2)
     figure, axes = new_figure(1.5 * rows + 0.6, rows, 2)
     curves = [reliability_curve(cases.pooled) for cases in (before, after)]
     for row, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
-        draw_confidence(ax, curves[0], curves[1], row, in_lines(name))
+        draw_confidence(ax, curves[0], curves[1], row, in_lines(name), f"with {calibrator.short}")
     for ax in axes.flat[len(names) :]:
         ax.remove()
     for ax in axes[:, 1]:
@@ -120,13 +128,14 @@ def nll_figure(results: Results) -> Figure:
     fit = results.summary["temperature"]
     error = fit.get("standard_error")
     figure, axes = new_figure(2.4)
-    draw_nll(axes[0, 0], results.temperatures, results.nll, fit["temperature"], np.inf if error is None else error)
+    optimum = results.calibrator.to_json().get("temperature")
+    draw_nll(axes[0, 0], results.temperatures, results.nll, optimum, np.inf if error is None else error)
     axes[0, 0].set_title(f"NLL of {len(results.cases)} cases, ± two standard errors")
     return figure
 
 
-def _stages(results: Results) -> tuple[DrawnCases, DrawnCases, float, list[str]]:
-    return results.before, results.after, results.temperature, results.names
+def _stages(results: Results) -> tuple[DrawnCases, DrawnCases, Calibrator, list[str]]:
+    return results.before, results.after, results.calibrator, results.names
 
 
 def _of_cases(results: Results, image_of: ImageOf) -> Figure:
@@ -190,7 +199,7 @@ FIGURES = (
         "Confidence histogram",
         "Where the probabilities lie. Temperature scaling moves them away from 0 and 1, or towards them, and changes "
         "no segmentation.",
-        lambda results, _: confidence_figure(results.before, results.after, results.names),
+        lambda results, _: confidence_figure(results.before, results.after, results.names, results.calibrator),
     ),
     FigureSpec(
         "nll",

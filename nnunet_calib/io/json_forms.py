@@ -11,6 +11,8 @@ A form describes a value:
     [form, form]                     a list of as many values as forms
     {"key": form, "other?": form}    an object with these entries ("?": optional) and any others
     {str: form}                      an object with any keys, all of whose values have the form
+
+`form_of` makes the form of a TypedDict, so that what is typed in the code is what is checked in a file.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import math
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from nnunet_calib.io.atomic_files import is_plain_name, open_regular
 from nnunet_calib.io.wording import reason
@@ -50,6 +53,28 @@ def is_share(value: object) -> bool:
 
 SHARE = is_share
 _WORDS |= {NAME: "a plain name without folders", SHARE: "a number from 0 to 1 or NaN"}
+
+
+def form_of(annotation: Any) -> Any:
+    """Return the form of a type: of a TypedDict an object with its entries, with "?" behind those that need not be.
+
+    `Annotated[type, form]` has the form that it names.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return arguments[1]
+    if is_typeddict(annotation):
+        return {
+            name if name in annotation.__required_keys__ else f"{name}?": form_of(hint)
+            for name, hint in get_type_hints(annotation, include_extras=True).items()
+        }
+    if origin in (Union, UnionType):
+        return tuple(map(form_of, arguments))
+    if origin is list:
+        return [form_of(arguments[0])]
+    if origin is dict:
+        return dict if arguments[1] is Any else {str: form_of(arguments[1])}
+    return None if annotation is type(None) else annotation
 
 
 def read_json(file: Path, form: Any = None, write_again: str = "write it again") -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nnunet_calib.io.json_forms import problems
 from nnunet_calib.posthoc.calibrator import Calibrator, Fit, Key, WeightedVoxels
 from nnunet_calib.posthoc.many_fits import fit_jointly
 from nnunet_calib.posthoc.temperature import Temperature
@@ -45,8 +46,15 @@ def kind_of(content: Mapping[str, Any]) -> type[Calibrator]:
 
 
 def from_json(content: Mapping[str, Any]) -> Calibrator:
-    """Return the calibrator that JSON values describe."""
-    return kind_of(content).from_json(content)
+    """Return the calibrator that JSON values describe.
+
+    Raises:
+        ValueError: for an unknown kind, or values that a calibrator of the kind cannot have.
+    """
+    kind = kind_of(content)
+    if problem := next(problems(content, kind.form), None):
+        raise ValueError(problem)
+    return kind.from_json(content)
 
 
 def calibrator_of(value: Calibrator | float) -> Calibrator:

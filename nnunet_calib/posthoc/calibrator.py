@@ -21,10 +21,14 @@ class Calibrator(Protocol):
 
     Attributes:
         kind: its name in `KINDS`.
+        noun: its name in sentences, as in "with temperature".
+        short: its name in legends and above columns, as in "ACE, T".
         form: of its JSON values, see `nnunet_calib.io.json_forms`.
     """
 
     kind: ClassVar[str]
+    noun: ClassVar[str]
+    short: ClassVar[str]
     form: ClassVar[dict[str, Any]]
 
     @property
@@ -54,7 +58,11 @@ class Calibrator(Protocol):
         ...
 
     def words(self, digits: str = ".4f") -> str:
-        """Return what a reader is told, with numbers in the given format."""
+        """Return its parameters in a few words, with numbers in the given format."""
+        ...
+
+    def meaning(self) -> str:
+        """Return, as a clause, what a fit of it says of the model."""
         ...
 
 

@@ -39,6 +39,8 @@ class Temperature:
     value: float
 
     kind: ClassVar[str] = "temperature"
+    noun: ClassVar[str] = "temperature"
+    short: ClassVar[str] = "T"
     form: ClassVar[dict[str, Any]] = {"temperature": float}
 
     def __post_init__(self) -> None:
@@ -70,6 +72,17 @@ class Temperature:
     def words(self, digits: str = ".4f") -> str:
         """Return "T = 1.3800"."""
         return f"T = {self.value:{digits}}"
+
+    def meaning(self) -> str:
+        """Return whether the model is too sure of itself."""
+        sure = (
+            "too sure of itself"
+            if self.value > 1
+            else "not sure enough"
+            if self.value < 1
+            else "as sure as it should be"
+        )
+        return f"on these cases the model is {sure}; dividing its logits by T gives the smallest NLL"
 
 
 @dataclass(frozen=True)

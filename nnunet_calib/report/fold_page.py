@@ -56,7 +56,9 @@ def write_report(
 def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> dict[str, Any]:
     summary, model = results.summary, results.summary["model"]
     pictures, with_image = _pictures(results, image_of)
-    columns, rows = case_table(results.cases, dice, {picture["name"]: picture["link"] for picture in pictures})
+    columns, rows = case_table(
+        results.cases, dice, {picture["name"]: picture["link"] for picture in pictures}, results.calibrator.short
+    )
     left_out = len(results.cases) - len(pictures)
     described = [model.get(key) for key in ("trainer", "dataset", "configuration", "plans")]
     trainer, *rest = [str(value) for value in described if value] or [str(model.get("folder", "predictions"))]
@@ -66,7 +68,8 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
         "title": f"Calibration of {trainer}",
         "subtitle": ", ".join([*rest, *([folds] if folds else []), f"{len(results.cases)} cases"]),
         "headline": [*headline(summary)],
-        "notes": [*notes(summary)],
+        "notes": [*notes(summary, results.calibrator)],
+        "calibrator": results.calibrator.noun,
         "figures": [
             inline_figure(partial(spec.draw, results, image_of), spec.title, spec.caption)
             for spec in tqdm(FIGURES, desc="drawing figures", unit="figure")
@@ -94,14 +97,16 @@ def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]]
         image = image_of(case.name)
         with_image |= image is not None
         picture = CasePicture.of(
-            shown, case.temperature, regions=heads["regions"], ignore_label=heads["ignore_label"], image=image
+            shown, case.calibrator, regions=heads["regions"], ignore_label=heads["ignore_label"], image=image
         )
         content, kind, (width, height) = picture_bytes(picture)
         budget -= len(content)
         if budget < 0:
             break
         before, after = (number(case_error(case.row[stage]["image"], "ace"), 3) for stage in STAGES)
-        caption = f"{heads['names'][picture.head]}. ACE of the case: {before}; with T = {case.temperature:.3g}: {after}"
+        caption = (
+            f"{heads['names'][picture.head]}. ACE of the case: {before}; with {case.calibrator.words('.3g')}: {after}"
+        )
         pictures.append(
             {
                 "name": case.name,

@@ -10,13 +10,14 @@ from typing import Any
 from nnunet_calib.figures.drawn_results import ReportedCase
 from nnunet_calib.io.wording import number
 from nnunet_calib.metrics.catalogue import BY_NAME, HEAD_ERRORS, SCORES, TITLES
+from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.report.page import cell, column, text_cell
 from nnunet_calib.results.error_tree import case_error
-from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, in_sample_note
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Summary, in_sample_note
 
 
-def headline(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The errors of the whole image, before and after, with what each says in one sentence."""
+def headline(summary: Summary) -> Iterator[dict[str, Any]]:
+    """Yield the errors of the whole image, before and after calibration, each with its meaning in one sentence."""
     for group, metric in [("foreground_mean", m) for m in HEAD_ERRORS] + [("", m) for m in SCORES]:
         cells = {}
         for stage, name in ((UNCALIBRATED, "before"), (CALIBRATED, "after")):
@@ -39,14 +40,12 @@ def _meaning(metric: str, cells: dict[str, Any]) -> str:
     return BY_NAME[metric].meaning.format(points=f"{100 * value:.1f}", change=f"{change:+.1f}")
 
 
-def notes(summary: dict[str, Any]) -> Iterator[str]:
-    """What must be known to read the numbers."""
+def notes(summary: Summary, calibrator: Calibrator) -> Iterator[str]:
+    """Yield what a reader of the numbers must know."""
     fit = summary["temperature"]
-    t = fit["temperature"]
     error = fit.get("standard_error")
-    said = f"T = {t:.3f}" + ("" if error is None or isnan(error) else f" (standard error {error:.3f})")
-    sure = "too sure of itself" if t > 1 else "not sure enough" if t < 1 else "as sure as it should be"
-    yield f"{said}: on these cases the model is {sure}; dividing its logits by T gives the smallest NLL."
+    known = "" if error is None or isnan(error) else f" (standard error {error:.3f})"
+    yield f"{calibrator.words('.3f')}{known}: {calibrator.meaning()}."
     if fit.get("at_bound"):
         yield "T lies on the bound of the search: do not use it."
     if note := in_sample_note(fit):
@@ -61,15 +60,22 @@ def notes(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def case_table(
-    cases: Sequence[ReportedCase], dice: Mapping[str, float], links: Mapping[str, str]
+    cases: Sequence[ReportedCase], dice: Mapping[str, float], links: Mapping[str, str], short: str = "T"
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Columns, and the cells of each case; `links` has the places of cases with a slice."""
+    """Return the columns of the table of cases, and the cells of each case.
+
+    Args:
+        cases: of a fold or of merged folds.
+        dice: case -> Dice; empty for a table without it.
+        links: case -> place of its slice on the page.
+        short: name of the calibrator.
+    """
     merged = any("fold" in case.row for case in cases)
     columns = [column("case", "name", is_number=False)]
     columns += [column("fold", "whose network predicted the case")] if merged else []
     columns += [column("Dice", "mean over the foreground classes")] if dice else []
     for metric in (*HEAD_ERRORS, "nll"):
-        columns += [column(f"{TITLES[metric]}, {at}", f"{TITLES[metric]} at {at}") for at in ("T = 1", "T")]
+        columns += [column(f"{TITLES[metric]}, {at}", f"{TITLES[metric]} at {at}") for at in ("T = 1", short)]
     columns += [column("T", "temperature that the case is judged by"), column("voxels", "that count")]
     rows = []
     for case in cases:
@@ -78,7 +84,9 @@ def case_table(
         cells += [cell(dice.get(case.name, float("nan")), 3)] if dice else []
         for metric in (*HEAD_ERRORS, "nll"):
             cells += [cell(case_error(case.row[stage]["image"], metric)) for stage in STAGES]
-        rows.append([*cells, cell(case.temperature, 3), cell(case.row["voxels"], 0)])
+        rows.append(
+            [*cells, cell(case.calibrator.to_json().get("temperature", float("nan")), 3), cell(case.row["voxels"], 0)]
+        )
     return columns, rows
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from nnunet_calib.io.json_forms import NAME, SHARE, read_json
 from nnunet_calib.io.wording import shortened
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.results.error_tree import Tree, brief, mean_of_known
+from nnunet_calib.results.error_tree import brief, mean_of_known
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import cross_fitted, errors_after
 from nnunet_calib.results.layout import Fold, ModelFolder
 from nnunet_calib.results.measured_folds import find_folds, fits_without_fold, merged_model, read_measured
-from nnunet_calib.results.schemas import HEADS, STAGES
+from nnunet_calib.results.schemas import HEADS, STAGES, Tree
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ network that predicted it, and maybe the case itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import nnunet_calib
 from nnunet_calib.results.error_tree import definitions
-from nnunet_calib.results.fold_summary import FORMAT_VERSION, write_results
+from nnunet_calib.results.fold_summary import FittedOn, summary_content, temperature_content, write_results
 from nnunet_calib.results.judged_cases import results
 from nnunet_calib.results.layout import ModelFolder
 from nnunet_calib.results.measured_folds import (
@@ -55,15 +53,7 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     own, others = {fold: frozenset({fold}) for fold in numbers}, {fold: pool - {fold} for fold in numbers}
     fits = fit_folds(cases, {folds: folds for folds in (pool, *own.values(), *others.values())})
 
-    first = found[0]
-    model = merged_model(found)
-    about = {"format_version": FORMAT_VERSION, "nnunet_calib": nnunet_calib.__version__, "model": model}
-    temperature = fits[pool].to_json() | {
-        "in_sample": False,
-        "seen_in_training": [] if all(result.split for result in found) else None,
-        "folds": numbers,
-        "note": " ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
-    }
+    model, heads = merged_model(found), found[0].heads
     per_fold = [
         {
             "fold": fold,
@@ -73,24 +63,28 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
         }
         for fold in numbers
     ]
-    judged = results(cases, [fits[others[case.fold]].calibrator for case in cases], first.heads)
-    summary = {
-        **about,
-        "heads": asdict(first.heads),
-        "definitions": _definitions(cases[0].boundary_mm, len(numbers)),
-        "temperature": temperature | {"cross_fitted": True},
-        "temperature_per_fold": per_fold,
-        "missing_cases": missing,
-        **judged,
-        "metric_per_case": [
-            {"case": case.name, "fold": case.fold} | row
-            for case, row in zip(cases, judged["metric_per_case"], strict=True)
-        ],
-    }
+    temperature = temperature_content(
+        fits[pool].to_json(),
+        FittedOn(
+            model,
+            [case.name for case in cases],
+            numbers,
+            seen_in_training=[] if all(result.split for result in found) else None,
+            in_sample=False,
+        ),
+        note=" ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
+        per_fold=per_fold,
+    )
+    judged = results(cases, [fits[others[case.fold]].calibrator for case in cases], heads)
+    judged["metric_per_case"] = [
+        {"case": case.name, "fold": case.fold} | row for case, row in zip(cases, judged["metric_per_case"], strict=True)
+    ]
+    summary = summary_content(
+        model, heads, temperature, judged, definitions=_definitions(cases[0].boundary_mm, len(numbers)), missing=missing
+    )
     target = model_folder.crossval(numbers)
     target.mkdir(parents=True, exist_ok=True)
-    names = [case.name for case in cases]
-    write_results(target, summary, about | temperature | {"per_fold": per_fold, "cases": names})
+    write_results(target, summary, temperature)
     return target
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nnunet_calib
-from nnunet_calib.io.json_forms import check_form, read_json
+from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.io.wording import one_line, reason, shortened
-from nnunet_calib.posthoc import from_json, kind_of
+from nnunet_calib.posthoc import from_json
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.temperature import Temperature
-from nnunet_calib.results.fold_summary import FORMAT_VERSION
+from nnunet_calib.results.fold_summary import FittedOn, temperature_content
 from nnunet_calib.results.layout import Fold, ModelFolder
 from nnunet_calib.results.measured_folds import splits_of
 from nnunet_calib.results.schemas import TEMPERATURE
@@ -107,7 +106,7 @@ def find_temperature(model_folder: ModelFolder, folds: Sequence[Fold], given: st
     """
     if given is not None:
         content = given_temperature(given)
-        return Deployed(content, _relative(Path(given), model_folder) if "model" in content else None)
+        return Deployed(content, _relative(Path(given), model_folder) if content.get("model") else None)
     found = merged_temperature(model_folder, folds)
     if found is None and len(folds) == 1:
         found = model_folder.calibration(folds[0]) / "temperature.json"
@@ -217,23 +216,17 @@ def given_temperature(value: str) -> dict[str, Any]:
         parameters = Temperature(number).to_json()
     except ValueError as error:
         raise ValueError(f"{wanted}, got {number}") from error
-    unknown = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound", "in_sample", "folds"))
-    about = {"cases": [], "nnunet_calib": nnunet_calib.__version__}
-    return {"format_version": FORMAT_VERSION, **parameters, **unknown, **about}
+    unknown = dict.fromkeys(("standard_error", "nll_before", "nll_after", "at_bound"))
+    return temperature_content(parameters | unknown, FittedOn())
 
 
 def _fitted_before(file: str, wanted: str) -> dict[str, Any]:
     """Return the content of a temperature.json of any kind of calibrator."""
     try:
         content: dict[str, Any] = read_json(Path(file), TEMPERATURE, "fit it again")
-        kind = kind_of(content)
-        check_form(content, kind.form, Path(file), "fit it again")
+        calibrator = from_json(content)
     except (OSError, ValueError) as error:
         raise ValueError(f"{wanted}, got {file} ({type(error).__name__}: {reason(error)})") from error
-    try:
-        calibrator = kind.from_json(content)
-    except ValueError as error:
-        raise ValueError(f"{wanted}, got {content['temperature']}") from error
     if content.get("at_bound"):
         raise ValueError(
             f"expected a temperature that the data determine, found {calibrator.words('')} on the bound of the search "

@@ -14,14 +14,11 @@ from nnunet_calib.metrics.catalogue import BY_NAME, DEFINITIONS, HEAD_ERRORS, SC
 from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, gap_errors, reliability_curve
 from nnunet_calib.metrics.significance import LEVEL, RESAMPLES
 from nnunet_calib.results.heads import BACKGROUND, Heads
-from nnunet_calib.results.schemas import CALIBRATED
+from nnunet_calib.results.schemas import CALIBRATED, Tree
 
 MIN_COUNT = 100
 OTHER_BINS = (10, 15)
 _PER_HEAD = tuple(dict.fromkeys([*HEAD_ERRORS, "ace_min_count", *SUMMARY_ERRORS]))
-
-# Numbers by name: scope -> per_class, top_label, ... -> metric.
-Tree = dict[str, Any]
 
 
 def measure(statistics: CaseStatistics, heads: Heads) -> Tree:

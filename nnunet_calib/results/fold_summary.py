@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, is_of, load_case, results
-from nnunet_calib.results.layout import ENDINGS, FIGURES, PAGE, case_file
+from nnunet_calib.results.layout import ENDINGS, FIGURES, PAGE, Fold, case_file
 from nnunet_calib.results.schemas import untrained_note
 from nnunet_calib.results.training_split import Split
 
@@ -43,6 +43,95 @@ def read_cases(
     return found, missing
 
 
+@dataclass(frozen=True)
+class FittedOn:
+    """What a calibrator was fitted on.
+
+    Attributes:
+        model: what identifies the networks; None if they are unknown.
+        cases: names of the cases.
+        folds: whose validation cases these are; None if they are of unknown origin.
+        seen_in_training: names of the cases that the networks were trained on; None if that is not known.
+        in_sample: whether networks were trained on cases; None if that is not known.
+    """
+
+    model: dict[str, Any] | None = None
+    cases: Sequence[str] = ()
+    folds: Sequence[Fold] | None = None
+    seen_in_training: Sequence[str] | None = None
+    in_sample: bool | None = None
+
+    @classmethod
+    def of_fold(cls, model: dict[str, Any], cases: Sequence[str], split: Split | None) -> FittedOn:
+        """Return it for cases that one network has predicted, with the split of its training, None if unknown."""
+        fold = model["fold"]
+        if fold is None:  # predictions of unknown origin
+            return cls(model, cases)
+        seen = None if split is None else [case for case in cases if case in {*split.training}]
+        return cls(model, cases, [fold], seen, bool(seen) or fold == "all")  # which validates on its training cases
+
+
+def temperature_content(
+    fit: Mapping[str, Any], on: FittedOn, *, note: str | None = None, per_fold: Sequence[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Return the content of temperature.json, with NaN and infinities where the file has null.
+
+    Args:
+        fit: the values of the calibrator, and how well they are known.
+        on: what it was fitted on.
+        note: what a user of it must know; merged folds only, as `per_fold`.
+        per_fold: the fits of single folds.
+    """
+    version, origin = {"format_version": FORMAT_VERSION}, {"nnunet_calib": nnunet_calib.__version__}
+    fitted = {
+        **fit,
+        "in_sample": on.in_sample,
+        "seen_in_training": None if on.seen_in_training is None else [*on.seen_in_training],
+        "folds": None if on.folds is None else [*on.folds],
+    }
+    cases, model = {"cases": [*on.cases]}, {"model": on.model}
+    if per_fold is None:
+        return version | fitted | cases | model | origin
+    return version | origin | model | fitted | {"note": note, "per_fold": [*per_fold]} | cases
+
+
+def summary_content(
+    model: dict[str, Any],
+    heads: Heads,
+    temperature: Mapping[str, Any],
+    judged: Mapping[str, Any],
+    *,
+    definitions: Mapping[str, Any],
+    missing: Sequence[str],
+    cross_fitted: bool = True,
+) -> dict[str, Any]:
+    """Return the content of summary.json, with NaN where the file has null.
+
+    Args:
+        model: what identifies the model.
+        heads: of the network.
+        temperature: the content of temperature.json.
+        judged: from `results`.
+        definitions: of the names in the file.
+        missing: names of the cases that were not measured.
+        cross_fitted: whether each case is judged by a calibrator that was fitted without it.
+    """
+    per_fold = temperature.get("per_fold")
+    left_out = {"format_version", "model", "cases", *(() if per_fold is None else ("per_fold", "nnunet_calib"))}
+    return {
+        "format_version": FORMAT_VERSION,
+        "nnunet_calib": nnunet_calib.__version__,
+        "model": model,
+        "heads": asdict(heads),
+        "definitions": dict(definitions),
+        "temperature": {name: value for name, value in temperature.items() if name not in left_out}
+        | {"cross_fitted": cross_fitted},
+        **({} if per_fold is None else {"temperature_per_fold": per_fold}),
+        "missing_cases": [*missing],
+        **judged,
+    }
+
+
 def fitted_temperature(
     cases: Sequence[MeasuredCase], model: dict[str, Any], split: Split | None = None
 ) -> tuple[dict[str, Any], list[Calibrator | None]]:
@@ -59,18 +148,7 @@ def fitted_temperature(
     if not any(case.kept for case in cases):
         raise ValueError(f"expected cases to fit a temperature on, found no voxel that counts in {len(cases)} cases")
     fit, without = cross_fitted(cases)
-    seen = None if split is None else [case.name for case in cases if case.name in {*split.training}]
-    return {
-        "format_version": FORMAT_VERSION,
-        **fit.to_json(),
-        # fold "all" validates on its training cases; of predictions of unknown origin, nothing is known
-        "in_sample": None if model["fold"] is None else bool(seen) or model["fold"] == "all",
-        "seen_in_training": seen,
-        "folds": None if model["fold"] is None else [model["fold"]],
-        "cases": [case.name for case in cases],
-        "model": model,
-        "nnunet_calib": nnunet_calib.__version__,
-    }, without
+    return temperature_content(fit.to_json(), FittedOn.of_fold(model, [case.name for case in cases], split)), without
 
 
 def write_fold(
@@ -129,20 +207,18 @@ def summarise(
             used; None if `temperature` itself was given, and is used for all of them.
     """
     given = from_json(temperature)
-    measured = results(cases, [given] * len(cases) if without is None else without, heads, given)
+    judged = results(cases, [given] * len(cases) if without is None else without, heads, given)
     if note := untrained_note(model, "This network"):
-        measured["notes"].append(note)
-    return {
-        "format_version": FORMAT_VERSION,
-        "nnunet_calib": nnunet_calib.__version__,
-        "model": model,
-        "heads": asdict(heads),
-        "definitions": definitions(cases[0].boundary_mm, None if without is None else CROSS_FITS),
-        "temperature": {k: v for k, v in temperature.items() if k not in ("model", "cases", "format_version")}
-        | {"cross_fitted": without is not None},
-        "missing_cases": [*missing],
-        **measured,
-    }
+        judged["notes"].append(note)
+    return summary_content(
+        model,
+        heads,
+        temperature,
+        judged,
+        definitions=definitions(cases[0].boundary_mm, None if without is None else CROSS_FITS),
+        missing=missing,
+        cross_fitted=without is not None,
+    )
 
 
 def write_results(

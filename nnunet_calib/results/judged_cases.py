@@ -19,10 +19,10 @@ from nnunet_calib.measuring.voxel_sample import VoxelSample
 from nnunet_calib.posthoc import fit
 from nnunet_calib.posthoc.calibrator import Calibrator, Fit, Key
 from nnunet_calib.posthoc.temperature import Temperature
-from nnunet_calib.results.error_tree import Tree, brief, combine, described, measure
+from nnunet_calib.results.error_tree import brief, combine, described, measure
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import case_file
-from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
+from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED, Tree
 from nnunet_calib.results.uncertainty import SampledErrors, means_with_intervals
 
 CROSS_FITS = 5
@@ -203,6 +203,11 @@ def results(
 def as_json(calibrator: Calibrator | None) -> dict[str, Any]:
     """Return the values of a case's calibrator, or NaN in the place of a temperature."""
     return {"temperature": float("nan")} if calibrator is None else calibrator.to_json()
+
+
+def is_calibrated(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has a calibrator of its own, as `as_json` has written it."""
+    return "kind" in row or row.get("temperature") is not None
 
 
 def load_case(calibration_folder: Path, case: str) -> CaseStatistics:

@@ -136,6 +136,11 @@ def case_file(calibration_folder: Path, case: str) -> Path:
     return calibration_folder / "cases" / f"{case}.npz"
 
 
+def calibration_of_fold(merged: Path, fold: Fold) -> Path:
+    """Return where the calibration files of a fold are, from where those of merged folds are."""
+    return merged.parents[1] / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER
+
+
 def failure_file(case_path: Path) -> Path:
     """Return where a worker leaves the traceback of a case that it could not measure."""
     return case_path.with_suffix(".failed.txt")

@@ -1,100 +1,161 @@
-"""The forms of the JSON files of this package, as far as they are read (see `json_forms`), and what they warn of."""
+"""What the JSON files of this package hold, as types, the forms that they are checked by, and what they warn of.
+
+An entry that files of earlier versions lack stands in a class with `total=False`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict
 
-from nnunet_calib.io.json_forms import NAME
+from nnunet_calib.io.json_forms import NAME, form_of
 from nnunet_calib.io.wording import one_line
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
 
-# The errors of a case or fold at T = 1, and with temperature.
-UNCALIBRATED, CALIBRATED = STAGES = ("uncalibrated", "calibrated")
+# The errors of a case or fold as the network gives them, and after calibration.
+UNCALIBRATED: Literal["uncalibrated"] = "uncalibrated"
+CALIBRATED: Literal["calibrated"] = "calibrated"
+Stage = Literal["uncalibrated", "calibrated"]
+STAGES: tuple[Stage, Stage] = (UNCALIBRATED, CALIBRATED)
+
+Name = Annotated[str, NAME]
+Tree = dict[str, Any]  # numbers by name: scope -> per_class, top_label, ... -> metric
 
 UNTRAINED = "not_trained_with"  # among the hyperparameters: promised losses that the training did without
 
 _NUMBER = (float, None)  # null where a value is undefined
-_WORD = (str, int, None)
 _ERRORS = dict.fromkeys(HEAD_ERRORS, _NUMBER)
 _LIMITS = [_NUMBER, _NUMBER]
 _IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, **dict.fromkeys(SCORES, _NUMBER)}
 _MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
 _INTERVALS = {"image": {"foreground_mean": dict.fromkeys(HEAD_ERRORS, _LIMITS), **dict.fromkeys(SCORES, _LIMITS)}}
 
-HEADS: dict[str, Any] = {"keys": [str], "names": [str], "regions": (None, [[int]]), "ignore_label": (int, None)}
 
-# Which cases a fold was trained on and which it held out.
-SPLIT: dict[str, Any] = {"training": [NAME], "validation": [NAME]}
+class HeadsContent(TypedDict):
+    """Heads of a network, in the order of its channels."""
 
-# What folds are merged by.
-FOLD: dict[str, Any] = {
-    "model": {
-        "dataset": NAME,
-        "trainer": NAME,
-        "plans": NAME,
-        "configuration": NAME,
-        "fold": (int, str),
-        "weights_sha256": str,
-        "hyperparameters?": {f"{UNTRAINED}?": [NAME]},
-        "checkpoint?": (str, None),
-        "plans_sha256?": str,
-    },
-    "nnunet_calib?": str,
-    "heads": HEADS,
-    "split?": (None, SPLIT),
-    "metric_per_case": [{"case": NAME}],
-    "missing_cases": [NAME],
-}
+    keys: list[str]
+    names: list[str]
+    regions: list[list[int]] | None
+    ignore_label: int | None
 
-# A deployed temperature.
-TEMPERATURE: dict[str, Any] = {
-    "kind?": str,  # of a calibrator, whose own form is checked too; none is a temperature
-    "standard_error?": _NUMBER,
-    "at_bound?": (bool, None),
-    "in_sample?": (bool, None),
-    "seen_in_training?": (None, [str]),
-    "folds?": ([(int, str)], None),
-    "cases?": ([str], None),
-    "model?": (
-        {
-            "dataset?": _WORD,
-            "trainer?": _WORD,
-            "plans?": _WORD,
-            "configuration?": _WORD,
-            "weights_sha256?": (str, None, {str: str}),
-        },
-        None,
-    ),
-}
 
-# What a report says and draws.
-SUMMARY: dict[str, Any] = {
-    "nnunet_calib": str,
-    "model": dict,
-    "heads": HEADS,
-    "definitions": {str: (str, int, {str: str})},
-    "temperature": {
-        "temperature": float,
-        "standard_error?": _NUMBER,
-        "at_bound?": (bool, None),
-        "in_sample?": (bool, None),
-        "seen_in_training?": (None, [str]),
-        "note?": str,
-    },
-    "missing_cases": [str],
-    "notes?": [str],
-    "metrics": dict.fromkeys(STAGES, _MEANS),
-    "intervals?": dict.fromkeys(STAGES, _INTERVALS),
-    "metric_per_case": [
-        {
-            "case": NAME,
-            "fold?": int,
-            "voxels": int,
-            "temperature": _NUMBER,
-            **{stage: {"image": _IMAGE} for stage in STAGES},
-        }
-    ],
-}
+class SplitContent(TypedDict):
+    """Which cases a fold was trained on and which it held out."""
+
+    training: list[Name]
+    validation: list[Name]
+
+
+class _FoldModelLater(TypedDict, total=False):
+    hyperparameters: Annotated[dict[str, Any], {f"{UNTRAINED}?": [NAME]}]
+    checkpoint: str | None
+    plans_sha256: str
+
+
+class FoldModel(_FoldModelLater):
+    """What identifies the network of a fold."""
+
+    dataset: Name
+    trainer: Name
+    plans: Name
+    configuration: Name
+    fold: int | str
+    weights_sha256: str
+
+
+class _Row(TypedDict):
+    case: Name
+
+
+class _FoldContentLater(TypedDict, total=False):
+    nnunet_calib: str
+    split: SplitContent | None
+
+
+class FoldContent(_FoldContentLater):
+    """What folds are merged by: a part of a fold's summary.json."""
+
+    model: FoldModel
+    heads: HeadsContent
+    metric_per_case: list[_Row]
+    missing_cases: list[Name]
+
+
+class _RecordedModel(TypedDict, total=False):
+    dataset: str | int | None
+    trainer: str | int | None
+    plans: str | int | None
+    configuration: str | int | None
+    weights_sha256: str | dict[str, str] | None
+
+
+class TemperatureContent(TypedDict, total=False):
+    """What temperature.json says of a calibrator, besides its own values."""
+
+    kind: str  # none is a temperature
+    standard_error: float | None
+    at_bound: bool | None
+    in_sample: bool | None
+    seen_in_training: list[str] | None
+    folds: list[int | str] | None
+    cases: list[str] | None
+    model: _RecordedModel | None
+    note: str
+
+
+class _ReportedRowLater(TypedDict, total=False):
+    fold: int
+
+
+class ReportedRow(_ReportedRowLater):
+    """A case in summary.json, besides the values of the calibrator that it is judged by."""
+
+    case: Name
+    voxels: int
+    uncalibrated: Annotated[Tree, {"image": _IMAGE}]
+    calibrated: Annotated[Tree, {"image": _IMAGE}]
+
+
+class _SummaryLater(TypedDict, total=False):
+    notes: list[str]
+    intervals: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _INTERVALS)]
+
+
+class Summary(_SummaryLater):
+    """What a report says and draws: a part of summary.json."""
+
+    nnunet_calib: str
+    model: dict[str, Any]
+    heads: HeadsContent
+    definitions: Annotated[dict[str, Any], {str: (str, int, {str: str})}]
+    temperature: TemperatureContent
+    missing_cases: list[str]
+    metrics: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _MEANS)]
+    metric_per_case: list[ReportedRow]
+
+
+HEADS = form_of(HeadsContent)
+SPLIT = form_of(SplitContent)
+FOLD = form_of(FoldContent)
+TEMPERATURE = form_of(TemperatureContent)
+SUMMARY = form_of(Summary)
+
+
+def in_sample_note(fit: Mapping[str, Any]) -> str | None:
+    """What must be said wherever a temperature is used that is not of new cases.
+
+    Args:
+        fit: the "temperature" of a summary.json, or the content of a temperature.json.
+    """
+    if not fit.get("in_sample"):
+        return None
+    seen = len(fit.get("seen_in_training") or ())
+    # a given temperature may also be in sample because it was fitted on the cases of an evaluation
+    if seen or fit.get("cross_fitted", True) or "all" in (fit.get("folds") or ()):
+        what = f"{seen} case{'s' * (seen > 1)}" if seen else "cases"
+        return f"T was fitted on {what} that the network was trained on: expect larger errors on others."
+    return "T was fitted on cases that it is judged by: expect larger errors on others."
 
 
 def untrained_note(model: dict[str, Any], name: str) -> str | None:
@@ -111,19 +172,3 @@ def untrained_note(model: dict[str, Any], name: str) -> str | None:
         f"{name} was trained without {', '.join(map(one_line, terms))}, at least in its last epochs, though its "
         f"trainer promises it: see the training log."
     )
-
-
-def in_sample_note(fit: dict[str, Any]) -> str | None:
-    """What must be said wherever a temperature is used that is not of new cases.
-
-    Args:
-        fit: the "temperature" of a summary.json, or the content of a temperature.json.
-    """
-    if not fit.get("in_sample"):
-        return None
-    seen = len(fit.get("seen_in_training") or ())
-    # a given temperature may also be in sample because it was fitted on the cases of an evaluation
-    if seen or fit.get("cross_fitted", True) or "all" in (fit.get("folds") or ()):
-        what = f"{seen} case{'s' * (seen > 1)}" if seen else "cases"
-        return f"T was fitted on {what} that the network was trained on: expect larger errors on others."
-    return "T was fitted on cases that it is judged by: expect larger errors on others."

@@ -13,9 +13,9 @@ from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.metrics.sampling_error import REPLICATES, replicates, rms_deviation
 from nnunet_calib.metrics.significance import percentile_interval, resampled_means, resampling_counts
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.results.error_tree import RunningMeans, Tree, average, combine, described, measure
+from nnunet_calib.results.error_tree import RunningMeans, average, combine, described, measure
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.schemas import STAGES
+from nnunet_calib.results.schemas import STAGES, Tree
 
 
 class _Resampled(NamedTuple):

@@ -10,6 +10,7 @@ from nnunet_calib.figures.case_figures import draw_case, reliability_of_cases_fi
 from nnunet_calib.figures.case_pictures import CasePicture
 from nnunet_calib.figures.drawn_results import ReportedCase, worst_cases
 from nnunet_calib.metrics.errors import reliability_curve
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.error_tree import case_error
 from tests.figures.test_case_pictures import slice_of
 from tests.figures.test_fold_figures import cases
@@ -42,7 +43,7 @@ def reported(name, ace, shown=None):
         },
     }
     (statistics,) = cases(1)
-    return ReportedCase(row, 2.0, lambda: replace(statistics, shown=shown))
+    return ReportedCase(row, Temperature(2.0), lambda: replace(statistics, shown=shown))
 
 
 def test_worst():

@@ -129,11 +129,11 @@ def test_nll(tmp_path):
     (ax,) = nll_figure(results).axes
     curve = ax.lines[0]
     lowest = curve.get_xdata()[np.argmin(curve.get_ydata())]
-    assert lowest == pytest.approx(results.temperature, rel=0.06)  # the grid's step
+    assert lowest == pytest.approx(results.calibrator.value, rel=0.06)  # the grid's step
     pooled = CaseStatistics.merge(made).histograms
     at_one = np.interp(0, np.log(curve.get_xdata()), curve.get_ydata())
     assert at_one == pytest.approx(pooled.nll.sum() / pooled.voxels.sum(), rel=1e-3)
-    assert f"T = {results.temperature:.3f}" in ax.get_legend().get_texts()[1].get_text()
+    assert results.calibrator.words(".3f") in ax.get_legend().get_texts()[1].get_text()
 
 
 def test_confidence():

@@ -19,12 +19,14 @@ from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.nnunet.pickled_properties import image_spacing
 from nnunet_calib.nnunet.prediction_folder import find_predictions
 from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
+from nnunet_calib.posthoc import from_json
 from nnunet_calib.report.fold_words import case_table, facts, headline, notes
 from nnunet_calib.report.page import definitions
 from nnunet_calib.results.compared_models import dice_per_case
 from nnunet_calib.results.deployed_temperature import Deployed, given_temperature
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.judged_cases import is_calibrated
 from nnunet_calib.results.layout import IDENTITY, ModelFolder
 from nnunet_calib.results.measured_folds import find_folds
 from nnunet_calib.results.schemas import SUMMARY
@@ -178,10 +180,12 @@ def _measure(path: Path) -> None:
 def _report(path: Path) -> None:
     summary = read_json(path, SUMMARY)
     Heads.of_summary(summary["heads"])
-    cases = [ReportedCase(row, row["temperature"] or 1.0, lambda: None) for row in summary["metric_per_case"]]
+    fitted = from_json(summary["temperature"])
+    used = [from_json(row) if is_calibrated(row) else fitted for row in summary["metric_per_case"]]
+    cases = [ReportedCase(row, t, lambda: None) for row, t in zip(summary["metric_per_case"], used, strict=True)]
     worst_cases(cases)
     case_table(cases, {}, {})
-    [*headline(summary), *notes(summary), *definitions(summary["definitions"]), *facts("", [summary["model"]])]
+    [*headline(summary), *notes(summary, fitted), *definitions(summary["definitions"]), *facts("", [summary["model"]])]
 
 
 def _deploy(path: Path, model: ModelFolder) -> None:

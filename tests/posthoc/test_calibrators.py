@@ -25,6 +25,8 @@ class Factors:
     values: tuple[float, ...]
 
     kind: ClassVar[str] = "factors"
+    noun: ClassVar[str] = "factors"
+    short: ClassVar[str] = "factors"
     form: ClassVar[dict] = {"factors": [float]}
     at_bound: ClassVar[bool] = False
 
@@ -40,6 +42,9 @@ class Factors:
 
     def words(self, digits=".4f"):
         return "factors " + ", ".join(f"{value:{digits}}" for value in self.values)
+
+    def meaning(self):
+        return "they fit"
 
 
 @pytest.fixture
