@@ -68,7 +68,7 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
         "title": f"Calibration of {trainer}",
         "subtitle": ", ".join([*rest, *([folds] if folds else []), f"{len(results.cases)} cases"]),
         "headline": [*headline(summary)],
-        "notes": [*notes(summary, results.calibrator)],
+        "notes": [*notes(summary)],
         "calibrator": results.calibrator.noun,
         "figures": [
             inline_figure(partial(spec.draw, results, image_of), spec.title, spec.caption)

@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_calib.figures.drawn_results import ReportedCase
 from nnunet_calib.io.wording import number
 from nnunet_calib.metrics.catalogue import BY_NAME, HEAD_ERRORS, SCORES, TITLES
-from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc import from_json
 from nnunet_calib.report.page import cell, column, text_cell
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Summary, in_sample_note
@@ -40,10 +40,10 @@ def _meaning(metric: str, cells: dict[str, Any]) -> str:
     return BY_NAME[metric].meaning.format(points=f"{100 * value:.1f}", change=f"{change:+.1f}")
 
 
-def notes(summary: Summary, calibrator: Calibrator) -> Iterator[str]:
+def notes(summary: Summary) -> Iterator[str]:
     """Yield what a reader of the numbers must know."""
     fit = summary["temperature"]
-    error = fit.get("standard_error")
+    calibrator, error = from_json(fit), fit.get("standard_error")
     known = "" if error is None or isnan(error) else f" (standard error {error:.3f})"
     yield f"{calibrator.words('.3f')}{known}: {calibrator.meaning()}."
     if fit.get("at_bound"):

@@ -185,7 +185,7 @@ def _report(path: Path) -> None:
     cases = [ReportedCase(row, t, lambda: None) for row, t in zip(summary["metric_per_case"], used, strict=True)]
     worst_cases(cases)
     case_table(cases, {}, {})
-    [*headline(summary), *notes(summary, fitted), *definitions(summary["definitions"]), *facts("", [summary["model"]])]
+    [*headline(summary), *notes(summary), *definitions(summary["definitions"]), *facts("", [summary["model"]])]
 
 
 def _deploy(path: Path, model: ModelFolder) -> None:
