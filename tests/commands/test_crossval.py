@@ -264,8 +264,8 @@ def test_pictures(model, monkeypatch):
     folder = merge_folds(model.model_folder, (0, 1, 2))
     figures.draw_fold(folder)
     summary = json.loads((folder / "summary.json").read_text())
-    ((before, after, temperature, _),) = drawn
-    assert temperature == summary["temperature"]["temperature"]
+    ((before, after, calibrator, _),) = drawn
+    assert calibrator.to_json() == {"temperature": summary["temperature"]["temperature"]}
     statistics = [case for _, _, case in all_cases(model)]
     rows = zip(statistics, summary["metric_per_case"], strict=True)
     scaled = [case.with_temperature(row["temperature"]) for case, row in rows]
