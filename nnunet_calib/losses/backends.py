@@ -1,15 +1,16 @@
 """Backends: the same numbers computed in other ways, and the one place where a way is chosen.
 
-The formulas in `nacl`, `svls` and `ml1_ace` are the reference: any device, any option, whole C-channel maps. A backend
-is a module that has, under the names of `Backend`, faster or smaller ways to compute what these losses and nnU-Net's
-own have in common. It has three operations:
+The formulas in `nacl`, `svls`, `ml1_ace` and `pointwise` are the reference: any device, any option, whole C-channel
+maps. A backend is a module that has, under the names of `Backend`, faster or smaller ways to compute what these losses
+and nnU-Net's own have in common. It has four operations:
 
 - `voxel_sums`: the few sums over each image that Dice, cross-entropy and mL1-ACE are computed from;
 - `nacl`: the NACL loss;
-- `label_smoothing`: the term that SVLS adds to the cross-entropy, which is linear in the logits.
+- `label_smoothing`: the term that SVLS adds to the cross-entropy, which is linear in the logits;
+- `pointwise`: the sums of a `Formula`, whose terms depend on one voxel each.
 
 An operation returns None for options that it does not support; then the next backend is tried, and finally the
-formulas. `nacl` and `label_smoothing` also return the logits. Other losses are computed from these: their gradient
+formulas. All but `voxel_sums` also return the logits. Other losses are computed from these: their gradient
 passes through the operation, which adds its own in place. So a loss with many terms needs only one gradient of full
 size.
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, overload
 
 from torch import Tensor
 
@@ -53,6 +54,24 @@ class VoxelSums(NamedTuple):
     probability: Tensor  # (B, C, M), of p_c, or p_c times the share
     positive: Tensor  # (B, C, M), those with y = c
     error_of_bins: ErrorOfBins = error_of_sums  # how the error of the bins is computed from the last three
+
+
+class Formula(Protocol):
+    """Terms of a voxel's logits and label, whose sums by image and head make a loss, and their derivative.
+
+    z are logits (b, C, n) of n voxels in at least float32, y their one-hot labels or binary maps of the same type.
+
+    Attributes:
+        number: K, the number of terms.
+    """
+
+    number: ClassVar[int]
+
+    def terms(self, z: Tensor, y: Tensor, regions: bool) -> tuple[Tensor, ...]:
+        """Return the K terms (b, C, n), computed by operations that autograd can differentiate."""
+
+    def slope(self, z: Tensor, y: Tensor, regions: bool, *weights: Tensor) -> Tensor:
+        """Return the derivative (b, C, n) with respect to z of the sum of the terms, each times a weight (b, C, 1)."""
 
 
 class Backend(Protocol):
@@ -109,6 +128,14 @@ class Backend(Protocol):
         .. math:: \frac{1}{N} \sum_i \sum_c (y_{i,c} - \tilde y_{i,c}) z_{i,c}
 
         over the N voxels that count (for regions divided by the number of heads too); 0 where none does.
+        """
+
+    def pointwise(
+        self, logits: Tensor, target: Tensor, *, formula: Formula, regions: bool, ignore_label: int | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the logits to compute other losses from, and the sums (K, B, C) over the voxels that count; or None.
+
+        The sums are in float64 (float32 on a device without it).
         """
 
 
@@ -186,7 +213,12 @@ def compute(
 ) -> VoxelSums | None: ...
 @overload
 def compute(
-    operation: Literal["nacl", "label_smoothing"], logits: Tensor, target: Tensor, *, regions: bool, **options: Any
+    operation: Literal["nacl", "label_smoothing", "pointwise"],
+    logits: Tensor,
+    target: Tensor,
+    *,
+    regions: bool,
+    **options: Any,
 ) -> tuple[Tensor, Tensor] | None: ...
 def compute(
     operation: str, logits: Tensor, target: Tensor, *, regions: bool, **options: Any

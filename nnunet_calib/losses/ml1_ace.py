@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.losses.backends import Binning, compute
 from nnunet_calib.losses.bin_errors import MIN_SOFT_BIN_WEIGHT, AbsentClasses, ErrorOfBins, Reduction, error_of_sums
 from nnunet_calib.losses.joined import JoinedLoss
 from nnunet_calib.losses.module import FunctionalLoss, check_options
+from nnunet_calib.losses.pooling import Pool, pool_images
 from nnunet_calib.losses.targets import activate, check_shapes, loss_type, prepare, widest
-
-Pool = Literal["image", "batch"]
 
 
 def _check(num_bins: int, reduction: Reduction, binning: Binning, absent_classes: AbsentClasses, pool: Pool) -> None:
@@ -56,32 +55,6 @@ def _bin_sums(p: Tensor, y: Tensor, valid: Tensor | None, num_bins: int, binning
         for k, values in enumerate((weight, weight * p, weight * y)):
             sums[k] = sums[k].scatter_add(2, index, values)
     return tuple(x[..., :num_bins] for x in sums)
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """Sum over the ranks of a distributed training; backward, the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _SumOverRanks.forward(ctx, gradient)
-
-
-def _pool(sums: Tensor) -> Tensor:
-    """Add up the sums (3, B, C, M) of a batch, over all ranks of a distributed training, as if it were one image.
-
-    Summing the gradients over the ranks is right because DDP then averages them: each parameter gets the gradient that
-    one process with the whole batch would give it.
-    """
-    sums = sums.sum(1, keepdim=True)
-    if distributed.is_available() and distributed.is_initialized():
-        sums = _SumOverRanks.apply(sums)
-    return sums
 
 
 def ml1_ace_loss(  # noqa: PLR0913
@@ -181,7 +154,7 @@ def _error(
     pool: Pool,
 ) -> Tensor:
     """Return the error, given the bins' weights, sums of p and positives, each (B, C, M)."""
-    weight, probability, positive = sums if pool == "image" else _pool(torch.stack(sums))
+    weight, probability, positive = sums if pool == "image" else pool_images(torch.stack(sums))
     least = MIN_SOFT_BIN_WEIGHT if binning == "soft" else 1
     return error_of_bins(weight, probability, positive, least, reduction, absent_classes)
 

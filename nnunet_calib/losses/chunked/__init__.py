@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nnunet_calib.losses.backends import Binning, VoxelSums
+from nnunet_calib.losses.backends import Binning, Formula, VoxelSums
 from nnunet_calib.losses.chunked.neighbours import Neighbourhood, term_of_soft_labels
+from nnunet_calib.losses.chunked.parts import Labels
+from nnunet_calib.losses.chunked.pointwise_sums import PointwiseSums
 from nnunet_calib.losses.chunked.voxel_sums import ChunkedSums
 from nnunet_calib.losses.neighbourhood import KernelSize, sizes_per_axis
 
@@ -59,3 +61,14 @@ def label_smoothing(
         return None
     neighbourhood = Neighbourhood(sizes_per_axis(kernel_size, logits.ndim - 2), sigma)
     return term_of_soft_labels(logits, target, neighbourhood, "smoothing", regions=regions, ignore_label=ignore_label)
+
+
+def pointwise(
+    logits: Tensor, target: Tensor, *, formula: Formula, regions: bool, ignore_label: int | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return the logits and the sums of a formula's terms; see `backends.Backend`."""
+    if regions and target.is_floating_point():
+        return None
+    labels = Labels(target.flatten(2), logits.shape[1], regions, ignore_label)
+    z, sums = PointwiseSums.apply(logits.flatten(2), labels.target, labels, formula)
+    return z.view(logits.shape), sums

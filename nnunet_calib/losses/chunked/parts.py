@@ -9,11 +9,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.targets import at_least_float32, label_error
+from nnunet_calib.losses.targets import at_least_float32, label_error, widest
 
 # Logits in a part: on a CPU few enough for the cache, elsewhere enough to keep a GPU busy.
 ON_CPU = 2**18
 ELSEWHERE = 2**21
+BLOCK = 64  # numbers added, or factors multiplied, in their own precision
 
 
 def part_size(device: torch.device) -> int:
@@ -89,3 +90,13 @@ def part_of(logits: Tensor, images: slice, where: slice, valid: Tensor | None) -
     """Return a part (b, C, n) in at least float32, 0 in ignored voxels, whose NaN must not reach any gradient."""
     part = at_least_float32(logits[images, :, where])
     return part if valid is None else torch.where(valid, part, 0)
+
+
+def in_blocks(x: Tensor, product: bool = False) -> Tensor:
+    """Return the sum over the last axis, or of the logarithms of factors in [1/2, 1], in the widest type."""
+    whole, wide = x.shape[-1] // BLOCK * BLOCK, widest(x.device)
+    blocks, rest = x[..., :whole].view(*x.shape[:-1], whole // BLOCK, BLOCK), x[..., whole:]
+    if product:
+        blocks, rest = blocks.prod(-1).log_(), rest.prod(-1).log_()
+        return blocks.sum(-1, dtype=wide) + rest.to(wide)
+    return blocks.sum(-1).sum(-1, dtype=wide) + rest.sum(-1, dtype=wide)

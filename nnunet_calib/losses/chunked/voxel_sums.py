@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nnunet_calib.losses.chunked.bins import BinTables, Segments
-from nnunet_calib.losses.chunked.parts import Labels, part_of, parts
+from nnunet_calib.losses.chunked.parts import Labels, in_blocks, part_of, parts
 from nnunet_calib.losses.targets import widest
-
-BLOCK = 64  # numbers added, or factors multiplied, in their own precision
 
 
 class _Part(NamedTuple):
@@ -28,16 +26,6 @@ class _Part(NamedTuple):
     valid: Tensor | None
     other: Tensor  # for regions 1 - p, without cancellation; for labels p
     nll: Tensor  # (), the sum of -log p_y or of the binary cross-entropy
-
-
-def _in_blocks(x: Tensor, product: bool = False) -> Tensor:
-    """Return the sum over the last axis, or of the logarithms of factors in [1/2, 1], in the widest type."""
-    whole, wide = x.shape[-1] // BLOCK * BLOCK, widest(x.device)
-    blocks, rest = x[..., :whole].view(*x.shape[:-1], whole // BLOCK, BLOCK), x[..., whole:]
-    if product:
-        blocks, rest = blocks.prod(-1).log_(), rest.prod(-1).log_()
-        return blocks.sum(-1, dtype=wide) + rest.to(wide)
-    return blocks.sum(-1).sum(-1, dtype=wide) + rest.sum(-1, dtype=wide)
 
 
 def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll: bool) -> _Part:
@@ -52,7 +40,7 @@ def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll:
         larger = torch.maximum(p, other)
         if valid is not None:
             larger = torch.where(valid, larger, 1)
-        nll = _in_blocks(z.clamp_min(0).sub_(z * own)) - _in_blocks(larger, product=True)
+        nll = in_blocks(z.clamp_min(0).sub_(z * own)) - in_blocks(larger, product=True)
         return _Part(p, own, valid, other, nll.sum())
     classes = labels.classes(images, where, valid)
     own = classes == torch.arange(labels.heads, device=z.device)[:, None]
@@ -68,7 +56,7 @@ def _look(logits: Tensor, labels: Labels, images: slice, where: slice, with_nll:
             if z.device.type != "cpu":
                 raise
             raise labels.error() from error
-        nll = _in_blocks(nll if valid is None else torch.where(valid, nll, 0)).sum()
+        nll = in_blocks(nll if valid is None else torch.where(valid, nll, 0)).sum()
     p = z.sub_(lse).exp_()
     return _Part(p, own.to(p.dtype), valid, p, nll)
 
@@ -91,8 +79,8 @@ class ChunkedSums(torch.autograd.Function):
             part = _look(logits, labels, of, where, with_nll=True)
             p = part.p if part.valid is None else torch.where(part.valid, part.p, 0)
             nll += part.nll
-            total[of] += _in_blocks(p)
-            of_true[of] += _in_blocks(p * part.own)
+            total[of] += in_blocks(p)
+            of_true[of] += in_blocks(p * part.own)
             number[of] += part.own.sum(2)
             voxels += p.shape[0] * p.shape[2] if part.valid is None else part.valid.sum()
             if tables is not None:

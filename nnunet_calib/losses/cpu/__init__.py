@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nnunet_calib.losses.backends import Binning, VoxelSums
+from nnunet_calib.losses.chunked import pointwise as pointwise  # any device's
 from nnunet_calib.losses.cpu.border_cross_entropy import smoothing_at_borders
 from nnunet_calib.losses.cpu.border_distance import distance_to_borders
 from nnunet_calib.losses.cpu.borders import find_borders

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from nnunet_calib.losses.backends import Binning, VoxelSums
+from nnunet_calib.losses.chunked import pointwise as pointwise  # any device's
 from nnunet_calib.losses.gpu import launch
 from nnunet_calib.losses.neighbourhood import KernelSize
 

@@ -1,0 +1,64 @@
+"""A formula's terms summed over the voxels that count, and losses that are their mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunet_calib.losses.backends import Formula, compute
+from nnunet_calib.losses.joined import JoinedLoss
+from nnunet_calib.losses.module import FunctionalLoss
+from nnunet_calib.losses.targets import check_shapes, loss_type, prepare, widest
+
+
+def pointwise_sums(
+    logits: Tensor, target: Tensor, *, formula: Formula, regions: bool, ignore_label: int | None
+) -> Tensor:
+    """Return the sums (K, B, C) of a formula's K terms, in float64 (float32 on a device without it)."""
+    check_shapes(logits, target, regions=regions, ignore_label=ignore_label)
+    computed = compute("pointwise", logits, target, formula=formula, regions=regions, ignore_label=ignore_label)
+    if computed is not None:
+        return computed[1]
+    z, maps, valid = prepare(logits, target, regions=regions, ignore_label=ignore_label)
+    terms = torch.stack(formula.terms(z.flatten(2), maps.flatten(2), regions))
+    if valid is not None:
+        terms = torch.where(valid.flatten(2), terms, 0)
+    return terms.sum(3, dtype=widest(logits.device))
+
+
+def mean_loss(logits: Tensor, target: Tensor, *, formula: Formula, regions: bool, ignore_label: int | None) -> Tensor:
+    """Return the mean of a formula's one term, summed over the classes, over the voxels that count.
+
+    For regions it is the mean over the heads too. 0 where no voxel counts.
+    """
+    sums = pointwise_sums(logits, target, formula=formula, regions=regions, ignore_label=ignore_label)
+    return _mean(sums, target, regions, ignore_label).to(loss_type(logits))
+
+
+def _mean(sums: Tensor, target: Tensor, regions: bool, ignore_label: int | None) -> Tensor:
+    heads = sums.shape[2]
+    mark = target[:, heads:] if regions else target
+    if ignore_label is None:
+        voxels = torch.full_like(sums[0, 0, 0], target[:, 0].numel())
+    else:
+        voxels = ((mark == 0) if regions else (mark != ignore_label)).sum()
+    return sums.sum() / (voxels * (heads if regions else 1)).clamp_min(1)
+
+
+class MeanLoss(FunctionalLoss):
+    """Module form of `mean_loss` with a formula."""
+
+    def __init__(self, formula: Formula, regions: bool, ignore_label: int | None) -> None:
+        super().__init__(mean_loss, formula=formula, regions=regions, ignore_label=ignore_label)
+
+    def join(self, joined: JoinedLoss, weight: float) -> bool:
+        """Take the terms of the logits, and hand them on."""
+        if not self.fits(joined):
+            return False
+        computed = compute("pointwise", joined.logits, joined.target, **self.options)
+        if computed is None:
+            return False
+        joined.logits, sums = computed
+        mean = _mean(sums, joined.target, self.options["regions"], self.options["ignore_label"])
+        joined.values.append(weight * mean.to(loss_type(joined.logits)))
+        return True
