@@ -17,10 +17,20 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
 
 from nnunet_calib.figures.fold_figures import draw_fold
 from nnunet_calib.figures.progress import draw_progress
-from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.losses import (
+    DicePlusPlusLoss,
+    EntropyPenalty,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MarginLabelSmoothingLoss,
+    MDCALoss,
+    ML1ACELoss,
+    NACLLoss,
+    SVLSLoss,
+)
 from nnunet_calib.nnunet.raw_images import raw_images
 from nnunet_calib.nnunet.training.loss_terms import NoTerm
-from nnunet_calib.nnunet.training.mixins import AddedTerm, CalibrationMixin, ReplacedCrossEntropy
+from nnunet_calib.nnunet.training.mixins import AddedTerm, CalibrationMixin, ReplacedCrossEntropy, ReplacedDice
 
 
 def _draw_figures(calibration_folder: Path) -> None:
@@ -63,6 +73,50 @@ class ML1ACEMixin(AddedTerm, loss=ML1ACELoss, prefix="ml1_ace"):
     ml1_ace_absent_classes = "skip"
     ml1_ace_every_resolution = True
     ml1_ace_pool_with_batch_dice = False
+
+
+class LSMixin(ReplacedCrossEntropy, loss=LabelSmoothingLoss, prefix="ls"):
+    """Replaces the cross-entropy of a trainer's loss by label smoothing (`label_smoothing_loss`)."""
+
+    ls_alpha = 0.1
+
+
+class MbLSMixin(AddedTerm, loss=MarginLabelSmoothingLoss, prefix="mbls"):
+    """Adds margin-based label smoothing (`margin_label_smoothing_loss`) to a trainer's loss."""
+
+    mbls_weight = 0.1
+    mbls_margin = 10.0
+    mbls_every_resolution = True
+    mbls_warmup_epochs = 0
+
+
+class FocalMixin(ReplacedCrossEntropy, loss=FocalLoss, prefix="focal"):
+    """Replaces the cross-entropy of a trainer's loss by the focal loss (`focal_loss`)."""
+
+    focal_gamma = 3.0
+
+
+class ECPMixin(AddedTerm, loss=EntropyPenalty, prefix="ecp"):
+    """Adds the entropy penalty (`entropy_penalty`) to a trainer's loss."""
+
+    ecp_weight = 0.1
+    ecp_every_resolution = True
+    ecp_warmup_epochs = 0
+
+
+class DSCPlusPlusMixin(ReplacedDice, loss=DicePlusPlusLoss, prefix="dsc_plus_plus"):
+    """Replaces the Dice of a trainer's loss by DSC++ (`dice_plus_plus_loss`), with the settings of that Dice."""
+
+    dsc_plus_plus_gamma = 2.0
+
+
+class MDCAMixin(AddedTerm, loss=MDCALoss, prefix="mdca"):
+    """Adds the difference of mean confidence and frequency (`mdca_loss`) to a trainer's loss."""
+
+    mdca_weight = 1.0
+    mdca_every_resolution = True
+    mdca_warmup_epochs = 0
+    mdca_pool_with_batch_dice = False
 
 
 class DiceOnlyMixin(ReplacedCrossEntropy, loss=NoTerm):
@@ -115,6 +169,30 @@ class nnUNetTrainerDiceML1ACE(ML1ACEMixin, DiceOnlyMixin, nnUNetTrainerCalib):
 
 class nnUNetTrainerNACLML1ACE(nnUNetTrainerNACL, nnUNetTrainerML1ACE):
     """nnU-Net's loss + 0.01 NACL + mL1-ACE."""
+
+
+class nnUNetTrainerLS(LSMixin, nnUNetTrainerCalib):
+    """nnU-Net's loss with its cross-entropy replaced by label smoothing: a tenth of each label for all classes."""
+
+
+class nnUNetTrainerMbLS(MbLSMixin, nnUNetTrainerCalib):
+    """nnU-Net's loss + 0.1 margin-based label smoothing (MbLS) with a margin of 10."""
+
+
+class nnUNetTrainerFocal(FocalMixin, nnUNetTrainerCalib):
+    """nnU-Net's loss with its cross-entropy replaced by the focal loss with gamma 3."""
+
+
+class nnUNetTrainerECP(ECPMixin, nnUNetTrainerCalib):
+    """nnU-Net's loss + 0.1 entropy penalty (explicit confidence penalty, ECP)."""
+
+
+class nnUNetTrainerDSCPlusPlus(DSCPlusPlusMixin, nnUNetTrainerCalib):
+    """nnU-Net's loss with its Dice replaced by DSC++ with gamma 2."""
+
+
+class nnUNetTrainerMDCA(MDCAMixin, nnUNetTrainerCalib):
+    """nnU-Net's loss + the difference of mean confidence and frequency of each class (MDCA)."""
 
 
 class nnUNetTrainerNACL_published(nnUNetTrainerNACL):

@@ -186,6 +186,65 @@ def ml1_ace(
     return total, volume.through_activation(slopes)
 
 
+Rated = Callable[[list[float], list[float], int], float]  # a voxel by its logits, probabilities and label
+
+
+def pointwise(volume: Volume, rated: Rated) -> float:
+    """Mean of what each voxel is rated; for regions of each head, a softmax of the logits 0 and z."""
+    ratings = []
+    for b, position in volume.voxels:
+        z, p = (x[(b, slice(None), *position)].tolist() for x in (volume.logits, volume.probabilities))
+        if volume.regions:
+            for c in range(volume.heads):
+                ratings.append(rated([0.0, z[c]], [1 - p[c], p[c]], volume.label(b, c, position)))
+        else:
+            ratings.append(rated(z, p, volume.label(b, 0, position)))
+    return statistics.fmean(ratings)
+
+
+def label_smoothing(volume: Volume, *, alpha: float = 0.1) -> float:
+    """Cross-entropy with the label, and a share of that with all classes."""
+    return pointwise(
+        volume, lambda z, p, y: -(1 - alpha) * math.log(p[y]) - alpha * statistics.fmean(math.log(x) for x in p)
+    )
+
+
+def margin(volume: Volume, *, margin: float = 10.0) -> float:
+    """How far logits are below the largest, beyond a margin."""
+    return pointwise(volume, lambda z, p, y: statistics.fmean(max(max(z) - x - margin, 0) for x in z))
+
+
+def focal(volume: Volume, *, gamma: float = 3.0) -> float:
+    """Cross-entropy, less of sure voxels."""
+    return pointwise(volume, lambda z, p, y: -((1 - p[y]) ** gamma) * math.log(p[y]))
+
+
+def negative_entropy(volume: Volume) -> float:
+    """Sum of p log p."""
+    return pointwise(volume, lambda z, p, y: sum(x * math.log(x) for x in p))
+
+
+def dice_plus_plus(
+    volume: Volume, *, gamma: float = 2.0, smooth: float = 1e-5, background: bool = False, pool: str = "image"
+) -> float:
+    """1 - the Dice coefficient with powers of the errors, by image or of all images together."""
+    groups = [range(volume.batch)] if pool == "batch" else [[b] for b in range(volume.batch)]
+    lacking = []
+    for images, c in itertools.product(groups, range(volume.heads)):
+        if c == 0 and not (background or volume.regions):
+            continue
+        true = errors = 0.0
+        for b, position in volume.voxels:
+            if b in images:
+                p = volume.probabilities[(b, c, *position)]
+                if volume.label(b, c, position) == volume.own_label(c):
+                    true, errors = true + p, errors + (1 - p) ** gamma
+                else:
+                    errors += p**gamma
+        lacking.append(1 - (2 * true + smooth) / (2 * true + errors + smooth))
+    return statistics.fmean(lacking)
+
+
 def slope(loss: Callable[[np.ndarray], float], logits: np.ndarray, direction: np.ndarray, step: float = 1e-6) -> float:
     """Derivative of a loss of the logits along a direction, by central differences."""
     return (loss(logits + step * direction) - loss(logits - step * direction)) / (2 * step)

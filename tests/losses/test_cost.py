@@ -7,7 +7,20 @@ import math
 import pytest
 import torch
 
-from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace, targets, use
+from nnunet_calib.losses import (
+    DicePlusPlusLoss,
+    EntropyPenalty,
+    FocalLoss,
+    LabelSmoothingLoss,
+    MarginLabelSmoothingLoss,
+    MDCALoss,
+    ML1ACELoss,
+    NACLLoss,
+    SVLSLoss,
+    ml1_ace,
+    targets,
+    use,
+)
 from nnunet_calib.losses.chunked import bins
 from nnunet_calib.losses.joined import DiceCE, joined_loss
 from tests.losses.cost import backward, cost_of
@@ -21,6 +34,7 @@ TERMS = {
     "SVLS": [(SVLSLoss, {})],
     "NACL + mL1-ACE": [(NACLLoss, {}), (ML1ACELoss, {})],
 }
+COMPARATORS = (LabelSmoothingLoss, MarginLabelSmoothingLoss, FocalLoss, EntropyPenalty, DicePlusPlusLoss, MDCALoss)
 SIZE = (128, 128, 128)
 
 
@@ -50,6 +64,29 @@ def test_chunked(name, heads, most, regions):
     assert in_logits(cost.peak, shape) < most
     assert cost.waiting == []
     assert cost.float_additions == 0
+
+
+@pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
+@pytest.mark.parametrize("loss", COMPARATORS)
+def test_comparators(monkeypatch, loss, regions):
+    """With Dice + cross-entropy no more memory than mL1-ACE; no waiting, and no float64 where there is none."""
+    mode, shape = {"regions": regions, "ignore_label": 9}, (2, 4, *SIZE)
+    with use("chunked"):
+        whole = cost_of(
+            lambda z, y: joined_loss(z, y, DiceCE(**mode), [(loss(**mode), 1.0)]), shape, regions=regions, ignore=True
+        )
+    assert in_logits(whole.peak, shape) < 1.8
+    assert whole.waiting == []
+    assert whole.float_additions == 0
+    monkeypatch.setattr(targets, "WITHOUT_FLOAT64", {"cuda"})
+    for module in (ml1_ace, bins):
+        monkeypatch.setattr(module, "bin_index", lambda p, num_bins: (p.detach() * num_bins).long())
+    for way in ("reference", "chunked"):
+        with use(way):
+            options = {"regions": regions, "ignore": True, "dtype": torch.float32}
+            alone = cost_of(loss(**mode), (2, 3, 16, 16, 16), **options)
+        assert alone.waiting == []
+        assert torch.float64 not in alone.types
 
 
 @pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed
 
-from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.losses import DicePlusPlusLoss, FocalLoss, MDCALoss, ML1ACELoss, NACLLoss, SVLSLoss
 from tests.worlds.ranks import RANKS, on_ranks
 
 LOSSES = {
@@ -13,6 +13,10 @@ LOSSES = {
     "per image": ML1ACELoss(),
     "nacl": NACLLoss(),
     "svls": SVLSLoss(),
+    "focal": FocalLoss(),
+    "dsc++": DicePlusPlusLoss(),
+    "pooled dsc++": DicePlusPlusLoss(pool="batch"),
+    "pooled mdca": MDCALoss(pool="batch"),
 }
 
 

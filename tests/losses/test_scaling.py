@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
+from nnunet_calib.losses import DicePlusPlusLoss, FocalLoss, ML1ACELoss, NACLLoss, SVLSLoss
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.amp, "GradScaler"), reason="PyTorch before 2.3 has no scaler for a CPU"
@@ -20,6 +20,8 @@ LOSSES = {
     "pooled": ML1ACELoss(pool="batch"),
     "nacl": NACLLoss(),
     "svls": SVLSLoss(),
+    "focal": FocalLoss(),
+    "dsc++": DicePlusPlusLoss(),
 }
 SMALLEST_HALF = 2.0**-24  # what float16 can hold
 SCALE = 2.0**16  # GradScaler's first

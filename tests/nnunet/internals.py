@@ -123,9 +123,10 @@ LEANS = (
     ),
     Lean(
         f"{LOSSES}.compound_losses:DC_and_BCE_loss",
-        "SVLS takes the place of its cross-entropy",
-        "self.ce self.weight_ce self.use_ignore_label",
+        "SVLS takes the place of its cross-entropy, DSC++ that of its Dice",
+        "self.ce self.dc self.weight_ce self.weight_dice self.use_ignore_label",
     ),
+    Lean(f"{LOSSES}.compound_losses:DC_and_topk_loss", "DSC++ takes the place of its Dice", "self.dc self.weight_dice"),
     Lean(
         f"{LOSSES}.dice:MemoryEfficientSoftDiceLoss",
         "the fused loss computes it",

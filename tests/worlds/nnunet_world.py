@@ -29,6 +29,16 @@ MORE_TRAINERS = (
     "nnUNetTrainerNACLML1ACE",
 )
 
+# those that other papers compare with
+COMPARATORS = (
+    "nnUNetTrainerLS",
+    "nnUNetTrainerMbLS",
+    "nnUNetTrainerFocal",
+    "nnUNetTrainerECP",
+    "nnUNetTrainerDSCPlusPlus",
+    "nnUNetTrainerMDCA",
+)
+
 # label mode -> labels of dataset.json, regions_class_order
 LABEL_MODES = {
     "labels": ({"background": 0, "bright": 1, "dark": 2}, None),
@@ -56,7 +66,9 @@ class Short:
 
 class nnUNetTrainer_short(Short, nnUNetTrainer):
     pass
-""" + "".join(f"\n\nclass {name}_short(Short, trainers.{name}):\n    pass\n" for name in TRAINERS + MORE_TRAINERS)
+""" + "".join(
+    f"\n\nclass {name}_short(Short, trainers.{name}):\n    pass\n" for name in TRAINERS + MORE_TRAINERS + COMPARATORS
+)
 
 
 # of the commands that read checkpoints, which they refuse to do with an older PyTorch, as test_checkpoints tests

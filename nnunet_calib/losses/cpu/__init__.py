@@ -5,6 +5,8 @@ It picks out some voxels, of which there are as many as the data say; a GPU woul
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from nnunet_calib.losses.backends import Binning, VoxelSums
@@ -29,7 +31,7 @@ def why_not(logits: Tensor, *, regions: bool) -> str | None:
         return f"it computes on a CPU, and they are on {logits.device}"
     if regions:
         return "it computes labels, and they are those of regions"
-    if logits.shape[1] < 2 or not 0 < logits[0].numel() < 2**31:
+    if logits.shape[1] < 2 or not logits.numel() or math.prod(logits.shape[1:]) >= 2**31:
         return f"it wants at least two classes and images of up to 2^31 entries, and they are {tuple(logits.shape)}"
     return None
 

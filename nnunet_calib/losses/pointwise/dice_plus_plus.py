@@ -120,7 +120,8 @@ def _of_sums(sums: Tensor, smooth: float, background: bool, pool: Pool) -> Tenso
     if pool == "batch":
         sums = pool_images(sums)
     of_true, errors = sums if background else sums[..., 1:]
-    return 1 - ((2 * of_true + smooth) / (2 * of_true + errors + smooth).clamp_min(1e-8)).mean()
+    lacking = 1 - (2 * of_true + smooth) / (2 * of_true + errors + smooth).clamp_min(1e-8)
+    return lacking.sum() / max(lacking.numel(), 1)
 
 
 class DicePlusPlusLoss(FunctionalLoss):

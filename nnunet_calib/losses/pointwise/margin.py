@@ -35,7 +35,7 @@ class Margin:
             return z.sign() * (z.abs() > self.margin) * (weight / 2)
         largest = z.max(1, keepdim=True)
         pull = (largest.values - z > self.margin) * (weight / z.shape[1])
-        return (-pull).scatter_add_(1, largest.indices, pull.sum(1, keepdim=True))
+        return (-pull).scatter_(1, largest.indices, pull.sum(1, keepdim=True))  # which is not pulled itself
 
 
 def margin_label_smoothing_loss(

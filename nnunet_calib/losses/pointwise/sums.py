@@ -37,11 +37,10 @@ def mean_loss(logits: Tensor, target: Tensor, *, formula: Formula, regions: bool
 
 def _mean(sums: Tensor, target: Tensor, regions: bool, ignore_label: int | None) -> Tensor:
     heads = sums.shape[2]
-    mark = target[:, heads:] if regions else target
     if ignore_label is None:
-        voxels = torch.full_like(sums[0, 0, 0], target[:, 0].numel())
+        voxels = sums.new_full((), target[:, 0].numel())
     else:
-        voxels = ((mark == 0) if regions else (mark != ignore_label)).sum()
+        voxels = ((target[:, heads:] == 0) if regions else (target != ignore_label)).sum()
     return sums.sum() / (voxels * (heads if regions else 1)).clamp_min(1)
 
 

@@ -7,10 +7,10 @@ the output resolutions, its handling of DDP and torch.compile, and the changes o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss, DC_and_topk_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
@@ -22,12 +22,26 @@ from nnunet_calib.losses.joined import DiceCE, joined_loss
 Outputs = Tensor | Sequence[Tensor]
 
 
-class NoTerm(nn.Module):
-    """Loss that is always zero, in the place of nnU-Net's cross-entropy."""
+class _Nothing(nn.Module):
+    """Loss that is always zero, in the place of a part of nnU-Net's."""
 
-    def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
+    place: ClassVar[str]
+
+    def forward(self, net_output: Tensor, target: Tensor, loss_mask: Tensor | None = None) -> Tensor:
         """Return a zero scalar."""
         return torch.zeros((), device=net_output.device)
+
+
+class NoTerm(_Nothing):
+    """Loss that is always zero, in the place of nnU-Net's cross-entropy."""
+
+    place = "the cross-entropy"
+
+
+class NoDice(_Nothing):
+    """Loss that is always zero, in the place of nnU-Net's Dice."""
+
+    place = "the Dice"
 
 
 def joinable(net_output: Tensor, target: Tensor, base: DiceCE) -> bool:
@@ -52,10 +66,9 @@ def describe(base: Any, num_heads: int) -> DiceCE | None:
     if type(base) not in (DC_and_CE_loss, DC_and_BCE_loss):
         return None
     regions = type(base) is DC_and_BCE_loss
-    dice = getattr(base.dc, "_orig_mod", base.dc)
-    if type(dice) is not MemoryEfficientSoftDiceLoss or (dice.ddp and dice.batch_dice):
-        return None
-    if dice.apply_nonlin is not (torch.sigmoid if regions else softmax_helper_dim1) or dice.do_bg is not regions:
+    dice = _dice_of(base)
+    without_dice = type(dice) is NoDice
+    if not (without_dice or _is_plain_dice(dice, regions)):
         return None
     weight_ce = base.weight_ce
     if type(base.ce) is NoTerm:
@@ -69,7 +82,20 @@ def describe(base: Any, num_heads: int) -> DiceCE | None:
         weight_ce = weight_ce * num_heads  # this binary cross-entropy is a sum over the heads
     else:
         ignore_label = None
+    if without_dice:
+        return DiceCE(weight_ce, weight_dice=0, regions=regions, ignore_label=ignore_label)
     return DiceCE(weight_ce, base.weight_dice, dice.batch_dice, dice.smooth, regions, ignore_label)
+
+
+def _dice_of(base: Any) -> Any:
+    """Return the Dice of a compound loss, which nnU-Net may have compiled."""
+    return getattr(base.dc, "_orig_mod", base.dc)
+
+
+def _is_plain_dice(dice: Any, regions: bool) -> bool:
+    if type(dice) is not MemoryEfficientSoftDiceLoss or (dice.ddp and dice.batch_dice):
+        return False
+    return dice.apply_nonlin is (torch.sigmoid if regions else softmax_helper_dim1) and dice.do_bg is regions
 
 
 def _is_plain_ce(base: Any) -> bool:
@@ -206,19 +232,59 @@ def replace_cross_entropy(base: Callable[..., Tensor], term: nn.Module | None, n
     Raises:
         TypeError: if `base` has no such cross-entropy.
     """
+
+    def replaced(base: Any) -> nn.Module:
+        _expect(base, DC_and_CE_loss | DC_and_BCE_loss, "cross-entropy")
+        weight, base.weight_ce, base.ce = base.weight_ce, 0, NoTerm()
+        if isinstance(base, DC_and_BCE_loss) and base.use_ignore_label:
+            weight *= num_heads
+        return base if term is None else LossWithTerm(base, term, weight)
+
+    return _changed_inside(base, replaced)
+
+
+def replace_dice(base: Callable[..., Tensor], make_term: Callable[..., nn.Module]) -> nn.Module:
+    """Put a term in the place of the Dice of nnU-Net's Dice + CE loss; the other term stays as it is.
+
+    Args:
+        base: what an nnU-Net trainer's `_build_loss()` returned, with or without deep supervision.
+        make_term: called with the settings of nnU-Net's Dice: `smooth`, whether the `background` counts, and `pool`,
+            which is "batch" for a batch Dice and else "image"; returns a loss of (logits, target).
+
+    Returns:
+        The loss to train with. `base` is changed.
+
+    Raises:
+        TypeError: if there is no such Dice in `base`.
+    """
+
+    def replaced(base: Any) -> nn.Module:
+        _expect(base, DC_and_CE_loss | DC_and_BCE_loss | DC_and_topk_loss, "Dice")
+        dice = _dice_of(base)
+        pool = "batch" if dice.batch_dice else "image"
+        term = make_term(smooth=dice.smooth, background=dice.do_bg, pool=pool)
+        weight, base.weight_dice, base.dc = base.weight_dice, 0, NoDice()
+        return LossWithTerm(base, term, weight)
+
+    return _changed_inside(base, replaced)
+
+
+def _changed_inside(base: Any, change: Callable[[Any], nn.Module]) -> nn.Module:
+    """Apply `change` to the loss below deep supervision and added terms, and return the whole."""
     if isinstance(base, DeepSupervisionWrapper):
-        base.loss = replace_cross_entropy(base.loss, term, num_heads)
+        base.loss = _changed_inside(base.loss, change)
         wrapper: nn.Module = base
         return wrapper
     if isinstance(base, LossWithTerm):
-        base.base = replace_cross_entropy(base.base, term, num_heads)
+        base.base = _changed_inside(base.base, change)
         return base
-    if not isinstance(base, DC_and_CE_loss | DC_and_BCE_loss):
+    return change(base)
+
+
+def _expect(base: Any, kinds: Any, part: str) -> None:
+    """Raise TypeError unless a loss is one of nnU-Net's with the part to be replaced."""
+    if not isinstance(base, kinds):
         raise TypeError(
-            f"expected nnU-Net's Dice + cross-entropy loss, whose cross-entropy is to be replaced, got "
-            f"{_name(base)}: use a trainer that keeps nnU-Net's own loss, or another calibration loss"
+            f"expected nnU-Net's Dice + cross-entropy loss, whose {part} is to be replaced, got {_name(base)}: use a "
+            f"trainer that keeps nnU-Net's own loss, or another calibration loss"
         )
-    weight, base.weight_ce, base.ce = base.weight_ce, 0, NoTerm()
-    if isinstance(base, DC_and_BCE_loss) and base.use_ignore_label:
-        weight *= num_heads
-    return base if term is None else LossWithTerm(base, term, weight)

@@ -1,7 +1,7 @@
 """Mixins that turn an nnU-Net trainer into a calibrated one.
 
-`CalibrationMixin` measures after the validation. `AddedTerm` and `ReplacedCrossEntropy` also change the loss that
-`super()._build_loss()` returns: a subclass names a loss and lists its options, as in `nnunet_calib.trainers`.
+`CalibrationMixin` measures after the validation. `AddedTerm`, `ReplacedCrossEntropy` and `ReplacedDice` also change the
+loss that `super()._build_loss()` returns: a subclass names a loss and lists its options, as in `nnunet_calib.trainers`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from nnunet_calib.losses.backends import choice as losses_choice
 from nnunet_calib.measuring.scopes import check_boundary_mm
 from nnunet_calib.nnunet.labels import check_dataset, plan_kernel_size
 from nnunet_calib.nnunet.training.loss_parts import missing_terms, parts
-from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, NoTerm, add_term, replace_cross_entropy
+from nnunet_calib.nnunet.training.loss_terms import (
+    LossWithTerm,
+    NoDice,
+    NoTerm,
+    add_term,
+    replace_cross_entropy,
+    replace_dice,
+)
 from nnunet_calib.nnunet.training.pseudo_ace import PseudoACEMixin
 from nnunet_calib.nnunet.training.recorded_split import recorded_training
 from nnunet_calib.nnunet.training.untrained_terms import record_untrained
@@ -165,7 +172,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
             return
         promising = [cls for cls in type(self).__mro__ if {*missing} & {*vars(cls).get("promised_terms", ())}]
         names = ", ".join(
-            term.__name__ + (" in the place of the cross-entropy" if term is NoTerm else "") for term in missing
+            term.__name__ + (f" in the place of {term.place}" if hasattr(term, "place") else "") for term in missing
         )
         if self._has_trained:
             self._tell_missing(f"From epoch {self.current_epoch} on the loss lacks {names}")
@@ -237,11 +244,12 @@ class LossMixin(CalibrationMixin):
         """Set the terms that the trainer's loss will hold, and the method that builds it."""
         raise NotImplementedError
 
-    def _build_term(self, loss: type[nn.Module], prefix: str) -> nn.Module:
-        """Return a loss with the options from the trainer's attributes, its dataset and its plans."""
+    def _build_term(self, loss: type[nn.Module], prefix: str, **of_base: Any) -> nn.Module:
+        """Return a loss with the options from the trainer's attributes, its dataset, its plans and its base loss."""
         named = {name: f"{prefix}_{name}" for name in signature(loss).parameters}
         options = {name: getattr(self, attribute) for name, attribute in named.items() if hasattr(self, attribute)}
         options |= {"regions": self.label_manager.has_regions, "ignore_label": self.label_manager.ignore_label}
+        options = of_base | options
         if "kernel_size" in options:
             options["kernel_size"] = plan_kernel_size(options["kernel_size"], self.configuration_manager)
         if self._weighting(prefix, "pool_with_batch_dice") and self.configuration_manager.batch_dice:
@@ -311,4 +319,19 @@ class ReplacedCrossEntropy(LossMixin):
             return replace_cross_entropy(super(cls, self)._build_loss(), term, heads)
 
         cls.promised_terms = tuple(dict.fromkeys((loss, NoTerm)))
+        cls._build_loss = _build_loss
+
+
+class ReplacedDice(LossMixin):
+    """Base of the mixins that put a loss in the place of the Dice.
+
+    The loss takes `smooth`, `background` and `pool`, which are those of nnU-Net's Dice unless a mixin defines them.
+    """
+
+    @classmethod
+    def _promise(cls, loss: type[nn.Module], prefix: str) -> None:
+        def _build_loss(self: ReplacedDice) -> nn.Module:
+            return replace_dice(super(cls, self)._build_loss(), partial(self._build_term, loss, prefix))
+
+        cls.promised_terms = (loss, NoDice)
         cls._build_loss = _build_loss

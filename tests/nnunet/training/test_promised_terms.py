@@ -10,7 +10,7 @@ from nnunet_calib.losses import NACLLoss
 from nnunet_calib.nnunet.training.loss_terms import LossWithTerm, add_term
 from nnunet_calib.nnunet.training.mixins import CalibrationMixin
 from nnunet_calib.nnunet.training.untrained_terms import record_untrained, untrained_terms
-from nnunet_calib.trainers import DiceOnlyMixin, ML1ACEMixin, NACLMixin, SVLSMixin
+from nnunet_calib.trainers import DiceOnlyMixin, DSCPlusPlusMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from tests.nnunet.training.test_loss_terms import MODES, batch, nnunet_loss
 
 ARGUMENTS = {"plans": {}, "configuration": "2d", "fold": 0, "dataset_json": {"labels": {"background": 0}}}
@@ -132,6 +132,7 @@ NAMES = {
     SVLSMixin: "SVLSLoss, NoTerm in the place of the cross-entropy",
     ML1ACEMixin: "ML1ACELoss",
     DiceOnlyMixin: "NoTerm in the place of the cross-entropy",
+    DSCPlusPlusMixin: "DicePlusPlusLoss, NoDice in the place of the Dice",
 }
 every_mixin = pytest.mark.parametrize("mixin", NAMES)
 
@@ -167,10 +168,11 @@ def test_one_of_two():
 
 @every_mixin
 def test_first_way_out(mixin):
-    """The loss comes from a class after the mixin; where there is no cross-entropy to replace, that is said."""
+    """The loss comes from a class after the mixin; where there is no cross-entropy or Dice to replace, that is said."""
     trainer = make(mixin, InBuildLoss)
-    if mixin in (SVLSMixin, DiceOnlyMixin):
-        with pytest.raises(TypeError, match="cross-entropy is to be replaced, got Own"):
+    if mixin not in (NACLMixin, ML1ACEMixin):
+        part = "Dice" if mixin is DSCPlusPlusMixin else "cross-entropy"
+        with pytest.raises(TypeError, match=f"whose {part} is to be replaced, got Own"):
             trainer.run_training()
     else:
         trainer.run_training()

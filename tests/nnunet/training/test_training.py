@@ -15,7 +15,7 @@ from nnunetv2.training.logging import nnunet_logger
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.results.heads import Heads
-from tests.worlds.nnunet_world import LABEL_MODES, MORE_TRAINERS, TRAINERS
+from tests.worlds.nnunet_world import COMPARATORS, LABEL_MODES, MORE_TRAINERS, TRAINERS
 from tests.worlds.pictures import PICTURES
 
 pytestmark = [
@@ -39,6 +39,12 @@ LOSSES = {
     "ML1MCE": ["DC_and_", "ML1ACELoss", "reduction='mce', binning='hard'"],
     "DiceML1ACE": ["DC_and_", "NoTerm", "ML1ACELoss", "reduction='ace', binning='hard'", "weight=0.5"],
     "NACLML1ACE": ["DC_and_", "NACLLoss", "weight=0.01", "ML1ACELoss", "weight=1.0"],
+    "LS": ["DC_and_", "NoTerm", "LabelSmoothingLoss", "alpha=0.1"],
+    "MbLS": ["DC_and_", "MarginLabelSmoothingLoss", "margin=10.0", "weight=0.1"],
+    "Focal": ["DC_and_", "NoTerm", "FocalLoss", "gamma=3.0"],
+    "ECP": ["DC_and_", "EntropyPenalty", "weight=0.1"],
+    "DSCPlusPlus": ["DC_and_", "NoDice", "DicePlusPlusLoss", "gamma=2.0"],
+    "MDCA": ["DC_and_", "MDCALoss", "num_bins=1", "weight=1.0"],
 }
 
 
@@ -51,6 +57,26 @@ def validation_cases(world) -> list[str]:
 @pytest.mark.parametrize("name", TRAINERS + MORE_TRAINERS)
 def test_steps(world, configuration, name):
     """Training and validation steps give finite losses and change the weights; the loss is the trainer's own."""
+    check_steps(world, configuration, name)
+
+
+@every_mode
+@pytest.mark.parametrize("name", COMPARATORS)
+def test_steps_of_comparators(world, name):
+    """The same, in 2D for labels and in 3D for regions."""
+    check_steps(world, "3d_fullres" if "regions" in world.dataset else "2d", name)
+
+
+@pytest.mark.parametrize(("world", "name"), zip([*LABEL_MODES] * 2, COMPARATORS, strict=False), indirect=["world"])
+def test_fold_of_comparators(world, name):
+    """A whole fold ends with its errors."""
+    fold = world.train(f"{name}_short", "2d")
+    summary = json.loads((fold / "validation" / "calibration" / "summary.json").read_text())
+    assert summary["missing_cases"] == []
+    assert summary["metric_per_case"]
+
+
+def check_steps(world, configuration, name):
     trainer = world.trainer(f"{name}_short", configuration)
     trainer.on_train_start()
     before = [p.detach().clone() for p in trainer.network.parameters()]
