@@ -121,7 +121,8 @@ def _of_sums(sums: Tensor, smooth: float, background: bool, pool: Pool) -> Tenso
         sums = pool_images(sums)
     of_true, errors = sums if background else sums[..., 1:]
     lacking = 1 - (2 * of_true + smooth) / (2 * of_true + errors + smooth).clamp_min(1e-8)
-    return lacking.sum() / max(lacking.numel(), 1)
+    loss: Tensor = lacking.sum() / max(lacking.numel(), 1)
+    return loss
 
 
 class DicePlusPlusLoss(FunctionalLoss):
