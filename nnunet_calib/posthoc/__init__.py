@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnunet_calib.io.json_forms import problems
 from nnunet_calib.posthoc.calibrator import Calibrator, Fit, Key, WeightedVoxels
+from nnunet_calib.posthoc.classwise import Classwise, fit_classwise
 from nnunet_calib.posthoc.many_fits import fit_jointly
 from nnunet_calib.posthoc.temperature import Temperature
+from nnunet_calib.posthoc.vector import Vector, fit_vector
 
 
 class Kind(NamedTuple):
-    """A class of calibrators, and what fits them to many sets of cases; arguments as `many_fits.fit_jointly`."""
+    """A class of calibrators, and what fits them to many sets of cases.
+
+    `fit` takes the voxels of cases and the sets as `many_fits.fit_jointly`, and the fold of each case or None.
+    """
 
     calibrator: type[Calibrator]
-    fit: Callable[[Callable[[], Iterable[WeightedVoxels]], Mapping[Any, Container[int]]], Mapping[Any, Fit]]
+    fit: Callable[
+        [Callable[[], Iterable[WeightedVoxels]], Mapping[Any, Container[int]], Sequence[int] | None], Mapping[Any, Fit]
+    ]
 
 
-KINDS = {Temperature.kind: Kind(Temperature, fit_jointly)}
+KINDS = {
+    Temperature.kind: Kind(Temperature, lambda cases, sets, _: fit_jointly(cases, sets)),
+    Classwise.kind: Kind(Classwise, lambda cases, sets, _: fit_classwise(cases, sets)),
+    Vector.kind: Kind(Vector, fit_vector),
+}
 IDENTITY = Temperature(1.0)
 
 
 def fit(
-    kind: str, cases: Callable[[], Iterable[WeightedVoxels]], sets: Mapping[Key, Container[int]]
+    kind: str,
+    cases: Callable[[], Iterable[WeightedVoxels]],
+    sets: Mapping[Key, Container[int]],
+    groups: Sequence[int] | None = None,
 ) -> Mapping[Key, Fit]:
-    """Fit a calibrator of a kind to each set of cases; arguments and errors as `many_fits.fit_jointly`."""
-    return KINDS[kind].fit(cases, sets)
+    """Fit a calibrator of a kind to each set of cases.
+
+    Args:
+        kind: of `KINDS`.
+        cases: as for `many_fits.fit_jointly`, whose errors it has.
+        sets: the same.
+        groups: the fold of each case, where there are several.
+    """
+    return KINDS[kind].fit(cases, sets, groups)
 
 
 def kind_of(content: Mapping[str, Any]) -> type[Calibrator]:

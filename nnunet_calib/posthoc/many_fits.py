@@ -71,13 +71,17 @@ def _one_pass(
 
 
 def _sums(sample: WeightedVoxels, betas: list[float]) -> dict[float, Sums]:
-    """Those of one case, which counts as one in the standard error."""
-    regions = sample.labels.ndim == 2
-    labels = sample.labels if regions else sample.labels.astype(np.int32)  # PyTorch before 2.3 has no uint16
-    logits, weights = torch.from_numpy(sample.logits), torch.from_numpy(sample.weights)
-    voxels = Voxels(logits, torch.from_numpy(labels), weights, None, regions)
+    """Return the sums of one case, which counts as one in the standard error."""
     with one_thread():
-        found = voxels.sums(betas)
+        found = voxels_of(sample).sums(betas)
     return {
         beta: one._replace(squares=(one.observed - one.expected) ** 2) for beta, one in zip(betas, found, strict=True)
     }
+
+
+def voxels_of(sample: WeightedVoxels) -> Voxels:
+    """Return the voxels of a case as tensors that share its memory."""
+    regions = sample.labels.ndim == 2
+    labels = sample.labels if regions else sample.labels.astype(np.int32)  # PyTorch before 2.3 has no uint16
+    logits, weights = torch.from_numpy(sample.logits), torch.from_numpy(sample.weights)
+    return Voxels(logits, torch.from_numpy(labels), weights, None, regions)

@@ -50,7 +50,7 @@ class Factors:
 @pytest.fixture
 def factors(monkeypatch) -> Factors:
     """A calibrator of a kind that is registered for one test."""
-    monkeypatch.setitem(KINDS, "factors", Kind(Factors, fit_jointly))
+    monkeypatch.setitem(KINDS, "factors", Kind(Factors, lambda cases, sets, _: fit_jointly(cases, sets)))
     return Factors((0.5, 2.0, 1.0))
 
 
@@ -76,7 +76,7 @@ def test_read(factors, tmp_path):
     with pytest.raises(ValueError, match="expected factors to be a list"):
         given_temperature(str(file))
     file.write_text(json.dumps({"kind": "unheard of"}))
-    with pytest.raises(ValueError, match="expected a calibrator of kind temperature or factors, found 'unheard of'"):
+    with pytest.raises(ValueError, match=r"expected a calibrator of kind .* or factors, found 'unheard of'"):
         given_temperature(str(file))
 
 
