@@ -26,6 +26,7 @@ from torch import Tensor, distributed, nn
 
 from nnunet_calib.binning import bin_index
 from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.nnunet.training.ranks import is_first_process
 from nnunet_calib.results.heads import Heads
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class PseudoACEMixin(Trainer):
     def on_epoch_end(self) -> None:
         """End an epoch as nnU-Net does, and draw the figure."""
         super().on_epoch_end()
-        if self.measure_pseudo_ace and self.draw_pseudo_ace is not None and self.local_rank == 0:
+        if self.measure_pseudo_ace and self.draw_pseudo_ace is not None and is_first_process(self):
             with self._failure_kept():
                 mean, per_class = (self.logger.get_value(key, step=None) for key in (MEAN, PER_CLASS))
                 names = Heads.of(self.label_manager).names[-len(per_class[-1]) :]

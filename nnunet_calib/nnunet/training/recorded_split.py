@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.io.atomic_files import write_json
+from nnunet_calib.nnunet.training.ranks import is_first_process
 from nnunet_calib.results.training_split import FILE, Split, read_split
 
 
@@ -39,7 +40,7 @@ def recorded_training(trainer: Any) -> Iterator[None]:
     """Record the split that a training starts with; a failure is logged and does not end the training."""
     with collected_splits(trainer) as found:
         yield
-    if trainer.local_rank != 0:
+    if not is_first_process(trainer):
         return
     file = Path(trainer.output_folder) / FILE
     try:

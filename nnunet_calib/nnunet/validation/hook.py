@@ -25,6 +25,7 @@ from nnunet_calib.io.wording import shortened
 from nnunet_calib.nnunet.boundary_width import width_of_trainer
 from nnunet_calib.nnunet.checkpoints import weights_fingerprint
 from nnunet_calib.nnunet.trained_model import describe_model, folder_of
+from nnunet_calib.nnunet.training.ranks import is_first_process
 from nnunet_calib.nnunet.training.recorded_split import collected_splits
 from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
 from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME, replaced, watched_workers
@@ -58,7 +59,7 @@ def measured_validation(trainer: Any, validate: Callable[[], None]) -> None:
         reason = "it stopped while cases were measured" if started else "measuring cannot start"
         _log_failure(trainer, f"{traceback.format_exc()}nnU-Net's validation is run without measuring, since {reason}.")
         validate()
-    if trainer.local_rank != 0 or measure is None or not started:
+    if not is_first_process(trainer) or measure is None or not started:
         return
     folder = measure.calibration_folder
     try:
