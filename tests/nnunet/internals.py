@@ -4,8 +4,13 @@
 
 prints a sentence for each thing that is not as this package knows it, and then exits with 1. It takes seconds: run it
 against a new nnU-Net before its tests. `Lean.name` is what is imported, called, derived from or replaced, as
-module:name(parameters); parameters, if given, must be these, in this order. `Lean.has` are names that its code must
-have: attributes it sets, functions it looks up, keys it writes. The imports of the package must all be here.
+module:name(parameters); parameters, if given, must be these, in this order, where a|b stands for either name.
+`Lean.has` are names that its code must have: attributes it sets, functions it looks up, keys it writes.
+
+Names can stay while their meaning changes. So `Lean.says` are expressions or statements that its code must have as they
+stand here, and `Lean.used_by` are the functions of nnU-Net that use it, all of them.
+
+The imports of the package must all be here.
 """
 
 from __future__ import annotations
@@ -17,8 +22,11 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from textwrap import dedent
 from typing import Any, NamedTuple
+
+import nnunetv2
 
 TRAINER = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer:nnUNetTrainer"
 PREDICTOR = "nnunetv2.inference.predict_from_raw_data:nnUNetPredictor"
@@ -39,6 +47,8 @@ class Lean(NamedTuple):
     name: str
     why: str
     has: str = ""
+    says: tuple[str, ...] = ()
+    used_by: str = ""
 
 
 LEANS = (
@@ -57,6 +67,7 @@ LEANS = (
         "the mixins' constructor has its arguments, passed on by name as nnU-Net does, which looks them up by name; a "
         "fold is validated by making it again",
         "inspect.signature locals() continue_training",
+        says=("self.local_rank = 0 if not self.is_ddp else dist.get_rank()",),
     ),
     Lean(f"{TRAINER}.initialize()", "the mixins tell the logger the hyperparameters afterwards", "self._build_loss()"),
     Lean(f"{TRAINER}._build_loss()", "the mixins change the loss that it returns", "DeepSupervisionWrapper"),
@@ -71,7 +82,7 @@ LEANS = (
         "self.initialize() self.get_dataloaders()",
     ),
     Lean(f"{TRAINER}.on_train_end()", "the final checkpoint is saved there", "checkpoint_final.pth"),
-    Lean(f"{TRAINER}.load_checkpoint(filename_or_checkpoint)", "it tells which checkpoint is validated"),
+    Lean(f"{TRAINER}.load_checkpoint(filename_or_checkpoint|checkpoint)", "it tells which checkpoint is validated"),
     Lean(f"{TRAINER}.on_train_epoch_start()", "the NACL schedule sets the epoch's weight there"),
     Lean(f"{TRAINER}.on_train_epoch_end(train_outputs)", "a term that no step has called is told there"),
     Lean(f"{TRAINER}.on_validation_epoch_start()", "the pseudo ACE begins there"),
@@ -85,11 +96,17 @@ LEANS = (
         "the hook replaces the functions that it looks up, and reads the cases from `do_split`",
         "export_prediction_from_logits default_num_processes compute_metrics_on_folder self.do_split() "
         "check_workers_alive_and_busy gt_segmentations 'validation' multiprocessing.get_context starmap_async",
+        says=(
+            "val_keys = val_keys[self.local_rank:: dist.get_world_size()]",  # the cases of a rank
+            "self.local_rank == 0",  # the rank that writes the summary, as ours does
+            "dist.barrier()",  # after it, all ranks have exported their cases
+        ),
     ),
     Lean(
         f"{TRAINER}.save_checkpoint(filename)",
         "`bake`, `predict` and `validate` read what it writes",
         "'network_weights' 'trainer_name' 'init_args' 'inference_allowed_mirroring_axes'",
+        says=("self.local_rank == 0",),
     ),
     Lean(f"{LOGGER}.update_config(config)", "the hyperparameters go there"),
     Lean(f"{LOGGER}.log(key, value, step)", "the pseudo ACE goes there", "self.local_logger"),
@@ -114,6 +131,11 @@ LEANS = (
         "nnunetv2.utilities.find_objects:recursive_find_trainer_class_by_name(trainer_name)",
         "trainers are found as nnU-Net finds them",
         "nnUNet_extTrainer",
+    ),
+    Lean(
+        "nnunetv2.utilities.find_class_by_name:recursive_find_python_class(folder, class_name, current_module, "
+        "base_folder, verbose, cleanup_imports_from_base_folder)",
+        "trainers of the same name in two folders are found with it",
     ),
     # losses: nnunet/training/loss_terms.py
     Lean(
@@ -141,6 +163,8 @@ LEANS = (
         "plans_manager, dataset_json_dict_or_file, output_file_truncated, save_probabilities, num_threads_torch)",
         "what measures a case, or writes its maps, stands in for it and takes its arguments by name",
         "convert_predicted_logits_to_segmentation_with_correct_shape",
+        used_by="nnUNetTrainer.perform_actual_validation nnUNetPredictor.predict_from_data_iterator "
+        "nnUNetPredictor.predict_single_npy_array nnUNetPredictor.predict_from_files_sequential",
     ),
     Lean(
         f"{EXPORT}:convert_predicted_logits_to_segmentation_with_correct_shape(predicted_logits, plans_manager, "
@@ -258,7 +282,7 @@ LEANS = (
 
 
 def changes(leans: tuple[Lean, ...] = LEANS) -> Iterator[str]:
-    """A sentence for each thing that the installed nnU-Net does not have, or has otherwise."""
+    """Yield a sentence for each thing that the installed nnU-Net lacks, or has changed."""
     version = metadata.version("nnunetv2")
     for lean in leans:
         found = _difference(lean)
@@ -280,22 +304,50 @@ def _difference(lean: Lean) -> str:
     if bracket:
         wanted = [parameter for parameter in parameters.rstrip(")").split(", ") if parameter]
         taken = [parameter for parameter in inspect.signature(thing).parameters if parameter != "self"]
-        if taken != wanted:
+        if len(taken) != len(wanted) or any(a not in b.split("|") for a, b in zip(taken, wanted, strict=True)):
             return f"expected {name} of {module} to take ({', '.join(wanted)}), found ({', '.join(taken)})"
-    wanted = re.findall(r"'[^']*'|(?:def|class) \w+|\S+", lean.has)
+    wanted = re.findall(r"'[^']*'|(?:def|class) \w+|\S+", lean.has) + [ast.unparse(ast.parse(x)) for x in lean.says]
     code = _code(thing) if wanted else ""
     missing = [text for text in wanted if not re.search(rf"(?<!\w){re.escape(text)}(?!\w)", code)]
-    return f"expected {', '.join(missing)} in the code of {name} in {module}, found none" if missing else ""
+    if missing:
+        return f"expected {', '.join(missing)} in the code of {name} in {module}, found none"
+    found = users(name) if lean.used_by else set()
+    if found != {*lean.used_by.split()}:
+        return f"expected {name} of {module} to be used by {lean.used_by}, found {' '.join(sorted(found)) or 'none'}"
+    return ""
+
+
+def users(name: str) -> set[str]:
+    """Return the functions of nnU-Net that use a name, as function or Class.function."""
+    found = set()
+    for file in Path(nnunetv2.__path__[0]).rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        if name in source:
+            found |= {
+                owner
+                for owner, function in _functions(ast.parse(source))
+                if any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(function))
+            }
+    return found
+
+
+def _functions(module: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """Yield the functions and methods of a module with their names."""
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef):
+            yield from ((f"{node.name}.{each.name}", each) for each in node.body if isinstance(each, ast.FunctionDef))
 
 
 def _code(thing: Any) -> str:
-    """Source without comments; of a class, with those of nnU-Net's classes that it derives from."""
+    """Return source without comments; for a class, also that of its bases in nnU-Net."""
     things = [c for c in thing.__mro__ if c.__module__.startswith("nnunetv2")] if inspect.isclass(thing) else [thing]
     return "\n".join(ast.unparse(ast.parse(dedent(inspect.getsource(each)))) for each in things)
 
 
 def main() -> int:
-    """Print what changed; 1 if anything did."""
+    """Print what changed; return 1 if anything did."""
     found = [*changes()]
     print("\n".join(found) or f"nnU-Net {metadata.version('nnunetv2')} has all {len(LEANS)} things as expected")
     return bool(found)

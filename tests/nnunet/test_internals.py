@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -59,6 +60,20 @@ def test_every_attribute():
     assert sorted(ours & theirs - listed) == []
 
 
+def save_on_each_node(self, filename):
+    """The names of the real one, with another meaning of the rank."""
+    if self.global_rank == 0:
+        torch.save(
+            {"network_weights": 0, "trainer_name": 0, "init_args": 0, "inference_allowed_mirroring_axes": 0}, filename
+        )
+
+
+def test_users():
+    """Functions and methods; imports, comments and definitions are none."""
+    assert internals.users("nnUNet_extTrainer") == {"recursive_find_trainer_class_by_name"}
+    assert internals.users("a_name_that_is_nowhere") == set()
+
+
 @pytest.mark.parametrize(
     ("lean", "change", "sentence"),
     [
@@ -85,12 +100,24 @@ def test_every_attribute():
             "nnunetv2.inference.predict_from_raw_data, found none; this package needs it: `predict` takes the logits",
         ),
         (
+            f"{TRAINER}.save_checkpoint(",
+            lambda patch: patch.setattr(nnUNetTrainer, "save_checkpoint", save_on_each_node),
+            "expected self.local_rank == 0 in the code of nnUNetTrainer.save_checkpoint in nnunetv2.training.",
+        ),
+        (
+            f"{EXPORT}:export_prediction_from_logits(",
+            lambda patch: patch.setattr(internals, "users", lambda name: {"nnUNetPredictor.export"}),
+            "expected export_prediction_from_logits of nnunetv2.inference.export_prediction to be used by "
+            "nnUNetTrainer.perform_actual_validation nnUNetPredictor.predict_from_data_iterator nnUNetPredictor."
+            "predict_single_npy_array nnUNetPredictor.predict_from_files_sequential, found nnUNetPredictor.export",
+        ),
+        (
             f"{EXPORT}:",
             lambda patch: patch.setitem(internals.sys.modules, EXPORT, None),
             f"expected the module {EXPORT}, found none (",
         ),
     ],
-    ids=["removed", "parameters", "inside", "module"],
+    ids=["removed", "parameters", "inside", "meaning", "users", "module"],
 )
 def test_a_change_is_told(monkeypatch, capsys, lean, change, sentence):
     """In a sentence that says what is missing and what it is needed for; the script then fails."""
