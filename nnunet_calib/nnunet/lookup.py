@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from nnunet_calib.io.json_forms import NAME, check_form, read_json
@@ -31,22 +34,63 @@ def trainers_folder() -> Path:
 
 
 def find_trainer(name: str) -> type:
-    """Return the trainer class of this name, as nnU-Net finds it.
+    """Return the trainer class of this name, as nnU-Net finds it; warn if another folder has one of the same name.
 
     Raises:
-        ValueError: if nnU-Net finds none.
+        ValueError: if nnU-Net finds none, or fails to import a module in nnUNet_extTrainer.
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
         found: type = recursive_find_trainer_class_by_name(name)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # the look-up imports all modules in nnUNet_extTrainer, which may raise anything
+        if file := _failed_module(error):
+            raise ValueError(
+                f"expected modules that Python can import in nnUNet_extTrainer, found {file} broken ({reason(error)}) "
+                f"before {name}: fix or remove it, or name its folder last in nnUNet_extTrainer"
+            ) from error
+        if not isinstance(error, RuntimeError | AssertionError):
+            raise
         raise ValueError(
             f"expected a trainer that nnU-Net finds, got {name}: set nnUNet_extTrainer (now "
             f"{os.environ.get('nnUNet_extTrainer') or 'unset'}) as it was for the training; nnunet_calib trainers "
             f"--path prints the folder of this package's trainers"
         ) from error
+    if len(folders := _folders_with(name)) > 1:
+        print(
+            f"nnUNet_extTrainer has different trainers {name} in {' and '.join(folders)}: nnU-Net takes the first; "
+            f"rename the other, or name its folder first",
+            file=sys.stderr,
+        )
     return found
+
+
+def _external_folders() -> list[str]:
+    return [folder for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if os.path.isdir(folder)]
+
+
+def _failed_module(error: Exception) -> str | None:
+    """Return the module in nnUNet_extTrainer whose import raised an error."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        files.append(error.filename)
+    folders = [Path(folder).absolute() for folder in _external_folders()]
+    return next((file for file in files if any(Path(file).is_relative_to(folder) for folder in folders)), None)
+
+
+def _folders_with(name: str) -> list[str]:
+    """Return the folders of nnUNet_extTrainer with a trainer of this name, or only one if it is the same class."""
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    found: dict[str, type] = {}
+    for folder in _external_folders():
+        with suppress(Exception):  # nnU-Net did not need this folder
+            cls = recursive_find_python_class(
+                folder, name, None, base_folder=folder, cleanup_imports_from_base_folder=True
+            )
+            if cls is not None and cls not in found.values():
+                found[folder] = cls
+    return [*found]
 
 
 def find_model(dataset: str | int, configuration: str, trainer: str, plans: str) -> ModelFolder:

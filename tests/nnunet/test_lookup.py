@@ -13,7 +13,8 @@ import torch
 
 from nnunet_calib import trainers
 from nnunet_calib.io.wording import reason
-from nnunet_calib.nnunet.lookup import MODULE, find_model, model_in, trainers_folder
+from nnunet_calib.nnunet.deployment.networks import stock_trainer
+from nnunet_calib.nnunet.lookup import MODULE, find_model, find_trainer, model_in, trainers_folder
 
 NAMES = [trainer.__name__ for trainer in trainers.TRAINERS]
 
@@ -72,6 +73,87 @@ def test_no_trace_of_the_look_up(folder):
     assert MODULE.removesuffix(".py") not in sys.modules
     assert sys.path == path
     assert "nnunet_calib.trainers" in sys.modules
+
+
+BROKEN = {
+    "syntax": ("def broken(:\n", "invalid syntax"),
+    "import": ("import a_module_that_is_nowhere\n", "No module named 'a_module_that_is_nowhere'"),
+    "raises": ("raise RuntimeError('needs a licence')\n", "needs a licence"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_beside_a_broken_module(monkeypatch, tmp_path, capsys, what):
+    """Named after ours it is not imported; before ours, a sentence names the file and the cause."""
+    source, cause = BROKEN[what]
+    file = tmp_path / "of_others.py"
+    file.write_text(source)
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(trainers_folder()), str(tmp_path)]))
+    assert find_trainer("nnUNetTrainerNACL") is trainers.nnUNetTrainerNACL
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), str(trainers_folder())]))
+    with pytest.raises(
+        ValueError, match="expected modules that Python can import in nnUNet_extTrainer, found "
+    ) as told:
+        find_trainer("nnUNetTrainerNACL")
+    assert f"found {file} broken (" in str(told.value)
+    assert cause in str(told.value)
+    assert "before nnUNetTrainerNACL: fix or remove it, or name its folder last" in str(told.value)
+
+
+OF_OTHERS = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunet_calib.trainers import nnUNetTrainerSVLS
+
+
+class LoggingMixin:
+    def on_epoch_end(self):
+        super().on_epoch_end()
+
+
+class nnUNetTrainerNACL(LoggingMixin, nnUNetTrainer):
+    pass
+
+
+class nnUNetTrainerLogging(LoggingMixin, nnUNetTrainerSVLS):
+    pass
+"""
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_same_name(monkeypatch, tmp_path, capsys, ours_first):
+    """A trainer of the same name is told of, with both folders; an import of ours is none, nor is a mixin."""
+    (tmp_path / "of_others.py").write_text(OF_OTHERS)
+    folders = [str(trainers_folder()), str(tmp_path)][:: 1 if ours_first else -1]
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(folders))
+    assert (find_trainer("nnUNetTrainerNACL") is trainers.nnUNetTrainerNACL) == ours_first
+    told = capsys.readouterr().err
+    assert told.startswith(
+        f"nnUNet_extTrainer has different trainers nnUNetTrainerNACL in {folders[0]} and {folders[1]}: nnU-Net takes"
+    )
+    assert find_trainer("nnUNetTrainerSVLS") is trainers.nnUNetTrainerSVLS
+    theirs = find_trainer("nnUNetTrainerLogging")
+    assert issubclass(theirs, trainers.nnUNetTrainerSVLS)
+    assert [cls.__name__ for cls in theirs.__mro__][:3] == ["nnUNetTrainerLogging", "LoggingMixin", "nnUNetTrainerSVLS"]
+    assert capsys.readouterr().err == ""
+
+
+def test_inside_nnunet(monkeypatch, tmp_path):
+    """A link in nnU-Net's own folder of trainers, where nnUNetv2_train_pretrained alone looks, gives the same class."""
+    import nnunetv2.training.nnUNetTrainer as inside
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    (tmp_path / MODULE).symlink_to(trainers_folder() / MODULE)
+    monkeypatch.setattr(inside, "__path__", [*inside.__path__, str(tmp_path)])
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    try:
+        found = recursive_find_python_class(str(tmp_path), "nnUNetTrainerNACL", inside.__name__)
+        assert found is trainers.nnUNetTrainerNACL
+        assert recursive_find_python_class(str(tmp_path), "nnUNetTrainerNone", inside.__name__) is None
+        linked = type("Linked", (found,), {"__module__": f"{inside.__name__}.my_trainers"})
+        assert stock_trainer(linked).__name__ == "nnUNetTrainer"  # bake --portable needs nnU-Net's own
+    finally:
+        sys.modules.pop(f"{inside.__name__}.{MODULE.removesuffix('.py')}", None)
 
 
 @pytest.mark.parametrize("ours_first", [True, False])

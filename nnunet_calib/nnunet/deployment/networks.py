@@ -129,7 +129,11 @@ def stock_trainer(trainer: type) -> type:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     stock = next(
-        cls for cls in trainer.__mro__ if issubclass(cls, nnUNetTrainer) and cls.__module__.startswith("nnunetv2.")
+        cls
+        for cls in trainer.__mro__
+        if issubclass(cls, nnUNetTrainer)
+        and cls.__module__.startswith("nnunetv2.")
+        and not hasattr(cls, "calibration_hyperparameters")  # one of ours, in a file linked into nnU-Net's folder
     )
     if find_trainer(stock.__name__) is not stock:
         raise ValueError(
