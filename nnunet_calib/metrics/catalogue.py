@@ -24,6 +24,7 @@ class Metric:
         brier_term: `brier_NAME`, summed over the classes, is a term of the Brier score.
         in_summary: summary.json has its mean over the cases.
         headline: rows of cases, tables, comparisons and pages show it too.
+        chance_of: the metric whose value for a perfectly calibrated model this is; it is written and shown beside it.
         title: name in running text, if longer than the label.
         meaning: explanation in the report: {points} is 100 times the value, {change} its change by the temperature in
             percent.
@@ -38,6 +39,7 @@ class Metric:
     brier_term: bool = False
     in_summary: bool = False
     headline: bool = False
+    chance_of: str = ""
     title: str = ""
     meaning: str = ""
 
@@ -76,6 +78,27 @@ METRICS = (
         in_summary=True,
         headline=True,
         meaning="In a case's worst bin the probability is off by {points} percentage points on average over cases.",
+    ),
+    Metric(
+        "ece_by_chance",
+        "ECE by chance",
+        "what chance alone leaves of ECE for a perfectly calibrated model of these probabilities: ECE with the "
+        "expected |o_m - e_m| of n_m independent voxels; a lower bound, since neighbouring labels are dependent",
+        of_heads=True,
+        binned=True,
+        in_summary=True,
+        chance_of="ece",
+    ),
+    Metric(
+        "ace_by_chance",
+        "ACE by chance",
+        "what chance alone leaves of ACE for a perfectly calibrated model of these probabilities: ACE with the "
+        "expected |o_m - e_m| of n_m independent voxels; a lower bound, since neighbouring labels are dependent",
+        of_heads=True,
+        binned=True,
+        counted=True,
+        in_summary=True,
+        chance_of="ace",
     ),
     Metric(
         "adaptive_ece",
@@ -154,6 +177,9 @@ BRIER_TERMS = tuple(metric.name for metric in METRICS if metric.brier_term)
 # Shown in rows of cases, tables, comparisons and pages: errors of each class and the top label, and scores of a scope.
 HEAD_ERRORS = tuple(metric.name for metric in METRICS if metric.headline and metric.of_heads)
 SCORES = tuple(metric.name for metric in METRICS if metric.headline and not metric.of_heads)
+# What chance leaves of an error, which stands beside it wherever a case has a row.
+BY_CHANCE = {metric.chance_of: metric.name for metric in METRICS if metric.chance_of}
+CASE_ERRORS = tuple(name for error in HEAD_ERRORS for name in (error, BY_CHANCE.get(error)) if name)
 HEAD_LABELS = " and ".join([", ".join(LABELS[name] for name in HEAD_ERRORS[:-1]), LABELS[HEAD_ERRORS[-1]]])
 
 # With means in summary.json: errors of each class and the top label, and scores of a scope.

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.measuring.case_statistics import CaseStatistics
-from nnunet_calib.measuring.fine_histogram import FINE_BINS
 from nnunet_calib.measuring.histograms import Histograms
+from nnunet_calib.metrics.bin_sums import BinSums
 from nnunet_calib.metrics.catalogue import BRIER_TERMS, CalibrationErrors
 
 NUM_BINS = 20
@@ -42,28 +42,9 @@ def reliability_curve(statistics: CaseStatistics, num_bins: int = NUM_BINS, scop
     Raises:
         ValueError: for an unknown scope, or for a number of bins that does not divide 1200.
     """
-    if num_bins < 1 or FINE_BINS % num_bins:
-        raise ValueError(f"expected num_bins to divide {FINE_BINS}, got {num_bins}: use 10, 15, 20 or 25, for example")
-    h = statistics.histograms.scope(scope)
-    counts, probability, positives = (
-        x.reshape(len(x), num_bins, -1).sum(2) for x in (h.counts, h.probability, h.positives)
-    )
+    sums = BinSums.of(statistics, num_bins, scope)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return ReliabilityCurve(counts, probability / counts, positives / counts)
-
-
-def gap_errors(curve: ReliabilityCurve, min_count: float = 1) -> dict[str, NDArray[np.float64]]:
-    """Return ECE, ACE and MCE of every row of a curve, see `calibration_errors`; NaN without a bin that counts."""
-    filled = curve.counts > 0
-    gap = np.where(filled, np.abs(curve.frequency - curve.confidence), 0)
-    counted = curve.counts >= min_count
-    bins = counted.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "ece": (gap * curve.counts).sum(1) / curve.counts.sum(1),
-            "ace": (gap * counted).sum(1) / bins,
-            "mce": np.where(bins > 0, (gap * counted).max(1), np.nan),
-        }
+        return ReliabilityCurve(sums.counts, sums.probability / sums.counts, sums.positives / sums.counts)
 
 
 def calibration_errors(
@@ -85,6 +66,10 @@ def calibration_errors(
         - \underbrace{\sum_m \frac{n_m}{N} (o_m - o)^2}_\text{resolution}
         + \underbrace{o (1 - o)}_\text{uncertainty} + \text{within bin}
 
+    `ece_by_chance` and `ace_by_chance` are what chance alone leaves of ECE and ACE for a perfectly calibrated model of
+    these probabilities: |o_m - e_m| is replaced by its expectation for n_m independent voxels. They are a lower bound,
+    because the labels of neighbouring voxels depend on each other, so that o_m varies more.
+
     All but `nll`, `brier` and its terms come from histograms of 1200 bins of width w = 1/1200. ECE, ACE, MCE,
     reliability, resolution and uncertainty are exact. With n_j voxels and the frequency o_j in fine bin j, the error of
     `squared_error` is at most w^2/4 + 2w times its value (0.2 %); `ks` is at most max_j n_j/N (o_j (1 - o_j) + w/4) too
@@ -102,8 +87,9 @@ def calibration_errors(
 
     Returns:
         A dictionary whose `definition(name)` tells how a value was computed:
-        "ece", "ace", "mce", "adaptive_ece", "ks", "squared_error", "reliability", "resolution", "uncertainty",
-        "within_bin": (C,) arrays, NaN for a class without a voxel in the whole image, and where the scope is empty.
+        "ece", "ace", "mce", "ece_by_chance", "ace_by_chance", "adaptive_ece", "ks", "squared_error", "reliability",
+        "resolution", "uncertainty", "within_bin": (C,) arrays, NaN for a class without a voxel in the whole image, and
+        where the scope is empty.
         The same with the prefix "top_label_": 0-d arrays, NaN where the scope is empty.
         "nll", "brier", and the terms of the latter, "brier_reliability" to "brier_within_bin", summed over all classes
         (mean over regions): 0-d arrays, NaN where the scope is empty.
@@ -117,16 +103,16 @@ def calibration_errors(
         al., Relaxed softmax, 2018 (ACE); Barfoot et al., MICCAI 2024, arXiv 2403.06759 (per class, per image); Nixon et
         al., Measuring calibration in deep learning, arXiv 1904.01685 (equal-mass bins); Gupta et al., ICLR 2021, arXiv
         2006.12800 (KS); Murphy, J. Appl. Meteorol. 12, 1973, and Stephenson et al., Weather Forecast. 23, 2008 (the
-        terms of the Brier score).
+        terms of the Brier score); Diaconis and Zabell, Statist. Sci. 6, 1991 (De Moivre's mean absolute deviation).
     """
     if not min_count >= 1:
         raise ValueError(f"expected min_count to be at least 1, got {min_count}")
-    curve = reliability_curve(statistics, num_bins, scope)
+    sums, curve = BinSums.of(statistics, num_bins, scope), reliability_curve(statistics, num_bins, scope)
     h = statistics.histograms.scope(scope)
     total = curve.counts.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         errors = (
-            gap_errors(curve, min_count)
+            sums.errors(min_count)
             | {
                 "adaptive_ece": _equal_mass_gaps(h, num_bins) / total,
                 "ks": np.abs(np.cumsum(h.positives - h.probability, axis=1)).max(1) / total,

@@ -74,6 +74,30 @@ def percentile_interval(means: NDArray[np.float64], cases: int, level: float = L
     return float(lower), float(upper)
 
 
+def pooled_interval(
+    resampled: NDArray[np.float64], value: float, cases: int, *, lowest: float = 0.0, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return the bootstrap interval of an error of pooled voxels, shifted by the bias of the resamples.
+
+    Noise increases absolute values, and resamples have more of it than the cases themselves. In simulations with 10 and
+    30 cases, plain percentiles contained the error of very many cases in 65 to 95 % of the experiments, shifted ones in
+    88 to 97 %.
+
+    Args:
+        resampled: (resamples,) errors of pooled resamples; NaN is left out.
+        value: error of the pooled cases themselves.
+        cases: number of cases with a voxel.
+        lowest: the smallest possible error.
+        level: probability that such an interval contains the true error.
+
+    Returns:
+        The lower and the upper limit; NaN for fewer than two cases.
+    """
+    known = resampled[~np.isnan(resampled)]
+    low, high = percentile_interval(known - (known.mean() - value) if known.size else known, cases, level)
+    return low if low >= lowest or np.isnan(low) else lowest, high
+
+
 def mean_interval(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Return the bootstrap interval of the mean over cases, which resamples cases, not voxels.
 

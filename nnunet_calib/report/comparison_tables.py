@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,8 +31,23 @@ COLUMNS = (
     "difference_high",
     "p",
     "p_holm",
+    "by_chance",
+    "pooled",
+    "pooled_low",
+    "pooled_high",
+    "pooled_difference",
+    "pooled_difference_low",
+    "pooled_difference_high",
 )
 
+_MEAN = "Mean (95 % interval; by chance: what chance alone would leave a perfectly calibrated model)."
+# The columns of a value's limits, and the entry that has both.
+_LIMITS = {
+    "mean": "interval",
+    "difference": "difference_interval",
+    "pooled": "pooled_interval",
+    "pooled_difference": "pooled_difference_interval",
+}
 _NAMES = LABELS | {"dice": "Dice"}
 
 
@@ -96,6 +111,8 @@ def comparison_table(comparison: dict[str, Any]) -> str:
             ):
                 rows.append((f"  {name}", "", *map(_signed, values, decimals)))
             rows.append(("  p", "", *(_p(row["p_holm"]) for row in found)))
+        rows.append(("  by chance", "", *map(number, (row["by_chance"] for row in found), decimals)))
+        rows.append(("  pooled", "", *map(number, (row["pooled"] for row in found), decimals)))
     return "\n".join([comparison_about(comparison), "", *aligned(rows), "", *comparison_notes(comparison)])
 
 
@@ -116,15 +133,9 @@ def comparison_csv(comparison: dict[str, Any]) -> str:
     writer.writeheader()
     for group in comparison["results"]:
         for row in group["models"]:
-            low, high = row["difference_interval"] or (None, None)
-            flat = {
-                **group,
-                **row,
-                "mean_low": row["interval"][0],
-                "mean_high": row["interval"][1],
-                "difference_low": low,
-                "difference_high": high,
-            }
+            flat = {**group, **row}
+            for name, limits in _LIMITS.items():
+                flat[f"{name}_low"], flat[f"{name}_high"] = row[limits] or (None, None)
             cells = {name: flat[name] for name in COLUMNS}
             writer.writerow({k: None if isinstance(v, float) and missing(v) else v for k, v in cells.items()})
     return text.getvalue()
@@ -148,18 +159,22 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Means, and differences from the first model."""
+    """Means, differences from the first model, and the errors of pooled voxels."""
 
     title: str
-    tables: tuple[Table, Table]
+    tables: tuple[Table, Table, Table]
 
 
 def comparison_sections(comparison: dict[str, Any]) -> Iterator[Section]:
     """The tables of a comparison, as text."""
     for section in _SECTIONS:
         first = f"Difference from {comparison['first_model']} (95 % interval), p."
-        means = _table(comparison, section, f"{section.about} Mean (95 % interval).", with_difference=False)
-        yield Section(section.title, (means, _table(comparison, section, first, with_difference=True)))
+        means = _table(comparison, section, f"{section.about} {_MEAN}", _mean_cell)
+        differences = _table(comparison, section, first, _difference_cell, with_first=False)
+        pooled = _table(
+            comparison, section, "The voxels of all cases together (95 % interval over cases).", _pooled_cell
+        )
+        yield Section(section.title, (means, differences, pooled))
 
 
 def comparison_notes(comparison: dict[str, Any]) -> list[str]:
@@ -174,25 +189,43 @@ def _markdown(table: Table) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def _table(comparison: dict[str, Any], section: _Section, caption: str, *, with_difference: bool) -> Table:
+def _mean_cell(row: dict[str, Any], decimals: int) -> str:
+    low, high = (number(limit, decimals) for limit in row["interval"])
+    chance = "" if missing(row["by_chance"]) else f"; by chance {number(row['by_chance'], decimals)}"
+    return f"{number(row['mean'], decimals)} ({low} to {high}{chance})"
+
+
+def _difference_cell(row: dict[str, Any], decimals: int) -> str:
+    low, high = (_signed(limit, decimals) for limit in row["difference_interval"])
+    p = _p(row["p_holm"])
+    return f"{_signed(row['difference'], decimals)} ({low} to {high}), p {'' if p[0] == '<' else '= '}{p}"
+
+
+def _pooled_cell(row: dict[str, Any], decimals: int) -> str:
+    if row["pooled_interval"] is None:
+        return "-"
+    low, high = (number(limit, decimals) for limit in row["pooled_interval"])
+    return f"{number(row['pooled'], decimals)} ({low} to {high})"
+
+
+def _table(
+    comparison: dict[str, Any],
+    section: _Section,
+    caption: str,
+    cell: Callable[[dict[str, Any], int], str],
+    *,
+    with_first: bool = True,
+) -> Table:
     arrows = {"higher": "↑", "lower": "↓"}
     better = {group["metric"]: arrows[group["better"]] for group in comparison["results"]}
     header = ("model", "temperature", *(f"{_NAMES[metric]} {better[metric]}" for metric, *_ in section.columns))
     rows = []
     for model, stage in _rows_of(comparison):
-        if with_difference and model["name"] == comparison["first_model"]:
+        if not with_first and model["name"] == comparison["first_model"]:
             continue
         cells = [model["name"], f"T {'≈' if stage == CALIBRATED else '='} {_temperature(model, stage)}"]
         for column in section.columns:
-            row, decimals = _find(comparison, column, stage, model["name"]), _decimals(comparison, column)
-            if with_difference:
-                low, high = (_signed(limit, decimals) for limit in row["difference_interval"])
-                p = _p(row["p_holm"])
-                difference = _signed(row["difference"], decimals)
-                cells.append(f"{difference} ({low} to {high}), p {'' if p[0] == '<' else '= '}{p}")
-            else:
-                low, high = (number(limit, decimals) for limit in row["interval"])
-                cells.append(f"{number(row['mean'], decimals)} ({low} to {high})")
+            cells.append(cell(_find(comparison, column, stage, model["name"]), _decimals(comparison, column)))
         rows.append(cells)
     return Table(caption, header, rows)
 

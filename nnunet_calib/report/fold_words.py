@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_calib.figures.drawn_results import ReportedCase
 from nnunet_calib.io.wording import number
-from nnunet_calib.metrics.catalogue import BY_NAME, HEAD_ERRORS, SCORES, TITLES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, BY_NAME, CASE_ERRORS, HEAD_ERRORS, SCORES, TITLES
 from nnunet_calib.posthoc import from_json
 from nnunet_calib.report.page import cell, column, text_cell
 from nnunet_calib.results.error_tree import case_error
@@ -28,7 +28,25 @@ def headline(summary: Summary) -> Iterator[dict[str, Any]]:
             low_high = limits[0] if limits else (None, None)
             interval = None if low_high[0] is None else f"{number(low_high[0])} to {number(low_high[1])}"
             cells[name] = {"number": value, "value": number(value), "interval": interval}
-        yield {"name": TITLES[metric], **cells, "meaning": _meaning(metric, cells)}
+        yield {
+            "name": TITLES[metric],
+            **cells,
+            "meaning": " ".join([_meaning(metric, cells), *_beside(summary, group, metric)]),
+        }
+
+
+def _beside(summary: Summary, group: str, metric: str) -> Iterator[str]:
+    """Yield what chance leaves of a mean over cases, and the error of the pooled voxels; files may lack both."""
+    if (name := BY_CHANCE.get(metric)) and name in (tree := summary["metrics"][UNCALIBRATED]["image"][group]):
+        yield f"Chance alone would leave a calibrated model {number(tree[name])}."
+    if "pooled" in summary:
+        values, limits = (
+            [summary[kind][stage]["image"] for stage in STAGES] for kind in ("pooled", "pooled_intervals")
+        )
+        before, after = ((tree[group] if group else tree)[metric] for tree in values)
+        low, high = (limits[1][group] if group else limits[1])[metric]
+        interval = f"{number(low)} to {number(high)}"
+        yield f"Voxels of all cases pooled: {number(before)}, with temperature {number(after)} ({interval})."
 
 
 def _meaning(metric: str, cells: dict[str, Any]) -> str:
@@ -74,7 +92,7 @@ def case_table(
     columns = [column("case", "name", is_number=False)]
     columns += [column("fold", "whose network predicted the case")] if merged else []
     columns += [column("Dice", "mean over the foreground classes")] if dice else []
-    for metric in (*HEAD_ERRORS, "nll"):
+    for metric in (*CASE_ERRORS, "nll"):
         columns += [column(f"{TITLES[metric]}, {at}", f"{TITLES[metric]} at {at}") for at in ("T = 1", short)]
     columns += [column("T", "temperature that the case is judged by"), column("voxels", "that count")]
     rows = []
@@ -82,7 +100,7 @@ def case_table(
         cells = [text_cell(case.name, links.get(case.name, ""))]
         cells += [cell(case.row["fold"], 0)] if merged else []
         cells += [cell(dice.get(case.name, float("nan")), 3)] if dice else []
-        for metric in (*HEAD_ERRORS, "nll"):
+        for metric in (*CASE_ERRORS, "nll"):
             cells += [cell(case_error(case.row[stage]["image"], metric)) for stage in STAGES]
         rows.append(
             [*cells, cell(case.calibrator.to_json().get("temperature", float("nan")), 3), cell(case.row["voxels"], 0)]

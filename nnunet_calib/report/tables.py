@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunet_calib.io.wording import aligned, missing, number
-from nnunet_calib.metrics.catalogue import HEAD_ERRORS, LABELS, SCORES, TITLES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, LABELS, SCORES, TITLES
 from nnunet_calib.results.schemas import STAGES, in_sample_note
 
 _FINAL = "checkpoint_final.pth"
@@ -20,7 +20,8 @@ def summary_table(summary: dict[str, Any]) -> str:
 
     Returns:
         Lines of text: a row for each class, their foreground mean and the top label, "-" where no case has a value;
-        then scores, where the temperature comes from, and notes.
+        below the latter two what chance leaves of them, and the errors of the pooled voxels. Then scores, where the
+        temperature comes from, and notes.
     """
     before, after = (summary["metrics"][name]["image"] for name in STAGES)
     rows = [("class", "cases", *(f"{LABELS[m]}{at}" for m in HEAD_ERRORS for at in (" T=1", " T")))]
@@ -29,7 +30,11 @@ def summary_table(summary: dict[str, Any]) -> str:
         pair = [tree["per_class"][key] for tree in (before, after)]
         rows.append((f"{key} {name}", str(pair[0]["cases"]), *_values(pair)))
     for name, label in (("foreground_mean", "foreground mean"), ("top_label", "top label")):
-        rows.append((label, str(len(summary["metric_per_case"])), *_values([tree[name] for tree in (before, after)])))
+        cases = str(len(summary["metric_per_case"]))
+        pair, pooled = [tree[name] for tree in (before, after)], [summary["pooled"][at]["image"][name] for at in STAGES]
+        rows.append((label, cases, *_values(pair)))
+        rows.append(("  by chance", cases, *(number(tree.get(BY_CHANCE.get(m))) for m in HEAD_ERRORS for tree in pair)))
+        rows.append(("  pooled", cases, *_values(pooled)))
     scores = ", ".join(f"{TITLES[name]} {number(before[name])} -> {number(after[name])}" for name in SCORES)
     ends = [_origin(summary), *summary["notes"], *checkpoint_line(summary["model"])]
     return "\n".join([*aligned(rows), "", scores, *ends])
@@ -76,18 +81,23 @@ def crossval_table(summary: dict[str, Any]) -> str:
     lines = [*aligned(rows), ""]
 
     rows = [("whole image", "T = 1", "95 % interval", "T of the other folds", "95 % interval")]
+    kinds = (("metrics", "intervals"), ("pooled", "pooled_intervals"))
     for group, label, metrics in (
         ("foreground_mean", "foreground mean", HEAD_ERRORS),
         ("top_label", "top label", HEAD_ERRORS),
         (None, "", SCORES),
     ):
         for metric in metrics:
-            row = [f"{LABELS[metric]} {label}".strip()]
-            for name in STAGES:
-                values, limits = (summary[kind][name]["image"] for kind in ("metrics", "intervals"))
-                value, limit = (tree[group][metric] if group else tree[metric] for tree in (values, limits))
-                row += [number(value), f"{number(limit[0])} to {number(limit[1])}"]
-            rows.append(row)
+            shown = [(f"{LABELS[metric]} {label}".strip(), metric, kinds[0]), ("  pooled", metric, kinds[1])]
+            if metric in BY_CHANCE:
+                shown.insert(1, ("  by chance", BY_CHANCE[metric], kinds[0]))
+            for title, name, kind in shown:
+                row = [title]
+                for stage in STAGES:
+                    trees = (summary[k][stage]["image"] for k in kind)
+                    value, limit = (tree[group][name] if group else tree[name] for tree in trees)
+                    row += [number(value), f"{number(limit[0])} to {number(limit[1])}"]
+                rows.append(row)
     lines += [*aligned(rows), ""]
     if summary["missing_cases"]:
         lines.append(f"left out, for want of statistics: {', '.join(summary['missing_cases'])}")

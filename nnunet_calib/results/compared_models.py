@@ -10,6 +10,7 @@ from typing import Any
 
 from nnunet_calib.io.json_forms import NAME, SHARE, read_json
 from nnunet_calib.io.wording import shortened
+from nnunet_calib.metrics.pooled_errors import CaseSums
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import brief, mean_of_known
 from nnunet_calib.results.heads import Heads
@@ -29,6 +30,7 @@ class JudgedCase:
         calibrator: that was fitted without it; None if there is none.
         dice: nnU-Net's, mean over the foreground classes that have one; NaN if none has.
         errors: uncalibrated and calibrated, as `brief` gives them.
+        sums: of the same, for pooled errors.
     """
 
     fold: int
@@ -36,6 +38,7 @@ class JudgedCase:
     calibrator: Calibrator | None
     dice: float
     errors: dict[str, Tree]
+    sums: dict[str, CaseSums]
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
         calibrators: list[Calibrator | None] = [without[case.fold].calibrator for case in cases]
     else:
         _, calibrators = cross_fitted(cases)
-    after = errors_after(cases, calibrators, heads)
+    after, sums = errors_after(cases, calibrators, heads)
     dice: dict[str, float] = {}
     without_dice = []
     for result in found:
@@ -122,8 +125,9 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
             calibrator,
             dice.get(case.name, float("nan")),
             dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
+            dict(zip(STAGES, (case.sums, calibrated_sums), strict=True)),
         )
-        for case, calibrator, calibrated in zip(cases, calibrators, after, strict=True)
+        for case, calibrator, calibrated, calibrated_sums in zip(cases, calibrators, after, sums, strict=True)
     }
     expected = frozenset(name for result in found for name in result.cases)
     return ComparedModel(

@@ -5,30 +5,36 @@ Of each metric: the means, the differences from the first model, and how sure th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import nnunet_calib
-from nnunet_calib.metrics.catalogue import DEFINITIONS, HEAD_ERRORS, SCORES
+from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, CASE_ERRORS, DEFINITIONS, HEAD_ERRORS, SCORES
 from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.metrics.pooled_errors import RESAMPLES as POOLED_RESAMPLES
+from nnunet_calib.metrics.pooled_errors import PooledCases
 from nnunet_calib.metrics.significance import (
     LEVEL,
     RESAMPLES,
     holm,
     paired_difference,
     percentile_interval,
+    pooled_interval,
     resampled_means,
     resampling_counts,
 )
 from nnunet_calib.results.compared_models import ComparedModel, JudgedCase, read_models
-from nnunet_calib.results.error_tree import case_error, scope_definitions
+from nnunet_calib.results.error_tree import case_error, mean_of_known, scope_definitions
 from nnunet_calib.results.judged_cases import as_json
 from nnunet_calib.results.layout import FINAL, ModelFolder
 from nnunet_calib.results.measured_folds import versions_note
-from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, untrained_note
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Tree, untrained_note
+from nnunet_calib.results.uncertainty import pooled_tree
 
 FORMAT_VERSION = 1
 _EVERY_STAGE = "both"
@@ -45,10 +51,20 @@ class Quantity(NamedTuple):
         """Return the value of one case; NaN where the case has none."""
         if self.metric == "dice":
             return case.dice
+        return self._of_case(case, stage, self.metric)
+
+    def by_chance(self, cases: Sequence[JudgedCase], stage: str) -> float | None:
+        """Return the mean over cases of what chance leaves of the metric; None for a metric without such a value."""
+        name = BY_CHANCE.get(self.metric)
+        return None if name is None else mean_of_known(self._of_case(case, stage, name) for case in cases)
+
+    def _of_case(self, case: JudgedCase, stage: str, metric: str) -> float:
         errors = case.errors[stage][self.scope]
-        if self.of == "top_label":
-            return float(errors["top_label"][self.metric])
-        return case_error(errors, self.metric)
+        return float(errors["top_label"][metric]) if self.of == "top_label" else case_error(errors, metric)
+
+    def pooled(self, tree: Tree) -> Any:
+        """Return the values in a tree of pooled errors."""
+        return (tree[self.scope][self.of] if self.of else tree[self.scope])[self.metric]
 
 
 # Among the voxels of the foreground the errors of a class say little: the background's frequency there is 0.
@@ -59,7 +75,7 @@ QUANTITIES = (
     *(Quantity(metric, None, scope) for scope in ("image", "foreground") for metric in SCORES),
 )
 
-_DEFINITIONS = {name: DEFINITIONS[name] for name in (*HEAD_ERRORS, *SCORES, "per_class", "top_label")} | {
+_DEFINITIONS = {name: DEFINITIONS[name] for name in (*CASE_ERRORS, *SCORES, "per_class", "top_label")} | {
     "dice": "nnU-Net's own, from fold_X/validation/summary.json; no temperature changes it",
     "bins": NUM_BINS,
     "min_count": 1,
@@ -67,7 +83,10 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*HEAD_ERRORS, *SCORES, "per
     "mean": "over the shared cases in which the model has a value",
     "interval": f"[low, high], {LEVEL:.0%} bootstrap interval over cases ({RESAMPLES} resamples, widened for few "
     "cases; null for fewer than two) at the given networks and temperatures",
+    "pooled": "over the voxels of all shared cases together, with a bootstrap interval over cases "
+    f"({POOLED_RESAMPLES} resamples, shifted by their bias); pooled_difference: model - first model; null for Dice",
     "difference": "model - first model, mean over the pairs: the shared cases in which both have a value",
+    "by_chance": "of ece and ace the mean over the cases of what chance alone leaves a perfectly calibrated model",
     "p": "two-sided Wilcoxon signed-rank test of the differences of the pairs",
     "p_holm": "p corrected by Holm for the comparisons of all other models with the first one, for each metric, scope "
     "and stage by itself",
@@ -107,8 +126,9 @@ def compare_models(
     ]
     numbers = sorted(map(int, folds))
     counts = resampling_counts(len(cases))
+    pooled: dict[str, list[_Pooled]] = {stage: _pooled(models, cases, stage) for stage in STAGES}
     results = [
-        _compared(quantity, stage, models, cases, counts)
+        _compared(quantity, stage, models, cases, counts, pooled.get(stage))
         for quantity in QUANTITIES
         for stage in ((_EVERY_STAGE,) if quantity.metric == "dice" else STAGES)
     ]
@@ -142,15 +162,53 @@ def compare_models(
     }
 
 
+class _Pooled(NamedTuple):
+    """Pooled errors of a model as trees, of its cases and of resamples of them."""
+
+    values: Tree
+    resampled: Tree
+    cases: Mapping[str, int]
+
+
+def _pooled(models: Sequence[ComparedModel], cases: Sequence[str], stage: str) -> list[_Pooled]:
+    found = []
+    for model in models:
+        pool = PooledCases([model.cases[case].sums[stage] for case in cases])
+        values, resampled = (pooled_tree(errors, model.heads) for errors in (pool.errors(), pool.resampled()))
+        found.append(_Pooled(values, resampled, {scope: pool.cases(scope) for scope in SCOPES}))
+    return found
+
+
+def _pooled_row(quantity: Quantity, pooled: Sequence[_Pooled] | None, number: int) -> dict[str, Any]:
+    """Return the pooled error of a model and its difference from the first model's, with their intervals."""
+    names = ("pooled", "pooled_interval", "pooled_difference", "pooled_difference_interval")
+    if pooled is None:
+        return dict.fromkeys(names)
+    both = (pooled[number], pooled[0])
+    values, resampled = ([quantity.pooled(getattr(p, name)) for p in both] for name in ("values", "resampled"))
+    cases = min(p.cases[quantity.scope] for p in both)
+    value, difference = float(values[0][0]), float(values[0][0] - values[1][0])
+    interval = [*pooled_interval(resampled[0], value, cases)]
+    if not number:
+        return dict(zip(names, (value, interval, None, None), strict=True))
+    limits = [*pooled_interval(resampled[0] - resampled[1], difference, cases, lowest=-math.inf)]
+    return dict(zip(names, (value, interval, difference, limits), strict=True))
+
+
 def _compared(
-    quantity: Quantity, stage: str, models: Sequence[ComparedModel], cases: Sequence[str], counts: NDArray[np.float64]
+    quantity: Quantity,
+    stage: str,
+    models: Sequence[ComparedModel],
+    cases: Sequence[str],
+    counts: NDArray[np.float64],
+    pooled: Sequence[_Pooled] | None,
 ) -> dict[str, Any]:
     """One metric of all models: one family of tests."""
     values = [np.array([quantity.value(m.cases[case], stage) for case in cases]) for m in models]
     differences = [paired_difference(v, values[0], counts) for v in values[1:]]
     corrected = [None, *map(float, holm([d.p for d in differences]))]
     rows = []
-    for model, v, d, p_holm in zip(models, values, [None, *differences], corrected, strict=True):
+    for number, (model, v, d, p_holm) in enumerate(zip(models, values, [None, *differences], corrected, strict=True)):
         known = v[~np.isnan(v)]
         rows.append(
             {
@@ -163,6 +221,8 @@ def _compared(
                 "difference_interval": d and [d.low, d.high],
                 "p": d and d.p,
                 "p_holm": p_holm,
+                "by_chance": quantity.by_chance([model.cases[case] for case in cases], stage),
+                **_pooled_row(quantity, pooled, number),
             }
         )
     return {

@@ -10,8 +10,17 @@ from numpy.typing import NDArray
 
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.scopes import SCOPES
-from nnunet_calib.metrics.catalogue import BY_NAME, DEFINITIONS, HEAD_ERRORS, SCORES, SUMMARY_ERRORS, SUMMARY_SCORES
-from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors, gap_errors, reliability_curve
+from nnunet_calib.metrics.bin_sums import BinSums
+from nnunet_calib.metrics.catalogue import (
+    BY_NAME,
+    CASE_ERRORS,
+    DEFINITIONS,
+    HEAD_ERRORS,
+    SCORES,
+    SUMMARY_ERRORS,
+    SUMMARY_SCORES,
+)
+from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors
 from nnunet_calib.metrics.significance import LEVEL, RESAMPLES
 from nnunet_calib.results.heads import BACKGROUND, Heads
 from nnunet_calib.results.schemas import CALIBRATED, Tree
@@ -26,7 +35,7 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
     result: Tree = {}
     for scope in SCOPES:
         errors = dict(calibration_errors(statistics, NUM_BINS, scope))
-        ace = gap_errors(reliability_curve(statistics, NUM_BINS, scope), MIN_COUNT)["ace"]
+        ace = BinSums.of(statistics, NUM_BINS, scope).errors(MIN_COUNT)["ace"]
         errors["ace_min_count"] = np.where(np.isnan(errors["ece"]), np.nan, ace[:-1])  # absent classes have none
         errors["top_label_ace_min_count"] = ace[-1]
         result[scope] = {
@@ -37,17 +46,17 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
             **{name: float(errors[name]) for name in SUMMARY_SCORES},
         }
         for bins in OTHER_BINS:
-            gaps = gap_errors(reliability_curve(statistics, bins, scope))
+            gaps = BinSums.of(statistics, bins, scope).errors()
             result[scope][f"top_label_{bins}_bins"] = {name: float(gap[-1]) for name, gap in gaps.items()}
     return result
 
 
 def brief(tree: Tree) -> Tree:
-    """Return what is written of each case: the headline metrics."""
+    """Return what is written of each case: the headline metrics, with what chance leaves of them."""
     return {
         scope: {
-            "per_class": {key: {m: errors[m] for m in HEAD_ERRORS} for key, errors in of_case["per_class"].items()},
-            "top_label": {m: of_case["top_label"][m] for m in HEAD_ERRORS},
+            "per_class": {key: {m: errors[m] for m in CASE_ERRORS} for key, errors in of_case["per_class"].items()},
+            "top_label": {m: of_case["top_label"][m] for m in CASE_ERRORS},
             **{m: of_case[m] for m in SCORES},
         }
         for scope, of_case in tree.items()
@@ -57,7 +66,7 @@ def brief(tree: Tree) -> Tree:
 def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
     """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
     result = combine(mean_of_known, *per_case)
-    _add_class_means(result, heads, mean_of_known)
+    add_class_means(result, heads, mean_of_known)
     for scope, means in result.items():
         for key in heads.keys:
             found = [case[scope]["per_class"][key]["ece"] for case in per_case]
@@ -65,7 +74,8 @@ def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
     return result
 
 
-def _add_class_means(result: Tree, heads: Heads, mean: Callable[[list[Any]], Any]) -> None:
+def add_class_means(result: Tree, heads: Heads, mean: Callable[[list[Any]], Any]) -> None:
+    """Add the means over all classes and over the foreground classes to each scope."""
     for means in result.values():
         for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
             means[name] = combine(mean, *(means["per_class"][key] for key in keys))
@@ -85,7 +95,7 @@ class RunningMeans:
     def means(self, heads: Heads) -> Tree:
         """As `average`, at each place of the arrays; NaN where no case has a value."""
         result = combine(lambda values: values[0][0] / np.where(values[0][1], values[0][1], np.nan), self._sums or {})
-        _add_class_means(result, heads, _nanmean_of_arrays)
+        add_class_means(result, heads, _nanmean_of_arrays)
         return result
 
 
@@ -116,20 +126,21 @@ def case_error(errors: Tree, metric: str) -> float:
     """Return a metric of a case in a scope: of an error of the classes its mean over the foreground; NaN without any.
 
     Args:
-        errors: of the case in the scope, as `brief` has them, with null or NaN where there is no value.
+        errors: of the case in the scope, as `brief` has them, with null or NaN where there is no value. Older versions
+            wrote no errors by chance.
         metric: its name.
     """
     if metric in errors:
         return mean_of_known([errors[metric]])
-    return mean_of_known(of_class[metric] for key, of_class in errors["per_class"].items() if key != BACKGROUND)
+    return mean_of_known(of_class.get(metric) for key, of_class in errors["per_class"].items() if key != BACKGROUND)
 
 
-def described(tree: Tree, boundary_mm: float) -> Tree:
+def described(tree: Tree, boundary_mm: float, combined: str = "averaged_over") -> Tree:
     """Each scope's numbers with what they depend on beside them."""
     counts = {name: 1 for name in SUMMARY_ERRORS if BY_NAME[name].counted} | {"ace_min_count": MIN_COUNT}
     result = {}
     for scope, values in tree.items():
-        definition = {"scope": scope, "bins": NUM_BINS, "min_count": counts, "averaged_over": "cases"}
+        definition = {"scope": scope, "bins": NUM_BINS, "min_count": counts, combined: "cases"}
         width = {"boundary_mm": boundary_mm} if scope == "boundary" else {}
         result[scope] = {"definition": definition | width, **values}
     return result
@@ -163,6 +174,7 @@ def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
             **{f"top_label_{bins}_bins": f"top_label with {bins} bins" for bins in OTHER_BINS},
             "averaging": "per case, then the mean over the cases (for a class: those that contain it)",
             "scopes": scope_definitions(boundary_mm),
+            "pooled": "errors of the voxels of all cases together: a large case counts for more than a small one",
             "intervals": f"[low, high], {LEVEL:.0%} bootstrap intervals over cases ({RESAMPLES} resamples, widened for "
             "few cases; null for fewer than two) at the given networks and temperatures; change: calibrated - "
             "uncalibrated of the same cases",

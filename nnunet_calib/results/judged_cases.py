@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.scopes import SCOPES, scope_members, scope_notes
 from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.metrics.pooled_errors import CaseSums, PooledCases
 from nnunet_calib.posthoc import fit
 from nnunet_calib.posthoc.calibrator import Calibrator, Fit, Key
 from nnunet_calib.posthoc.temperature import Temperature
@@ -23,7 +24,7 @@ from nnunet_calib.results.error_tree import brief, combine, described, measure
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import case_file
 from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED, Tree
-from nnunet_calib.results.uncertainty import SampledErrors, means_with_intervals
+from nnunet_calib.results.uncertainty import SampledErrors, means_with_intervals, pooled_with_intervals
 
 CROSS_FITS = 5
 _HELD_BYTES = 1 << 28
@@ -44,6 +45,7 @@ class MeasuredCase:
         in_scopes: its voxels in each scope.
         kept: voxels of its sample.
         uncalibrated: its errors, from `measure`.
+        sums: for its pooled errors.
         held: its statistics, if they stay in memory.
     """
 
@@ -56,6 +58,7 @@ class MeasuredCase:
     in_scopes: Mapping[str, int]
     kept: int
     uncalibrated: Tree
+    sums: CaseSums
     held: CaseStatistics | None = field(default=None, repr=False)
 
     def read(self) -> CaseStatistics:
@@ -96,6 +99,7 @@ class Keeper:
             {scope: int(voxels[scope_members(scope)].sum()) for scope in SCOPES},
             len(statistics.sample),
             measure(statistics, self._heads),
+            CaseSums.of(statistics),
             replace(statistics, shown=None) if self._room >= 0 else None,
         )
 
@@ -145,22 +149,25 @@ def errors_after(
     calibrators: Sequence[Calibrator | None],
     heads: Heads,
     sampled: SampledErrors | None = None,
-) -> list[Tree]:
-    """Return the errors of each case with its calibrator; NaN where it has none.
+) -> tuple[list[Tree], list[CaseSums]]:
+    """Return the errors of each case with its calibrator, NaN without one, and the sums for pooled errors.
 
     With `sampled`, their sampling errors are added up there.
     """
-    errors = []
+    errors: list[Tree] = []
+    sums: list[CaseSums] = []
     pairs = zip(cases, calibrators, strict=True)
     for case, calibrator in tqdm(pairs, desc="after temperature", total=len(cases), delay=_SECONDS_WITHOUT_BAR):
         if calibrator is None:
             errors.append(combine(lambda _: float("nan"), case.uncalibrated))
+            sums.append(case.sums.without_voxels())
             continue
         after = case.read().with_temperature(calibrator)
         errors.append(measure(after, heads))
+        sums.append(CaseSums.of(after))
         if sampled is not None:
             sampled.add(after, case.voxels, calibrator, errors[-1])
-    return errors
+    return errors, sums
 
 
 def results(
@@ -179,10 +186,12 @@ def results(
     """
     used = [calibrator or instead for calibrator in calibrators]
     before, sampled = [case.uncalibrated for case in cases], SampledErrors(heads)
-    after = errors_after(cases, used, heads, sampled)
+    after, sums_after = errors_after(cases, used, heads, sampled)
+    pooled = {UNCALIBRATED: [case.sums for case in cases], CALIBRATED: sums_after}
     width = cases[0].boundary_mm
     return {
         **means_with_intervals(before, after, heads, width),
+        **pooled_with_intervals({stage: PooledCases(sums) for stage, sums in pooled.items()}, heads, width),
         "sampling_error": described(sampled.spread(), width),
         "voxels": (in_scopes := {scope: sum(case.in_scopes[scope] for case in cases) for scope in SCOPES}),
         "notes": scope_notes(in_scopes, width),

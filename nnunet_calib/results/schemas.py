@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from nnunet_calib.io.json_forms import NAME, form_of
 from nnunet_calib.io.wording import one_line
-from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, SCORES
 
 # The errors of a case or fold as the network gives them, and after calibration.
 UNCALIBRATED: Literal["uncalibrated"] = "uncalibrated"
@@ -24,10 +24,11 @@ Tree = dict[str, Any]  # numbers by name: scope -> per_class, top_label, ... -> 
 UNTRAINED = "not_trained_with"  # among the hyperparameters: promised losses that the training did without
 
 _NUMBER = (float, None)  # null where a value is undefined
-_ERRORS = dict.fromkeys(HEAD_ERRORS, _NUMBER)
+_ERRORS = dict.fromkeys([*HEAD_ERRORS, *(f"{name}?" for name in BY_CHANCE.values())], _NUMBER)
 _LIMITS = [_NUMBER, _NUMBER]
 _IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, **dict.fromkeys(SCORES, _NUMBER)}
 _MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
+_POOLED = {"image": {"foreground_mean": _ERRORS, **dict.fromkeys(SCORES, _NUMBER)}}
 _INTERVALS = {"image": {"foreground_mean": dict.fromkeys(HEAD_ERRORS, _LIMITS), **dict.fromkeys(SCORES, _LIMITS)}}
 
 
@@ -120,6 +121,8 @@ class ReportedRow(_ReportedRowLater):
 class _SummaryLater(TypedDict, total=False):
     notes: list[str]
     intervals: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _INTERVALS)]
+    pooled: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _POOLED)]
+    pooled_intervals: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _INTERVALS)]
 
 
 class Summary(_SummaryLater):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.scopes import SCOPES
+from nnunet_calib.metrics.catalogue import SCORES
+from nnunet_calib.metrics.pooled_errors import PooledCases, PoolErrors
 from nnunet_calib.metrics.sampling_error import REPLICATES, replicates, rms_deviation
-from nnunet_calib.metrics.significance import percentile_interval, resampled_means, resampling_counts
+from nnunet_calib.metrics.significance import percentile_interval, pooled_interval, resampled_means, resampling_counts
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.results.error_tree import RunningMeans, average, combine, described, measure
+from nnunet_calib.results.error_tree import RunningMeans, add_class_means, average, combine, described, measure
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.schemas import STAGES, Tree
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Tree
 
 
 class _Resampled(NamedTuple):
@@ -63,6 +67,65 @@ def _over_classes(classes: list[_Resampled]) -> _Resampled:
     if not present:
         return classes[0]
     return _Resampled(np.mean([c.means for c in present], axis=0), max(c.cases for c in present))
+
+
+def pooled_with_intervals(stages: Mapping[str, PooledCases], heads: Heads, boundary_mm: float) -> dict[str, Any]:
+    """Return the entries `pooled` and `pooled_intervals` of a summary.json.
+
+    Args:
+        stages: by name, the same cases in the same order.
+        heads: of the network.
+        boundary_mm: half width of the boundary scope.
+    """
+    values = {name: pooled_tree(cases.errors(), heads) for name, cases in stages.items()}
+    resampled = {name: pooled_tree(cases.resampled(), heads) for name, cases in stages.items()}
+    for trees in (values, resampled):
+        trees["change"] = combine(lambda pair: pair[1] - pair[0], trees[UNCALIBRATED], trees[CALIBRATED])
+    counts = {scope: stages[UNCALIBRATED].cases(scope) for scope in SCOPES}
+    limits = {
+        name: {
+            scope: _limits(tree[scope], values[name][scope], counts[scope], 0.0 if name in stages else -math.inf)
+            for scope in SCOPES
+        }
+        for name, tree in resampled.items()
+    }
+    numbers = {name: combine(lambda found: float(found[0][0]), values[name]) for name in stages}
+    return {
+        name: {stage: described(tree, boundary_mm, "pooled_over") for stage, tree in trees.items()}
+        for name, trees in (("pooled", numbers), ("pooled_intervals", limits))
+    }
+
+
+def pooled_tree(errors: PoolErrors, heads: Heads) -> Tree:
+    """Return pooled errors as a tree with an array (pools,) at each place, and their means over classes.
+
+    A mean over classes is NaN for a pool without one of the classes that the cases have.
+    """
+    result: Tree = {}
+    for scope, values in errors.items():
+        names = [name for name in values if name not in SCORES]
+        result[scope] = {
+            "per_class": {key: {name: values[name][:, row] for name in names} for row, key in enumerate(heads.keys)},
+            "top_label": {name: values[name][:, -1] for name in names},
+            **{name: values[name] for name in SCORES},
+        }
+    add_class_means(result, heads, _mean_of_present)
+    return result
+
+
+def _mean_of_present(classes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    known = [values for values in classes if not np.isnan(values).all()]
+    return np.asarray(np.mean(known, axis=0)) if known else classes[0]
+
+
+def _limits(resampled: Tree, values: Tree, cases: int, lowest: float) -> Tree:
+    """Return [low, high] at each place of resampled errors; `values` also has errors by chance."""
+    return {
+        name: _limits(entry, values[name], cases, lowest)
+        if isinstance(entry, dict)
+        else [*pooled_interval(entry, float(values[name][0]), cases, lowest=lowest)]
+        for name, entry in resampled.items()
+    }
 
 
 class SampledErrors:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nnunet_calib import cli
+from nnunet_calib.metrics.catalogue import BY_CHANCE
 from nnunet_calib.metrics.significance import mean_interval
 from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
 from nnunet_calib.results.comparison import QUANTITIES, compare_models
@@ -67,6 +68,14 @@ def test_errors(models, stage):
         for row, summary in zip(rows, summaries, strict=True):
             tree = summary["metrics"][stage][scope]
             assert row["mean"] == pytest.approx((tree[of] if of else tree)[metric])
+            chance = BY_CHANCE.get(metric)
+            assert row["by_chance"] == (chance and pytest.approx((tree[of] if of else tree)[chance]))
+            for kind, name in (("pooled", "pooled"), ("pooled_intervals", "pooled_interval")):
+                tree = summary[kind][stage][scope]
+                assert row[name] == pytest.approx((tree[of] if of else tree)[metric], nan_ok=True)
+        assert rows[1]["pooled_difference"] == pytest.approx(rows[1]["pooled"] - rows[0]["pooled"])
+        low, high = rows[1]["pooled_difference_interval"]
+        assert low <= rows[1]["pooled_difference"] <= high
         assert rows[1]["difference"] == pytest.approx(rows[1]["mean"] - rows[0]["mean"])
     for row, summary in zip(find(comparison, "nll", stage=stage), summaries, strict=True):
         assert row["interval"] == pytest.approx(summary["intervals"][stage]["image"]["nll"])
@@ -227,11 +236,13 @@ def test_files(models, capsys):
     for line, (group, row) in zip(lines, rows, strict=True):
         for name in ("metric", "of", "scope", "stage"):
             assert line[name] == (group[name] or "")
-        for name in ("model", "cases", "mean", "pairs", "difference", "p", "p_holm"):
+        for name in ("model", "cases", "mean", "pairs", "difference", "p", "p_holm", "by_chance", "pooled"):
             assert line[name] == ("" if row[name] is None else str(row[name]))
         assert [float(line["mean_low"]), float(line["mean_high"])] == row["interval"]
         limits = row["difference_interval"] or ["", ""]
         assert [line["difference_low"], line["difference_high"]] == [str(limit) for limit in limits]
+        limits = row["pooled_difference_interval"] or ["", ""]
+        assert [line["pooled_difference_low"], line["pooled_difference_high"]] == [str(limit) for limit in limits]
 
     text = before["comparison.md"].decode()
     for metric, of, scope in QUANTITIES:
@@ -239,7 +250,11 @@ def test_files(models, capsys):
             first, other = find(comparison, metric, of, scope, stage)
             for row in (first, other):
                 low, high = row["interval"]
-                assert f"| {row['mean']:.4f} ({low:.4f} to {high:.4f}) |" in text
+                chance = "" if metric not in ("ece", "ace") else f"; by chance {row['by_chance']:.4f}"
+                assert f"| {row['mean']:.4f} ({low:.4f} to {high:.4f}{chance}) |" in text
+                if metric != "dice":
+                    low, high = row["pooled_interval"]
+                    assert f"| {row['pooled']:.4f} ({low:.4f} to {high:.4f}) |" in text
             low, high = other["difference_interval"]
             assert f"| {other['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {other['p_holm']:.3f} |" in text
     assert "| model | temperature | Dice ↑ | ECE ↓ | ACE ↓ | MCE ↓ | NLL ↓ | Brier ↓ |" in text
@@ -251,6 +266,8 @@ def test_files(models, capsys):
     means += [find(comparison, m, "foreground_mean")[0]["mean"] for m in ("ece", "ace", "mce")]
     means += [find(comparison, m)[0]["mean"] for m in ("nll", "brier")]
     assert row == [TRAINER, "1", *(f"{mean:.4f}" for mean in means)]
+    pooled = next(row for row in shown if row.startswith("  pooled")).split()
+    assert pooled[:3] == ["pooled", "-", f"{find(comparison, 'ece', 'foreground_mean')[0]['pooled']:.4f}"]
     assert "Dice " in captured.out
     assert shown[-2] == comparison["notes"][-1]
 

@@ -38,7 +38,9 @@ def test_numbers(compared):
     for numbers in ace["models"]:
         row = next(row for row in page.rows if row[:2] == [numbers["model"], "T = 1"])
         low, high = numbers["interval"]
-        assert row[header.index("ACE ↓")] == f"{numbers['mean']:.4f}({low:.4f} to {high:.4f})"
+        assert row[header.index("ACE ↓")] == (
+            f"{numbers['mean']:.4f}({low:.4f} to {high:.4f}; by chance {numbers['by_chance']:.4f})"
+        )
     (other,) = (numbers for numbers in ace["models"] if numbers["model"] == OTHER)
     differences = [row for row in page.rows if row[:2] == [OTHER, "T = 1"]][1]
     assert differences[header.index("ACE ↓")].startswith(f"{other['difference']:+.4f}(")

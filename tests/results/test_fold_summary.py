@@ -22,7 +22,7 @@ from tests.worlds.measured_folds import fit_cases
 MODEL = {"weights_sha256": "ours", "fold": 0}
 LABELS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
 REGIONS = Heads(("(1, 2, 3)", "(2, 3)", "3"), ("any", "inner", "core"), ((1, 2, 3), (2, 3), (3,)), None)
-BINNED = ("ece", "ace", "mce")
+BINNED = ("ece", "ace", "mce", "ece_by_chance", "ace_by_chance")
 PER_HEAD = (*BINNED, "ace_min_count", "adaptive_ece", "ks")
 SCORES = ("nll", "brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
 

@@ -15,7 +15,11 @@ def table() -> str:
     for metric in METRICS:
         names = [f"`{metric.name}`", *([f"`brier_{metric.name}`"] if metric.brier_term else [])]
         options = [option for option, used in (("bins", metric.binned), ("`min_count`", metric.counted)) if used]
-        written = {"means": metric.in_summary, "means of the sum": metric.brier_term, "cases, tables": metric.headline}
+        written = {
+            "means": metric.in_summary,
+            "means of the sum": metric.brier_term,
+            "cases, tables": metric.headline or bool(metric.chance_of),
+        }
         places = [place for place, there in written.items() if there]
         definition = metric.definition.replace(" * ", " · ").replace("|", r"\|").replace("min_count", "`min_count`")
         rows.append(f"| {', '.join(names)} | {definition} | {', '.join(options)} | {', '.join(places)} |")
