@@ -164,9 +164,17 @@ def add_inference(command: argparse.ArgumentParser) -> None:
 
 
 def add_predictions(
-    command: argparse.ArgumentParser, *, labels: bool = True, output: str = "PRED/calibration", required: bool = True
+    command: argparse.ArgumentParser,
+    *,
+    labels: bool = True,
+    raters: bool = False,
+    output: str = "PRED/calibration",
+    required: bool = True,
 ) -> None:
-    """Add a folder of predictions with .npz and, with `labels`, one of label maps; `output` is the default of -o."""
+    """Add a folder of predictions with .npz and, with `labels`, one of label maps; `output` is the default of -o.
+
+    With `raters` several folders of label maps can be given.
+    """
     command.add_argument(
         "-i",
         dest="predictions",
@@ -183,7 +191,9 @@ def add_predictions(
             type=Path,
             required=required,
             metavar="LABELS",
-            help="folder with their true label maps",
+            **({"nargs": "+"} if raters else {}),
+            help="folder with their true label maps"
+            + ("; of several raters a folder each: every voxel counts once for each of them" if raters else ""),
         )
     command.add_argument(
         "-djfile",

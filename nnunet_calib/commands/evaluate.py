@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
         "given, temperature.json. Nothing is written before the last case is measured.",
         epilog="Example: nnunet_calib evaluate -i predictions -gt nnUNet_raw/Dataset004_Hippocampus/labelsTs",
     )
-    add_predictions(command)
+    add_predictions(command, raters=True)
     add_boundary(command)
     command.add_argument(
         "--temperature",

@@ -32,6 +32,6 @@ def add(commands: Commands) -> None:
         "smallest mean NLL over the voxels of all cases. Prints it and writes PRED/calibration/temperature.json.",
         epilog="Example: nnunet_calib fit -i predictions -gt nnUNet_raw/Dataset004_Hippocampus/labelsTs",
     )
-    add_predictions(command)
+    add_predictions(command, raters=True)
     add_boundary(command, "; taken as by evaluate, no temperature depends on it")
     command.set_defaults(run=_run)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from nnunet_calib.measuring.case_file import MAX_BYTES, Content, read, write
 from nnunet_calib.measuring.class_lumps import room_for_sample
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice, representative_slice
+from nnunet_calib.measuring.raters import label_maps, number_of_raters
 from nnunet_calib.measuring.scopes import check_boundary_mm, default_boundary_mm, scope_bits
 from nnunet_calib.measuring.volume import Probabilities, Volume, region_members
-from nnunet_calib.measuring.voxel_sample import VoxelSample
+from nnunet_calib.measuring.voxel_sample import STRATA, VoxelSample
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.threads import one_thread
 
@@ -77,7 +78,8 @@ class CaseStatistics:
             probabilities: (C, *spatial) in [0, 1], float16 to float64: softmax over the classes, or a sigmoid per
                 region. A NumPy array, a CPU tensor, or any object with a shape and their indexing by slices along the
                 first spatial axis and by arrays of positions for each axis.
-            labels: ground truth (*spatial), integers, 2D or 3D.
+            labels: ground truth (*spatial), integers, 2D or 3D; or frequencies of the labels 0, 1, ... among several
+                raters, floating-point (labels, *spatial): see `of_raters`.
             regions: label values of each head, in channel order, for region-based models; None for the classes 0 to
                 C - 1.
             ignore_label: label of voxels that are excluded everywhere.
@@ -101,6 +103,22 @@ class CaseStatistics:
         """
         boundary_mm = check_boundary_mm(default_boundary_mm(spacing) if boundary_mm is None else boundary_mm)
         labels = np.asarray(labels)
+        if labels.ndim == len(probabilities.shape) and labels.dtype.kind == "f":
+            raters = number_of_raters(labels)
+            measure = partial(
+                cls.from_probabilities,
+                probabilities,
+                regions=regions,
+                ignore_label=ignore_label,
+                spacing=spacing,
+                max_voxels=voxels_of_rater(max_voxels, raters),
+                boundary_mm=boundary_mm,
+                crop=crop,
+                case=case,
+                model=model,
+                image=image,
+            )
+            return cls.of_raters(measure(labels=one) for one in label_maps(labels, raters))
         if isinstance(probabilities, np.ndarray):  # PyTorch supports the native byte order alone
             probabilities = probabilities.astype(probabilities.dtype.newbyteorder("="), copy=False)
         crop = (slice(None),) * labels.ndim if crop is None else crop
@@ -133,6 +151,26 @@ class CaseStatistics:
             regions=regions is not None,
         )
         return cls(histograms, sample, regions is not None, boundary_mm, (case,), model or {}, shown)
+
+    @classmethod
+    def of_raters(cls, parts: Iterable[CaseStatistics]) -> CaseStatistics:
+        """Return the statistics of a case whose probabilities were measured against the labels of several raters.
+
+        Each voxel counts once for each rater, so that the observed frequency of a class in a bin is the mean of the
+        raters' frequencies, NLL and Brier score are means over raters, and a temperature is fitted to the frequencies.
+        For each rater a voxel is in the scopes of that rater's labels. The slice for pictures is that of the first one.
+
+        Args:
+            parts: one per rater, of the same probabilities.
+
+        Raises:
+            ValueError: if there is no part, or if parts differ in heads, scopes or case.
+        """
+        found = [*parts]
+        merged = cls.merge(found)
+        if {*merged.cases} != {*found[0].cases}:
+            raise ValueError(f"expected raters of one case, got those of {', '.join(merged.cases)}")
+        return replace(merged, cases=found[0].cases, shown=found[0].shown)
 
     @classmethod
     def merge(cls, parts: Iterable[CaseStatistics]) -> CaseStatistics:
@@ -207,6 +245,11 @@ class CaseStatistics:
             FileNotFoundError: if there is no such file.
         """
         return cls(**read(path, max_bytes=max_bytes)._asdict())
+
+
+def voxels_of_rater(max_voxels: int, raters: int) -> int:
+    """Return the size of the voxel sample of one of several raters, which together have the size of one."""
+    return max(max_voxels // raters, STRATA)
 
 
 def _check_alike(first: CaseStatistics, part: CaseStatistics) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.case_statistics import MAX_VOXELS, CaseStatistics
 from nnunet_calib.measuring.volume import Probabilities
 from nnunet_calib.results.heads import Heads
 
@@ -27,6 +27,7 @@ def measure_case(
     spacing: Sequence[float] | None = None,
     boundary_mm: float | None = None,
     crop: tuple[slice, ...] | None = None,
+    max_voxels: int = MAX_VOXELS,
 ) -> CaseStatistics:
     """Measure probabilities against a label file; `spacing` in mm defaults to that of the file.
 
@@ -43,6 +44,7 @@ def measure_case(
         spacing=properties["spacing"] if spacing is None else spacing,
         boundary_mm=boundary_mm,
         crop=crop,
+        max_voxels=max_voxels,
         case=case,
         model=model,
     )

@@ -29,7 +29,7 @@ _PLANS = {"image_reader_writer": str, "dataset_name?": NAME, "plans_name?": NAME
 
 def find_predictions(
     folder: Path,
-    labels_folder: Path | None,
+    labels_folders: Path | Sequence[Path] | None,
     *,
     dataset_json: Path | None = None,
     plans_json: Path | None = None,
@@ -40,8 +40,8 @@ def find_predictions(
 
     Args:
         folder: nnU-Net's predictions, each with an .npz.
-        labels_folder: the ground truth, with the file ending that dataset.json gives; None means the segmentations in
-            `folder`.
+        labels_folders: the ground truth, with the file ending that dataset.json gives, or a folder for each of several
+            raters; None means the segmentations in `folder`.
         dataset_json: None means that of `folder`, or of one or two folders above, as for a fold's validation.
         plans_json: None means the plans.json beside dataset.json. Without it, as in the output of nnUNetv2_ensemble,
             the reader for label maps is chosen from dataset.json alone.
@@ -52,30 +52,32 @@ def find_predictions(
     Raises:
         ValueError: if a file is missing, damaged, or belongs to another dataset.
     """
-    what = "segmentation" if labels_folder is None else "label map"
-    if labels_folder is None:  # nothing is measured, so no .pkl needs to be read
+    what = "segmentation" if labels_folders is None else "label map"
+    if labels_folders is None:  # nothing is measured, so no .pkl needs to be read
         boundary_mm = BOUNDARY_MM
-    labels_folder = labels_folder or folder
-    for kind, path in (("predictions", folder), ("labels", labels_folder)):
+    raters = [labels_folders or folder] if isinstance(labels_folders, Path | None) else [*labels_folders]
+    for kind, path in (("predictions", folder), *(("labels", rater) for rater in raters)):
         if not path.is_dir():
             raise ValueError(f"expected a folder with {kind}, found none at {path}")
+    if len({rater.resolve() for rater in raters}) < len(raters):
+        raise ValueError(f"expected a folder for each rater, got one twice ({', '.join(map(str, raters))})")
     dataset_json = dataset_json or _dataset_json_of(folder)
     dataset = _read_json(dataset_json, _DATASET)
     if plans_json is None and (beside := dataset_json.parent / "plans.json").is_file():
         plans_json = beside
     plans = {} if plans_json is None else _read_json(plans_json, _PLANS)
     ending = _file_ending(dataset, dataset_json)
-    probabilities, labels = _cases(folder, ".npz"), _cases(labels_folder, ending)
-    check_cases(probabilities | labels)
+    probabilities, labelled = _cases(folder, ".npz"), [_cases(rater, ending) for rater in raters]
+    check_cases(probabilities.union(*labelled))
     if not probabilities:
         raise ValueError(f"expected an .npz for each case, found none in {folder}: {SAVE_THEM}")
-    if not labels:
-        raise ValueError(
-            f"expected {what}s that end with {ending}, as {dataset_json} says, found none in {labels_folder}"
-        )
+    for rater, found in zip(raters, labelled, strict=True):
+        if not found:
+            raise ValueError(f"expected {what}s that end with {ending}, as {dataset_json} says, found none in {rater}")
+    labels = set.intersection(*labelled)
     cases, missing = _complete(probabilities, labels, _cases(folder, ending), what, allow_missing)
     heads = _heads(dataset, plans, dataset_json)
-    first_labels = labels_folder / f"{cases[0]}{ending}"
+    first_labels = raters[0] / f"{cases[0]}{ending}"
     reader = _reader(dataset, plans, first_labels)
     if boundary_mm is None:
         spacing = spacing_of_plans(plans) or image_spacing(folder / f"{cases[0]}.npz")
@@ -83,7 +85,7 @@ def find_predictions(
     _check_archives([folder / f"{case}.npz" for case in cases], heads, dataset_json)
     return Predictions(
         folder,
-        labels_folder,
+        raters[0],
         ending,
         reader,
         heads,
@@ -93,10 +95,12 @@ def find_predictions(
             "fold": None,
             "weights_sha256": None,
             "predictions": str(folder.resolve()),
+            **({"raters": len(raters)} if len(raters) > 1 else {}),
         },
         cases,
         missing,
         boundary_mm,
+        tuple(raters[1:]),
     )
 
 

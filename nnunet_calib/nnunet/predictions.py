@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nnunet_calib.io.processes import workers_end_with_us
 from nnunet_calib.io.wording import last_line
-from nnunet_calib.measuring.case_statistics import CaseStatistics
+from nnunet_calib.measuring.case_statistics import MAX_VOXELS, CaseStatistics, voxels_of_rater
 from nnunet_calib.measuring.scopes import BOUNDARY_MM
 from nnunet_calib.nnunet.measured_case import measure_case
 from nnunet_calib.nnunet.pickled_properties import image_spacing
@@ -43,6 +43,7 @@ class Predictions:
         cases: names of the cases, sorted.
         missing: names of the cases that lack an .npz or a label map, sorted.
         boundary_mm: half width of the boundary scope.
+        further_raters: folders with the label maps of more raters, each of whom counts as much as the first.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Predictions:
     cases: tuple[str, ...]
     missing: tuple[str, ...] = ()
     boundary_mm: float = BOUNDARY_MM
+    further_raters: tuple[Path, ...] = ()
 
     def measure(self, case: str) -> CaseStatistics:
         """Return the statistics of one case; its probabilities are in memory once, at full resolution.
@@ -61,8 +63,16 @@ class Predictions:
         Raises:
             ValueError: if its files are damaged or do not belong together; the message names the case.
         """
-        npz, labels_file = self.folder / f"{case}.npz", self.labels_folder / f"{case}{self.file_ending}"
-        probabilities = SavedProbabilities(npz, regions=self.heads.regions is not None)
+        probabilities = SavedProbabilities(self.folder / f"{case}.npz", regions=self.heads.regions is not None)
+        raters = [folder / f"{case}{self.file_ending}" for folder in (self.labels_folder, *self.further_raters)]
+        return CaseStatistics.of_raters(
+            self._measure_rater(case, probabilities, file, voxels_of_rater(MAX_VOXELS, len(raters))) for file in raters
+        )
+
+    def _measure_rater(
+        self, case: str, probabilities: SavedProbabilities, labels_file: Path, max_voxels: int
+    ) -> CaseStatistics:
+        npz = self.folder / f"{case}.npz"
         spacing = image_spacing(npz)
         try:
             return measure_case(
@@ -74,6 +84,7 @@ class Predictions:
                 model=self.model,
                 spacing=spacing,
                 boundary_mm=self.boundary_mm,
+                max_voxels=max_voxels,
             )
         except MemoryError:
             raise

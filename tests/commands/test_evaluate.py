@@ -14,7 +14,7 @@ from nnunet_calib.nnunet.prediction_folder import find_predictions
 from tests.worlds.command_line import content
 from tests.worlds.nnunet_world import LABEL_MODES
 from tests.worlds.pictures import PICTURES
-from tests.worlds.predicted_folder import TEMPERATURE, arguments, assert_same, run, write_world
+from tests.worlds.predicted_folder import TEMPERATURE, arguments, assert_same, run, write_labels, write_world
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
 
@@ -275,3 +275,33 @@ def test_width_without_plans(tmp_path, kept):
         (tmp_path / "labels" / "case.0.json").write_text(json.dumps(fine))
     found = find_predictions(tmp_path / "pred", tmp_path / "labels")
     assert found.boundary_mm == 0.06
+
+
+def test_several_raters(tmp_path, capsys):
+    """A folder for each: one case file with the voxels of all raters, a note, and a temperature fitted to them all."""
+    cases = write_world(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, case in cases.items():
+        write_labels(other / f"{name}.nii.gz", replace(case, labels=np.roll(case.labels, 1, 0)))
+    folders = ["-gt", str(tmp_path / "labels"), str(other)]
+    assert cli.main(["evaluate", "-i", str(tmp_path / "pred"), *folders]) == 0
+    note = "Measured against 2 raters: each voxel counts once for each of them."
+    assert note in capsys.readouterr().out
+    calibration = tmp_path / "pred" / "calibration"
+    summary = json.loads((calibration / "summary.json").read_text())
+    assert (summary["notes"], summary["model"]["raters"]) == ([note], 2)
+    for name, case in cases.items():
+        single = [replace(case, labels=labels).measure() for labels in (case.labels, np.roll(case.labels, 1, 0))]
+        assert_same(CaseStatistics.load(calibration / "cases" / f"{name}.npz"), CaseStatistics.of_raters(single))
+    fitted = json.loads((calibration / "temperature.json").read_text())["temperature"]
+    assert cli.main(["fit", "-i", str(tmp_path / "pred"), *folders, "-o", str(tmp_path / "fit")]) == 0
+    assert json.loads((tmp_path / "fit" / "temperature.json").read_text())["temperature"] == fitted
+
+    (other / "case.1.nii.gz").unlink()
+    capsys.readouterr()
+    assert cli.main(["fit", "-i", str(tmp_path / "pred"), *folders, "-o", str(tmp_path / "fit")]) == 2
+    assert "no label for case.1" in capsys.readouterr().err
+    twice = ["-gt", str(other), str(other)]
+    assert cli.main(["fit", "-i", str(tmp_path / "pred"), *twice, "-o", str(tmp_path / "fit")]) == 2
+    assert "expected a folder for each rater, got one twice" in capsys.readouterr().err

@@ -15,6 +15,8 @@ from nnunet_calib.results.fold_summary import fitted_temperature, read_cases, su
 from nnunet_calib.results.judged_cases import MeasuredCase
 from nnunet_calib.results.layout import case_file
 
+_RATERS = "Measured against {} raters: each voxel counts once for each of them."
+
 
 def evaluate(
     predictions: Predictions,
@@ -44,6 +46,8 @@ def evaluate(
             fitted, without = fitted_temperature(cases, predictions.model)
         used = fitted or _judged_by_own_cases(temperature or {}, predictions.cases)
         summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, used, without)
+        if predictions.further_raters:
+            summary["notes"].insert(0, _RATERS.format(1 + len(predictions.further_raters)))
         case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
         files = {case.name: case_file(case.folder, case.name) for case in cases}
         write_results(calibration_folder, summary, fitted, files)
