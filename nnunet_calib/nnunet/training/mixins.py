@@ -32,6 +32,7 @@ from nnunet_calib.nnunet.training.loss_terms import (
     replace_dice,
 )
 from nnunet_calib.nnunet.training.pseudo_ace import PseudoACEMixin
+from nnunet_calib.nnunet.training.ranks import is_first_process
 from nnunet_calib.nnunet.training.recorded_split import recorded_training
 from nnunet_calib.nnunet.training.untrained_terms import record_untrained
 from nnunet_calib.nnunet.training.weight_schedule import scheduled_weight, warmed_up
@@ -156,7 +157,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
                 self._tell_missing(f"No training step has called the loss with {', '.join(unused)}")
             replaced = missing_terms(self.loss, self._of_all_mixins("promised_terms"))
             untrained = sorted({*unused, *(term.__name__ for term in replaced)})
-            if untrained != self._untrained and self.local_rank == 0:
+            if untrained != self._untrained and is_first_process(self):
                 record_untrained(Path(self.output_folder), untrained)
             self._untrained = untrained
 
