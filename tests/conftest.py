@@ -3,11 +3,17 @@
 import os
 from contextlib import suppress
 
+import pytest
+
+from tests.selection import leave_out_combinations, skip_reading_of_checkpoints
+
 # nnU-Net reads the first at import; one export worker and no augmentation process are enough for a few tiny cases.
 os.environ["nnUNet_def_n_proc"] = "1"
 os.environ["nnUNet_n_proc_DA"] = "0"
 os.environ["nnUNet_wandb_enabled"] = "0"
 os.environ.setdefault("MPLBACKEND", "agg")
+# A worker a core, not each with threads for all of them; PyTorch reads it at import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 with suppress(ImportError):  # without nnU-Net, what lies below it can be tested all the same
     from tests.worlds.nnunet_world import (  # noqa: F401
@@ -16,9 +22,15 @@ with suppress(ImportError):  # without nnU-Net, what lies below it can be tested
         in_threads,
         make_trained,
         make_world,
-        pytest_collection_modifyitems,
         train_once,
         trained,
         untrained,
         world,
     )
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this PyTorch cannot do, and leave combinations of parameters out."""
+    skip_reading_of_checkpoints(items)
+    leave_out_combinations(config, items)

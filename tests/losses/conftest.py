@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import pytest
@@ -19,7 +18,14 @@ pytest.register_assert_rewrite("tests.losses.properties")
 
 MODES = ("labels", "labels+ignore", "regions", "regions+ignore")
 IGNORE_LABEL = 3
-CASES = ("case", "small_case", "plain_case", "ignoring_case", "case_3d")  # fixtures over label modes
+SHAPES = ((4, 5, 4), (5, 6))
+CASES = {  # fixture -> label modes and shapes
+    "case": (MODES, SHAPES),
+    "small_case": (MODES, ((3, 3, 2), (4, 3))),  # small enough for a whole Jacobian
+    "plain_case": (MODES[::2], SHAPES),
+    "ignoring_case": (MODES[1::2], SHAPES),
+    "case_3d": (MODES, SHAPES[:1]),
+}
 
 
 @dataclass(frozen=True)
@@ -73,21 +79,17 @@ def make_case(mode: str, shape: tuple[int, ...]) -> Case:
     return Case(logits, labels, nothing, False, IGNORE_LABEL).ignore(ignored)
 
 
-def case_fixture(name: str, modes: tuple[str, ...], *shapes: tuple[int, ...]) -> Callable[..., Case]:
-    """A fixture that runs over label modes and shapes."""
+def case_fixture(name: str) -> Callable[..., Case]:
+    """Make a fixture that runs over label modes and shapes."""
 
-    @pytest.fixture(name=name, params=list(product(modes, shapes)), ids=lambda p: f"{p[0]}-{len(p[1])}d")
-    def fixture(request: pytest.FixtureRequest) -> Case:
-        return make_case(*request.param)
+    @pytest.fixture(name=name)
+    def fixture(label_mode: str, size: tuple[int, ...]) -> Case:
+        return make_case(label_mode, size)
 
     return fixture
 
 
-case = case_fixture("case", MODES, (4, 5, 4), (5, 6))
-small_case = case_fixture("small_case", MODES, (3, 3, 2), (4, 3))  # small enough for a whole Jacobian
-plain_case = case_fixture("plain_case", MODES[::2], (4, 5, 4), (5, 6))
-ignoring_case = case_fixture("ignoring_case", MODES[1::2], (4, 5, 4), (5, 6))
-case_3d = case_fixture("case_3d", MODES, (4, 5, 4))
+case, small_case, plain_case, ignoring_case, case_3d = map(case_fixture, CASES)
 
 
 @pytest.fixture(params=["reference", "auto", "chunked"])
@@ -112,7 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
         if "every_way" in params:
             options = params | params.get("variant", {}) | params.get("symmetric_variant", {})
-            regions = any(str(params[name][0]).startswith("regions") for name in CASES if name in params)
+            regions = str(params.get("label_mode")).startswith("regions")
             if repeats_another(params["every_way"], options, regions):
                 left_out.append(item)
     if left_out:
@@ -141,7 +143,11 @@ def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[Any, Any], rtol: 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the shared properties with every variant of the class's loss."""
+    """Run over the label modes and shapes of a case, and the shared properties with every variant of their loss."""
+    for name in {*CASES} & {*metafunc.fixturenames}:
+        modes, sizes = CASES[name]
+        metafunc.parametrize("label_mode", modes)
+        metafunc.parametrize("size", sizes, ids=lambda size: f"{len(size)}d")
     for name, values in (("variant", "variants"), ("symmetric_variant", "symmetric_variants")):
         if name in metafunc.fixturenames:
             options = getattr(metafunc.cls, values)

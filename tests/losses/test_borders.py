@@ -10,6 +10,8 @@ from torch.nn.functional import one_hot
 from nnunet_calib.losses.cpu.borders import Borders, find_borders
 from nnunet_calib.losses.neighbourhood import label_counts, spatially_varying_labels
 
+pytestmark = pytest.mark.pairs
+
 IGNORE = 999
 # the second and third have an axis that is shorter than the radius of a kernel of 5, or just as long
 SHAPES = ((2, 9, 10, 11), (1, 1, 12, 7), (3, 2, 3, 12), (3, 14, 13), (1, 1, 9), (1, 1, 1), (2, 1, 1, 1))

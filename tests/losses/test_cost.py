@@ -26,6 +26,8 @@ from nnunet_calib.losses.joined import DiceCE, joined_loss
 from tests.losses.cost import backward, cost_of
 from tests.losses.counting import Count
 
+pytestmark = pytest.mark.pairs
+
 TERMS = {
     "mL1-ACE": [(ML1ACELoss, {})],
     "soft mL1-ACE": [(ML1ACELoss, {"binning": "soft", "pool": "batch"})],

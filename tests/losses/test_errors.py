@@ -10,6 +10,8 @@ import torch
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, nacl_loss, svls_loss
 from tests.losses.plain import fused_loss
 
+pytestmark = pytest.mark.pairs
+
 PAIRS = {NACLLoss: nacl_loss, SVLSLoss: svls_loss, ML1ACELoss: ml1_ace_loss}
 KERNEL_LOSSES = (NACLLoss, SVLSLoss)
 LOGITS, TARGET = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5, dtype=torch.long)

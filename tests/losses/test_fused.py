@@ -13,6 +13,8 @@ from torch import Tensor
 from nnunet_calib.losses.cpu import pieces
 from tests.losses.plain import IGNORE, SHAPES, Batch, fused_loss, make_batch, plain_loss
 
+pytestmark = pytest.mark.pairs
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "batch Dice": {"batch_dice": True, "smooth": 0.5},

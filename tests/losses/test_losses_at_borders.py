@@ -14,6 +14,8 @@ from nnunet_calib.losses.cpu.borders import find_borders
 from tests.losses.conftest import IGNORE_LABEL, assert_same, make_case, value_and_gradient
 from tests.losses.test_borders import IGNORE, blocks
 
+pytestmark = pytest.mark.pairs
+
 LOSSES = {
     "nacl": nacl_loss,
     "nacl-l2": partial(nacl_loss, penalty="l2"),

@@ -14,6 +14,8 @@ from tests.losses import reference
 from tests.losses.conftest import assert_same, value_and_gradient
 from tests.losses.properties import LossProperties
 
+pytestmark = pytest.mark.pairs
+
 REDUCTIONS = ("ace", "ece", "mce")
 POLICIES = ("skip", "zero", "keep")
 

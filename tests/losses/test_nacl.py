@@ -12,6 +12,8 @@ from tests.losses import reference
 from tests.losses.conftest import assert_same, make_case, value_and_gradient
 from tests.losses.properties import LossProperties
 
+pytestmark = pytest.mark.pairs
+
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
 MEASURES = [("l2", "logits"), ("l1", "probabilities"), ("l2", "probabilities")]
 

@@ -13,6 +13,8 @@ from tests.losses import reference
 from tests.losses.conftest import IGNORE_LABEL, assert_same, value_and_gradient
 from tests.losses.properties import LossProperties
 
+pytestmark = pytest.mark.pairs
+
 
 def check(case, **options):
     """Value and gradient are the reference's."""

@@ -71,34 +71,6 @@ class nnUNetTrainer_short(Short, nnUNetTrainer):
 )
 
 
-# of the commands that read checkpoints, which they refuse to do with an older PyTorch, as test_checkpoints tests
-READING_CHECKPOINTS = (
-    "test_bake",
-    "test_checkpoints",
-    "test_predict.py",
-    "test_predict_",
-    "test_validate",
-    "test_trained_weights",
-    "test_damaged.py::test_model[fold_all/checkpoint",
-    "test_damaged.py::test_killed_",
-    "test_damaged.py::test_bake_",
-    "test_damaged.py::test_wrong_clock",
-    "test_together.py::test_validate",
-    "test_workers.py::test_validate",
-    "test_determinism.py::test_same_",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what this PyTorch cannot do."""
-    if torch.__version__ >= (2, 6):  # type: ignore[operator]  # TorchVersion takes tuples
-        return
-    for item in items:
-        of_reading = f"{item.path.name}::{item.name}".startswith(READING_CHECKPOINTS)
-        if of_reading and item.name != "test_older_pytorch":
-            item.add_marker(pytest.mark.skip(reason="PyTorch before 2.6 cannot read checkpoints safely"))
-
-
 @dataclass(frozen=True)
 class World:
     """One dataset, planned and preprocessed for 2d and 3d_fullres."""

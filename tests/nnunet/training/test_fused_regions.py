@@ -18,6 +18,8 @@ from tests.worlds.joined_losses import (
     without_ce,
 )
 
+pytestmark = pytest.mark.pairs
+
 
 def with_svls(base, **mode):
     return replace_cross_entropy(base, SVLSLoss(**mode), 3)

@@ -23,6 +23,8 @@ from tests.worlds.joined_losses import (
     without_ce,
 )
 
+pytestmark = pytest.mark.pairs
+
 # name: (loss from nnU-Net's and its ignore label, the terms that are computed by themselves)
 COMBINATIONS = {
     "mL1-ACE": (lambda b, i: add_term(b, ML1ACELoss(ignore_label=i, num_bins=10, absent_classes="keep"), 3.0), []),
