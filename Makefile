@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/nnunet_calib demo -o nnunet_calib_demo
 
-# All tests; plain `pytest` leaves out the slow ones, which run nnU-Net itself.
+# All tests, in a process a core (PYTEST_ARGS=-n1 for one); plain `pytest` leaves out the slow ones, which run nnU-Net itself.
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 

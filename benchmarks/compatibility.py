@@ -30,7 +30,7 @@ print(platform.python_version(), *map(version, ["nnunetv2", "torch", "numpy"]), 
 def install(python: Path, constraints: Path) -> None:
     """Install this checkout, its requirements and pytest, and MONAI if it is available."""
     pip = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
-    subprocess.run([*pip, "--editable", ROOT, "pytest>=8"], check=True, stdout=sys.stderr)
+    subprocess.run([*pip, "--editable", ROOT, "pytest>=8", "pytest-xdist>=3.6"], check=True, stdout=sys.stderr)
     subprocess.run([*pip, "monai>=1.6"], check=False, stdout=sys.stderr)
 
 

@@ -2,10 +2,12 @@
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tests.selection import leave_out_combinations, skip_reading_of_checkpoints
+from tests.worlds.made_once import made_once  # noqa: F401
 
 # nnU-Net reads the first at import; one export worker and no augmentation process are enough for a few tiny cases.
 os.environ["nnUNet_def_n_proc"] = "1"
@@ -14,6 +16,8 @@ os.environ["nnUNet_wandb_enabled"] = "0"
 os.environ.setdefault("MPLBACKEND", "agg")
 # A worker a core, not each with threads for all of them; PyTorch reads it at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MOST_PROCESSES = 8  # each takes about a GB
 
 with suppress(ImportError):  # without nnU-Net, what lies below it can be tested all the same
     from tests.worlds.nnunet_world import (  # noqa: F401
@@ -27,6 +31,16 @@ with suppress(ImportError):  # without nnU-Net, what lies below it can be tested
         untrained,
         world,
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at its options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run folders in a process a core unless -n says otherwise; files alone in this process, which starts sooner."""
+    folders = any(Path(argument.partition("::")[0]).is_dir() for argument in config.args)
+    if folders and config.getoption("numprocesses", 0) is None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.option.numprocesses = "logical"
+        config.option.maxprocesses = config.option.maxprocesses or MOST_PROCESSES
+        config.option.dist = "worksteal"  # so that no process waits long for the last file
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m

@@ -155,33 +155,40 @@ def shrink_plans(file: Path) -> None:
     file.write_text(json.dumps(plans))
 
 
+def plan_and_preprocess(world: World, mode: str) -> None:
+    """Write the raw data of a world and do what nnUNetv2_plan_and_preprocess does."""
+    write_raw(world.folder / "raw" / world.dataset, mode)
+    with pytest.MonkeyPatch.context() as patch:
+        # the planner sets that many threads
+        for name, value in (world.environment() | {"nnUNet_n_proc_DA": "1"}).items():
+            patch.setenv(name, value)
+        from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+            extract_fingerprints,
+            plan_experiments,
+            preprocess,
+        )
+
+        extract_fingerprints([world.dataset_id], num_processes=1)
+        plan_experiments([world.dataset_id])
+        shrink_plans(world.preprocessed / f"{PLANS}.json")
+        preprocess([world.dataset_id], PLANS, ("2d", "3d_fullres"), (1, 1))
+
+
 @pytest.fixture(scope="session")
-def make_world(tmp_path_factory) -> Callable[[str], World]:
-    """Worlds by label mode, made once."""
+def make_world(tmp_path_factory, made_once) -> Callable[[str], World]:
+    """Return worlds by label mode, made once."""
     made: dict[str, World] = {}
 
     def make(mode: str) -> World:
         if mode not in made:
             number = 900 + list(LABEL_MODES).index(mode)
             world = World(tmp_path_factory.mktemp(mode), number, f"Dataset{number}_{mode}")
-            write_raw(world.folder / "raw" / world.dataset, mode)
-            (world.folder / "trainers").mkdir()
+            for name in ("raw", "preprocessed", "trainers", "results"):
+                (world.folder / name).mkdir()
             (world.folder / "trainers" / "short_trainers.py").write_text(SHORT_TRAINERS)
-            (world.folder / "results").mkdir()
-            with pytest.MonkeyPatch.context() as patch:
-                # the planner sets that many threads
-                for name, value in (world.environment() | {"nnUNet_n_proc_DA": "1"}).items():
-                    patch.setenv(name, value)
-                from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-                    extract_fingerprints,
-                    plan_experiments,
-                    preprocess,
-                )
-
-                extract_fingerprints([number], num_processes=1)
-                plan_experiments([number])
-                shrink_plans(world.preprocessed / f"{PLANS}.json")
-                preprocess([number], PLANS, ("2d", "3d_fullres"), (1, 1))
+            with made_once(f"world_{mode}", world.folder) as first:
+                if first:
+                    plan_and_preprocess(world, mode)
             made[mode] = world
         return made[mode]
 

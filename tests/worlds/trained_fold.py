@@ -101,8 +101,8 @@ class Trained:
         return self
 
 
-def train(world: "World") -> Path:
-    """Train and validate fold "all" as nnUNetv2_train --npz does; returns the model's folder."""
+def train(world: "World") -> None:
+    """Train and validate fold "all" as nnUNetv2_train --npz does."""
     from nnunetv2.run.run_training import run_training
 
     run_training(
@@ -114,11 +114,10 @@ def train(world: "World") -> Path:
         device=torch.device("cpu"),
         export_validation_probabilities=True,
     )
-    return world.fold(TRAINER, CONFIGURATION).parent
 
 
 @pytest.fixture(scope="session")
-def train_once(make_world) -> Callable[[str], tuple["World", Path]]:
+def train_once(make_world, made_once) -> Callable[[str], tuple["World", Path]]:
     """Worlds by label mode with their trained model, made once."""
     made: dict[str, tuple[World, Path]] = {}
 
@@ -129,7 +128,11 @@ def train_once(make_world) -> Callable[[str], tuple["World", Path]]:
                 use_threads(patch)
                 for name, value in world.environment().items():
                     patch.setenv(name, value)
-                made[mode] = world, train(world)
+                model = world.fold(TRAINER, CONFIGURATION).parent
+                with made_once(f"trained_{mode}", model) as first:
+                    if first:
+                        train(world)
+                made[mode] = world, model
         return made[mode]
 
     return make

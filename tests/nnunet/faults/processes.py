@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,8 +60,10 @@ def killed(run: Callable[[], object], write: int) -> bool:
         os.replace = replace  # type: ignore[assignment]
         return run()
 
-    status = ended(forked(run_and_kill))
-    assert status in (0, -signal.SIGKILL)
+    with tempfile.TemporaryDirectory() as folder:
+        stderr = Path(folder) / "stderr"
+        status = ended(forked(run_and_kill, stderr))
+        assert status in (0, -signal.SIGKILL), f"ended with {status}: {stderr.read_text()[-5000:]}"
     return status != 0
 
 
