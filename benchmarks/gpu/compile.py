@@ -184,14 +184,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Compile every Triton kernel for GPUs that need not be there.")
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, metavar="SM")
-    parser.add_argument("--kernels", default="", help="only those whose name contains this")
+    parser.add_argument("--kernels", nargs="+", default=[""], help="only those whose name contains one of these")
     options = parser.parse_args(arguments)
     heads = [f"sm_{a}: registers / spilled B / shared B" for a in options.architectures]
     print("| kernel |", " | ".join(heads), "|")
     print("|---|" + "---|" * len(heads))
     failed: list[str] = []
     for variant in variants():
-        if options.kernels not in variant.name:
+        if not any(part in variant.name for part in options.kernels):
             continue
         cells = []
         for architecture in options.architectures:

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
-from tests.worlds.nnunet_world import PLANS, SHORT_TRAINERS, World, shrink_plans
+from tests.worlds.nnunet_world import SHORT_TRAINERS, World, plan_and_preprocess
+from tests.worlds.trained_fold import use_threads
 
 VARIABLE = "NNUNET_CALIB_TEST_DATA"
 DATASET, NUMBER, CASES = "Dataset004_Hippocampus", 4, 8
@@ -50,18 +51,8 @@ def fold(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in world.environment().items():
             patch.setenv(name, value)
-        from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-            extract_fingerprints,
-            plan_experiments,
-            preprocess,
-        )
-
-        with pytest.MonkeyPatch.context() as planning:
-            planning.setenv("nnUNet_n_proc_DA", "1")  # the planner sets that many threads
-            extract_fingerprints([NUMBER], num_processes=1)
-            plan_experiments([NUMBER])
-            shrink_plans(world.preprocessed / f"{PLANS}.json")
-            preprocess([NUMBER], PLANS, ("3d_fullres",), (1,))
+        use_threads(patch)
+        plan_and_preprocess(world, ("3d_fullres",))
         return world.train(TRAINER, "3d_fullres") / "validation"
 
 

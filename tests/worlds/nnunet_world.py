@@ -14,7 +14,7 @@ import torch
 from nnunet_calib.nnunet.lookup import trainers_folder
 from nnunet_calib.nnunet.training import loss_terms as integration
 from nnunet_calib.synthetic import synthetic_case
-from tests.worlds.trained_fold import in_threads, make_trained, train_once, trained  # noqa: F401
+from tests.worlds.trained_fold import in_threads, make_trained, train_once, trained, use_threads  # noqa: F401
 
 CASES = 5
 PLANS = "nnUNetPlans"
@@ -155,10 +155,10 @@ def shrink_plans(file: Path) -> None:
     file.write_text(json.dumps(plans))
 
 
-def plan_and_preprocess(world: World, mode: str) -> None:
-    """Write the raw data of a world and do what nnUNetv2_plan_and_preprocess does."""
-    write_raw(world.folder / "raw" / world.dataset, mode)
+def plan_and_preprocess(world: World, configurations: tuple[str, ...] = ("2d", "3d_fullres")) -> None:
+    """Do what nnUNetv2_plan_and_preprocess does, for a smaller network."""
     with pytest.MonkeyPatch.context() as patch:
+        use_threads(patch)
         # the planner sets that many threads
         for name, value in (world.environment() | {"nnUNet_n_proc_DA": "1"}).items():
             patch.setenv(name, value)
@@ -171,7 +171,7 @@ def plan_and_preprocess(world: World, mode: str) -> None:
         extract_fingerprints([world.dataset_id], num_processes=1)
         plan_experiments([world.dataset_id])
         shrink_plans(world.preprocessed / f"{PLANS}.json")
-        preprocess([world.dataset_id], PLANS, ("2d", "3d_fullres"), (1, 1))
+        preprocess([world.dataset_id], PLANS, configurations, (1,) * len(configurations))
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +188,8 @@ def make_world(tmp_path_factory, made_once) -> Callable[[str], World]:
             (world.folder / "trainers" / "short_trainers.py").write_text(SHORT_TRAINERS)
             with made_once(f"world_{mode}", world.folder) as first:
                 if first:
-                    plan_and_preprocess(world, mode)
+                    write_raw(world.folder / "raw" / world.dataset, mode)
+                    plan_and_preprocess(world)
             made[mode] = world
         return made[mode]
 

@@ -14,6 +14,7 @@ from nnunet_calib import cli
 from nnunet_calib.nnunet.checkpoints import weights_fingerprint
 from tests.worlds.maps import make_oblique
 from tests.worlds.nnunet_world import PLANS, World
+from tests.worlds.trained_fold import use_threads
 
 TRAINER = "nnUNetTrainerCalib_short"
 MARKS = [
@@ -137,7 +138,9 @@ def copy_trained(world: World, configuration: str, root: Path, patch: pytest.Mon
     """The model, trained once for each world and configuration; nnU-Net's variables name the copy."""
     fold = world.fold(TRAINER, configuration)
     if not (fold / "validation" / "calibration" / "temperature.json").is_file():
-        world.train(TRAINER, configuration)
+        with pytest.MonkeyPatch.context() as training:
+            use_threads(training)
+            world.train(TRAINER, configuration)
     trained = Trained(world, configuration, root)
     shutil.copytree(fold.parent, trained.folder)
     trained.images.mkdir()

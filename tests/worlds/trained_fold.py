@@ -176,9 +176,11 @@ def in_threads(monkeypatch):
 def use_threads(patch: pytest.MonkeyPatch) -> None:
     """What `in_threads` does, for as long as the patch lasts."""
     from nnunetv2.evaluation import evaluate_predictions
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+    from nnunetv2.preprocessing.preprocessors import default_preprocessor
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
-    for module in (nnUNetTrainer, evaluate_predictions):
+    for module in (fingerprint_extractor, default_preprocessor, nnUNetTrainer, evaluate_predictions):
         patch.setattr(module, "multiprocessing", THREADS)
 
 

@@ -16,6 +16,8 @@ every_way = pytest.mark.parametrize(
     ("reduction", "absent"), list(itertools.product(["ace", "ece", "mce"], ["skip", "zero", "keep"]))
 )
 
+three_ways = pytest.mark.parametrize(("reduction", "absent"), [("ace", "skip"), ("ece", "zero"), ("mce", "keep")])
+
 
 def make_tables(soft=False):
     """Return tables of three images with five classes and seven bins, some of which are empty.
@@ -59,7 +61,7 @@ def test_error(reduction, absent, soft):
     assert value > 0
 
 
-@every_way
+@three_ways
 def test_nothing_counts(reduction, absent):
     """Tables without a voxel have no error and no derivative."""
     value, *gradients = assert_same([torch.zeros(2, 3, 4).double()] * 3, 1, reduction, absent)
@@ -67,7 +69,7 @@ def test_nothing_counts(reduction, absent):
     assert all((g == 0).all() for g in gradients)
 
 
-@every_way
+@three_ways
 def test_nan(reduction, absent):
     """A NaN makes the error NaN, wherever it is."""
     tables = make_tables()

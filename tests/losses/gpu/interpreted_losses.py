@@ -11,7 +11,10 @@ from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entr
 from tests.losses.gpu.plain import IGNORE, make_batch
 from tests.worlds.joined_losses import called_by_themselves, nnunet_loss, nnunet_region_loss
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # of NumPy, which computes NaN aloud
+pytestmark = [
+    pytest.mark.pairs,
+    pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),  # of NumPy, which computes NaN aloud
+]
 
 TERMS = {
     "hard": (ML1ACELoss, {}),
@@ -25,13 +28,20 @@ TERMS = {
     "NACL": (NACLLoss, {}),
     "SVLS": (SVLSLoss, {}),
 }
-MODES = {
-    "labels": {"heads": 3, "shape": (5, 7), "dtype": torch.float16},
-    "labels, ignore": {"heads": 3, "shape": (5, 7), "ignore": True},
-    "regions": {"heads": 2, "shape": (5, 7), "regions": True, "dtype": torch.bfloat16},
-    "regions, ignore": {"heads": 2, "shape": (5, 7), "regions": True, "ignore": True},
-}
-all_modes = pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys())
+HALVES = {(False, False): torch.float16, (True, False): torch.bfloat16}  # of modes, float32 of the others
+
+
+@pytest.fixture(params=[False, True], ids=["labels", "regions"])
+def regions(request):
+    """Return whether heads are regions."""
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["all", "ignore"])
+def batch(request, regions):
+    """Return two small images, with an ignore label or without."""
+    dtype = HALVES.get((regions, request.param), torch.float32)
+    return make_batch(2 if regions else 3, (5, 7), regions=regions, ignore=request.param, dtype=dtype)
 
 
 def base_loss(batch, **options):
@@ -69,11 +79,9 @@ def assert_same(actual, expected, precision):
 PRECISION = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-@all_modes
 @pytest.mark.parametrize("names", [*((name,) for name in TERMS), ("NACL", "hard"), ("SVLS", "soft")], ids=" and ".join)
-def test_compound(options, names):
+def test_compound(batch, names):
     """Dice + CE + terms is what nnU-Net's loss and the formulas give, without either of them being called."""
-    batch = make_batch(**options)
     loss = with_terms(batch, *names)
     with use("reference"):
         expected = value_and_gradient(loss, batch.logits.float(), batch.target)
@@ -84,11 +92,9 @@ def test_compound(options, names):
     assert_same(actual, expected, PRECISION[batch.logits.dtype])
 
 
-@all_modes
-@pytest.mark.parametrize("name", TERMS)
-def test_alone(options, name):
+@pytest.mark.parametrize("name", ["hard", "soft, ece, keep, batch", "NACL", "SVLS"])
+def test_alone(batch, name):
     """A loss by itself."""
-    batch = make_batch(**options)
     kind, of_kind = TERMS[name]
     loss = kind(**of_kind, **batch.mode)
     with use("reference"):

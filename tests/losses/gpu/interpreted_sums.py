@@ -62,11 +62,23 @@ def assert_agree(batch, bins, binning):
     torch.testing.assert_close(z.grad.float(), wide.grad, rtol=precision, atol=2e-5 * float(wide.grad.abs().max()))
 
 
-@pytest.mark.parametrize("bins", BINS.values(), ids=BINS.keys())
-@pytest.mark.parametrize("options", BATCHES.values(), ids=BATCHES.keys())
-def test_sums(options, bins):
+# hard bins of every batch; the others of labels and of regions, with and without an ignore label where that matters
+BATCHES_AND_BINS = [(batch, "hard") for batch in BATCHES] + [
+    ("labels 2D", "soft"),
+    ("labels 3D, ignore, fp16", "soft"),
+    ("regions 3D, ignore", "soft"),
+    ("regions 2D, bf16", "soft"),
+    ("labels 3D, ignore, fp16", "no bins"),
+    ("regions 3D, ignore", "no bins"),
+    ("labels 2D", "few soft"),
+    ("regions 3D, ignore", "one"),
+]
+
+
+@pytest.mark.parametrize(("batch", "bins"), BATCHES_AND_BINS)
+def test_sums(batch, bins):
     """They are those of whole maps, and so is the gradient."""
-    assert_agree(make_batch(**options), *bins)
+    assert_agree(make_batch(**BATCHES[batch]), *BINS[bins])
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -93,7 +105,7 @@ def bins_kernel(p_ptr, out_ptr, M: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, voxel_kernels.bin_of(tl.load(p_ptr + at), M).to(tl.int32))
 
 
-@pytest.mark.parametrize("num_bins", [3, 10, 15, 20, 49])
+@pytest.mark.parametrize("num_bins", [3, 20, 49])
 def test_bins_at_edges(num_bins):
     """The bin is that of the exact product, also for the float32 numbers next to each edge, 0, 1 and NaN."""
     edges = (torch.arange(num_bins + 1, dtype=torch.float64) / num_bins).float()
@@ -153,7 +165,7 @@ def test_same_from_run_to_run():
     assert torch.equal(gradients[0], gradients[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
 def test_types_of_labels(dtype):
     """Whatever type labels have; no input is written to."""
     batch = make_batch(3, (5, 6), ignore=True)

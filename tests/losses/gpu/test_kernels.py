@@ -41,9 +41,10 @@ def test_in_the_interpreter(name):
 def test_compile():
     """Every kernel, for half-precision logits, compiles for a GPU that is not there, without spilling a register."""
     pytest.importorskip("triton.backends.nvidia")
-    ran = run("-m", "benchmarks.gpu.compile", "--architectures", "80", "--kernels", "fp16")
+    kernels = ("with ignore, fp16", "normaliser, fp16", "64 classes, fp16")  # the longest of each kind
+    ran = run("-m", "benchmarks.gpu.compile", "--architectures", "80", "--kernels", *kernels)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
-    assert ran.stdout.count("/ 0 /") == len(ran.stdout.splitlines()) - 2 > 60  # all rows below the head
+    assert ran.stdout.count("/ 0 /") == len(ran.stdout.splitlines()) - 2 > 35  # all rows below the head
 
 
 def test_not_imported_on_a_cpu():

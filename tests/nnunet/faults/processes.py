@@ -43,21 +43,26 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def kill_in(write: int) -> None:
+    """Let this process be killed, half of its n-th file being written."""
+    own, left = os.replace, write
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.truncate(source, os.path.getsize(source) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        own(source, target)
+
+    os.replace = replace  # type: ignore[assignment]
+
+
 def killed(run: Callable[[], object], write: int) -> bool:
-    """Whether the run was killed, half of its n-th file being written; else it came to its end before."""
+    """Return whether the run was killed, half of its n-th file being written; else it came to its end before."""
 
     def run_and_kill() -> object:
-        own, left = os.replace, write
-
-        def replace(source: Path, target: Path) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                os.truncate(source, os.path.getsize(source) // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
-            own(source, target)
-
-        os.replace = replace  # type: ignore[assignment]
+        kill_in(write)
         return run()
 
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,15 @@ from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
 from nnunet_calib.trainers import nnUNetTrainerCalib
 from tests.nnunet.faults.disks import full_disk, read_only_disk
 from tests.nnunet.faults.processes import half_written, killed, needs_fork, one_figure, visible
-from tests.nnunet.faults.training import check_same_files, log_of, nnunet_files, train, validate, validation_files
+from tests.nnunet.faults.training import (
+    check_same_files,
+    killed_training,
+    log_of,
+    nnunet_files,
+    train,
+    validate,
+    validation_files,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -124,7 +132,7 @@ def test_killed(again, trained):
     assert ours == {*hook}
 
 
-@needs_fork
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_same_training(world, tmp_path, in_threads, monkeypatch):
     """With the same random numbers the same weights, in every checkpoint, though nothing of ours works in the epochs.
 
@@ -134,7 +142,7 @@ def test_same_training(world, tmp_path, in_threads, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     stock = train(world.dataset, "nnUNetTrainer_short", tmp_path)
     with one_figure(monkeypatch):
-        assert killed(lambda: train(world.dataset, "nnUNetTrainerCalib_short", tmp_path), 2)  # after the split
+        assert killed_training(world.dataset, "nnUNetTrainerCalib_short", tmp_path, 2)  # after the split
         ours = tmp_path / world.dataset / "nnUNetTrainerCalib_short__nnUNetPlans__2d" / "fold_0"
         assert half_written(ours)[0].endswith("progress_calibration.png")
         assert not (ours / "progress_calibration.png").exists()

@@ -1,14 +1,20 @@
 """nnU-Net's own training and validation of the fold of `trained_fold`, and what it writes."""
 
 import io
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tests.worlds.trained_fold import CONFIGURATION, PLANS, Trained
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def validate(trained: Trained) -> None:
@@ -36,6 +42,26 @@ def train(dataset: str, trainer: str, results: Path) -> Path:
     torch.manual_seed(0)
     run_training(dataset, "2d", 0, trainer, PLANS, device=torch.device("cpu"))
     return results / dataset / f"{trainer}__{PLANS}__2d" / "fold_0"
+
+
+def killed_training(dataset: str, trainer: str, results: Path, write: int) -> bool:
+    """Return whether `train` was killed, half of our n-th file being written.
+
+    In a new process, since PyTorch need not work in a copy of one that has trained in several threads.
+    """
+    code = f"""
+from pathlib import Path
+from tests.nnunet.faults.processes import kill_in
+from tests.nnunet.faults.training import train
+
+kill_in({write})
+train({dataset!r}, {trainer!r}, Path({str(results)!r}))
+"""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), f"ended with {done.returncode}: {done.stderr[-5000:]}"
+    return done.returncode != 0
 
 
 def validation_files(fold: Path) -> dict[str, bytes]:

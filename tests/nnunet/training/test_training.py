@@ -25,8 +25,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-every_mode = pytest.mark.parametrize("world", LABEL_MODES, indirect=True)
-both_configurations = pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+LABELS, REGIONS = ("labels", "ignore"), ("regions", "regions_ignore")
+CONFIGURATIONS = ("2d", "3d_fullres")
+# every trainer on labels and on regions, with and without an ignore label and in both configurations in turns
+STEPS = [
+    (name, modes[(i + k) % 2], CONFIGURATIONS[i // 2 % 2])
+    for i, name in enumerate(TRAINERS + MORE_TRAINERS)
+    for k, modes in enumerate((LABELS, REGIONS))
+]
+FOLDS = [*zip(TRAINERS, LABEL_MODES, CONFIGURATIONS * 2, strict=True)]
 
 # trainer -> what nnU-Net's record of its loss must show
 LOSSES = {
@@ -52,9 +59,7 @@ def validation_cases(world) -> list[str]:
     return sorted(json.loads((world.preprocessed / "splits_final.json").read_text())[0]["val"])
 
 
-@every_mode
-@both_configurations
-@pytest.mark.parametrize("name", TRAINERS + MORE_TRAINERS)
+@pytest.mark.parametrize(("name", "world", "configuration"), STEPS, indirect=["world"])
 def test_steps(world, configuration, name):
     """Training and validation steps give finite losses and change the weights; the loss is the trainer's own."""
     check_steps(world, configuration, name)
@@ -91,11 +96,10 @@ def check_steps(world, configuration, name):
     assert all(part in debug["loss"] for part in LOSSES[name.removeprefix("nnUNetTrainer")])
 
 
-@every_mode
-@both_configurations
-def test_fold(world, configuration):
+@pytest.mark.usefixtures("in_threads")  # in processes in test_command_line
+@pytest.mark.parametrize(("name", "world", "configuration"), FOLDS, indirect=["world"])
+def test_fold(name, world, configuration):
     """A fold ends with all calibration files, and they say the same as nnU-Net's own .npz."""
-    name = TRAINERS[list(LABEL_MODES).index(world.dataset.split("_", 1)[1])]
     fold = world.train(f"{name}_short", configuration, export_validation_probabilities=True)
     validation, calibration = fold / "validation", fold / "validation" / "calibration"
     cases = validation_cases(world)
@@ -145,6 +149,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_own_files_are_untouched(world):
     """With the same weights, nnU-Net without the plugin writes the same bytes, .npz and .pkl included."""
     fold = world.train("nnUNetTrainerCalib_short", "3d_fullres", export_validation_probabilities=True)
@@ -159,6 +164,7 @@ def test_own_files_are_untouched(world):
     assert ours == theirs
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_failures_cost_nothing(world, capsys):
     """A case that cannot be measured, then a folder that cannot be made: logged, and nnU-Net's results are complete."""
     fold = world.train("nnUNetTrainerCalib_short", "2d")
@@ -199,6 +205,7 @@ class FakeRun:
         self.logged.update(values)
 
 
+@pytest.mark.usefixtures("in_threads")
 def test_weights_and_biases(world, monkeypatch):
     """A run there has the loss' hyperparameters, the pseudo ACE, the results and the figures of the fold."""
     run = FakeRun()

@@ -15,7 +15,7 @@ TRAINER = "nnUNetTrainerCalib_short"
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_trained_folds(world, capsys):
+def test_trained_folds(world, in_threads, capsys):
     """Each case is judged by the other fold, and the files of the folds stay as they are."""
     from nnunetv2.run.run_training import run_training
 

@@ -15,7 +15,7 @@ from skimage import io
 
 from nnunet_calib import CaseStatistics
 from nnunet_calib.synthetic import synthetic_case
-from tests.worlds.nnunet_world import shrink_plans
+from tests.worlds.nnunet_world import World, plan_and_preprocess
 from tests.worlds.trained_fold import PLANS, TRAINER, Trained, change_json, snapshot
 
 pytestmark = [
@@ -112,14 +112,9 @@ def test_png(make_world, tmp_path, monkeypatch):
     environment = world.environment() | {
         f"nnUNet_{folder}": str(tmp_path / folder) for folder in ("raw", "preprocessed", "results")
     }
-    for variable, value in (environment | {"nnUNet_n_proc_DA": "1"}).items():  # threads of the planner
+    for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    from nnunetv2.experiment_planning import plan_and_preprocess_api as planning
-
-    planning.extract_fingerprints([910], num_processes=1)
-    planning.plan_experiments([910])
-    shrink_plans(tmp_path / "preprocessed" / name / f"{PLANS}.json")
-    planning.preprocess([910], PLANS, ("2d",), (1,))
+    plan_and_preprocess(World(tmp_path, 910, name), ("2d",))
     trained = Trained(tmp_path, name, TRAINER, "2d")
     save_untrained(trained)
     shutil.rmtree(raw)
