@@ -15,6 +15,8 @@ from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.synthetic import synthetic_case
 from tests.worlds.measured_cases import IGNORE_LABEL, MODES, Case, assert_same_histograms, assert_same_sample, make_case
 
+pytestmark = pytest.mark.pairs
+
 SLAB_VALUES = "nnunet_calib.measuring.volume._SLAB_VALUES"
 REGION_MODES = pytest.mark.parametrize("mode", ["labels", "regions"])
 

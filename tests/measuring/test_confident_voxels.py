@@ -13,6 +13,8 @@ from nnunet_calib.measuring.fine_histogram import FINE_BINS
 from nnunet_calib.measuring.histograms import Binner, Histograms
 from tests.worlds.measured_cases import assert_same_histograms
 
+pytestmark = pytest.mark.pairs
+
 BELOW_1, ABOVE_1 = (np.nextafter(np.float32(1), np.float32(x)) for x in (0, 2))
 FIRST_EDGE, LAST_EDGE = np.float32(1 / FINE_BINS), np.float32(1 - 1 / FINE_BINS)
 

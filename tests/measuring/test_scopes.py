@@ -21,6 +21,8 @@ from nnunet_calib.measuring.scopes import (
 )
 from tests.worlds.measured_cases import IGNORE_LABEL, make_case
 
+pytestmark = pytest.mark.pairs
+
 
 def rows(*text: str) -> np.ndarray:
     """A 2D array of digits."""

@@ -24,6 +24,8 @@ from nnunet_calib.posthoc.temperature import fit_temperature, log_probabilities
 from nnunet_calib.synthetic import synthetic_case
 from tests.worlds.measured_cases import Case
 
+pytestmark = pytest.mark.pairs
+
 REGIONS = pytest.mark.parametrize("regions", [None, ((1,), (2,))], ids=["labels", "regions"])
 
 

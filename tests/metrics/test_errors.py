@@ -14,6 +14,8 @@ from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.metrics.errors import reliability_curve
 from tests.worlds.measured_cases import IGNORE_LABEL, MODES, Case, make_case, slow_errors
 
+pytestmark = pytest.mark.pairs
+
 MONAI_NAMES = {"ece": "expected", "ace": "average", "mce": "maximum"}
 
 

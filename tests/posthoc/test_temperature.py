@@ -16,6 +16,8 @@ from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS, TemperatureFit,
 from nnunet_calib.synthetic import synthetic_case
 from tests.worlds.measured_cases import Case
 
+pytestmark = pytest.mark.pairs
+
 REGIONS = pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
 
 

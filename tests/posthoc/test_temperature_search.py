@@ -13,6 +13,8 @@ from scipy.special import logsumexp, softmax
 from nnunet_calib import CaseStatistics, fit_temperature
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
 
+pytestmark = pytest.mark.pairs
+
 LOW, HIGH = TEMPERATURE_BOUNDS
 
 

@@ -33,7 +33,7 @@ class {TRAINER}(nnUNetTrainerNACLML1ACE):
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(0)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 3, 1
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 3, 1
         self.losses = []
 
     def train_step(self, batch):
@@ -78,7 +78,6 @@ def test_same_losses(world, tmp_path):
     pytest.importorskip("triton")
     (world.folder / "trainers" / "seeded_trainer.py").write_text(SOURCE)
     expected = train(world, tmp_path, "reference", "2d")
-    assert len(expected) == 6
-    assert len({*expected}) == 6
+    assert len(expected) == len({*expected}) == 3
     for choice in ("chunked", "triton"):
         assert train(world, tmp_path, choice, "2d") == pytest.approx(expected, abs=1e-4), choice

@@ -25,6 +25,8 @@ from tests.worlds.joined_losses import (
     without_ce,
 )
 
+pytestmark = pytest.mark.pairs
+
 
 class OtherDice(MemoryEfficientSoftDiceLoss):
     """It may compute anything."""

@@ -11,6 +11,8 @@ from torch import nn
 from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss
 from nnunet_calib.nnunet.training.loss_terms import NoTerm, add_term, replace_cross_entropy
 
+pytestmark = pytest.mark.pairs
+
 HEADS, IGNORE = 3, 3
 SIZES = (8, 4, 2)
 WEIGHTS = np.array([1, 0.5, 0]) / 1.5  # nnU-Net's: halved at each resolution, none for the lowest

@@ -13,6 +13,8 @@ from nnunet_calib.nnunet.training.untrained_terms import record_untrained, untra
 from nnunet_calib.trainers import DiceOnlyMixin, DSCPlusPlusMixin, ML1ACEMixin, NACLMixin, SVLSMixin
 from tests.nnunet.training.test_loss_terms import MODES, batch, nnunet_loss
 
+pytestmark = pytest.mark.pairs
+
 ARGUMENTS = {"plans": {}, "configuration": "2d", "fold": 0, "dataset_json": {"labels": {"background": 0}}}
 
 
