@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.losses.conftest import IGNORE_LABEL, Case, assert_same, value_and_gradient
 
 
+@pytest.mark.pairs
 @pytest.mark.usefixtures("every_way")
 class LossProperties:
     """What holds for every loss. `symmetric_variants` are those to which the order of the classes means nothing."""

@@ -30,6 +30,8 @@ from tests.losses import reference
 from tests.losses.conftest import IGNORE_LABEL, MODES, assert_same, case_fixture, make_case, value_and_gradient
 from tests.losses.properties import LossProperties
 
+pytestmark = pytest.mark.pairs
+
 FUNCTIONS = {
     LabelSmoothingLoss: label_smoothing_loss,
     MarginLabelSmoothingLoss: margin_label_smoothing_loss,

@@ -30,7 +30,7 @@ CONFIGURATIONS = ("2d", "3d_fullres")
 # every trainer on labels and on regions, with and without an ignore label and in both configurations in turns
 STEPS = [
     (name, modes[(i + k) % 2], CONFIGURATIONS[i // 2 % 2])
-    for i, name in enumerate(TRAINERS + MORE_TRAINERS)
+    for i, name in enumerate(TRAINERS + MORE_TRAINERS + COMPARATORS)
     for k, modes in enumerate((LABELS, REGIONS))
 ]
 FOLDS = [*zip(TRAINERS, LABEL_MODES, CONFIGURATIONS * 2, strict=True)]
@@ -62,26 +62,6 @@ def validation_cases(world) -> list[str]:
 @pytest.mark.parametrize(("name", "world", "configuration"), STEPS, indirect=["world"])
 def test_steps(world, configuration, name):
     """Training and validation steps give finite losses and change the weights; the loss is the trainer's own."""
-    check_steps(world, configuration, name)
-
-
-@every_mode
-@pytest.mark.parametrize("name", COMPARATORS)
-def test_steps_of_comparators(world, name):
-    """The same, in 2D for labels and in 3D for regions."""
-    check_steps(world, "3d_fullres" if "regions" in world.dataset else "2d", name)
-
-
-@pytest.mark.parametrize(("world", "name"), zip([*LABEL_MODES] * 2, COMPARATORS, strict=False), indirect=["world"])
-def test_fold_of_comparators(world, name):
-    """A whole fold ends with its errors."""
-    fold = world.train(f"{name}_short", "2d")
-    summary = json.loads((fold / "validation" / "calibration" / "summary.json").read_text())
-    assert summary["missing_cases"] == []
-    assert summary["metric_per_case"]
-
-
-def check_steps(world, configuration, name):
     trainer = world.trainer(f"{name}_short", configuration)
     trainer.on_train_start()
     before = [p.detach().clone() for p in trainer.network.parameters()]
@@ -94,6 +74,16 @@ def check_steps(world, configuration, name):
     for hyperparameter in trainer.calibration_hyperparameters():
         assert hyperparameter in debug
     assert all(part in debug["loss"] for part in LOSSES[name.removeprefix("nnUNetTrainer")])
+
+
+@pytest.mark.usefixtures("in_threads")
+@pytest.mark.parametrize(("world", "name"), zip([*LABEL_MODES] * 2, COMPARATORS, strict=False), indirect=["world"])
+def test_fold_of_comparators(world, name):
+    """A whole fold ends with its errors."""
+    fold = world.train(f"{name}_short", "2d")
+    summary = json.loads((fold / "validation" / "calibration" / "summary.json").read_text())
+    assert summary["missing_cases"] == []
+    assert summary["metric_per_case"]
 
 
 @pytest.mark.usefixtures("in_threads")  # in processes in test_command_line
