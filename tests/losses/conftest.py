@@ -144,8 +144,9 @@ def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[Any, Any], rtol: 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run over the label modes and shapes of a case, and the shared properties with every variant of their loss."""
-    for name in {*CASES} & {*metafunc.fixturenames}:
-        modes, sizes = CASES[name]
+    cases = CASES | getattr(metafunc.module, "SMALLER_CASES", {})
+    for name in {*cases} & {*metafunc.fixturenames}:
+        modes, sizes = cases[name]
         metafunc.parametrize("label_mode", modes)
         metafunc.parametrize("size", sizes, ids=lambda size: f"{len(size)}d")
     for name, values in (("variant", "variants"), ("symmetric_variant", "symmetric_variants")):

@@ -27,7 +27,7 @@ from nnunet_calib.losses import (
 )
 from nnunet_calib.losses.chunked import parts
 from tests.losses import reference
-from tests.losses.conftest import IGNORE_LABEL, MODES, assert_same, case_fixture, make_case, value_and_gradient
+from tests.losses.conftest import IGNORE_LABEL, MODES, assert_same, make_case, value_and_gradient
 from tests.losses.properties import LossProperties
 
 pytestmark = pytest.mark.pairs
@@ -43,10 +43,12 @@ FUNCTIONS = {
 every_loss = pytest.mark.parametrize("loss", FUNCTIONS)
 
 # nothing in these losses depends on where voxels lie, and the modes without ignored voxels are compared with the others
-case = case_fixture("case", MODES[1::2], (3, 4, 3))
-small_case = case_fixture("small_case", MODES, (3, 2))
-plain_case = case_fixture("plain_case", MODES[::2], (5, 6))
-ignoring_case = case_fixture("ignoring_case", MODES[1::2], (5, 6))
+SMALLER_CASES = {
+    "case": (MODES[1::2], ((3, 4, 3),)),
+    "small_case": (MODES, ((3, 2),)),
+    "plain_case": (MODES[::2], ((5, 6),)),
+    "ignoring_case": (MODES[1::2], ((5, 6),)),
+}
 
 
 @pytest.fixture(params=["chunked"])
