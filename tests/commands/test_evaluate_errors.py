@@ -145,7 +145,7 @@ def test_refusals(tmp_path, capsys, reason, command):
         ("nan", "got nan"),
         ("inf", "got inf"),
         ("nowhere.json", "got nowhere.json (FileNotFoundError"),
-        ("{f}/pred/dataset.json", "(ValueError: expected temperature, found none in {f}/pred/dataset.json"),
+        ("{f}/pred/dataset.json", "got {f}/pred/dataset.json (ValueError: expected temperature, found none)"),
         ("{f}/bound.json", "expected a temperature that the data determine, found T = 20.0 on the bound of the search"),
     ],
 )
