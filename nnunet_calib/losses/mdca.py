@@ -21,8 +21,8 @@ def mdca_loss(
         logits: (B, C, *spatial), 2D or 3D.
         target: labels (B, 1, *spatial), or with `regions` binary maps (B, C, *spatial), followed by one channel that
             marks ignored voxels when `ignore_label` is given.
-        pool: "image" compares in each image by itself; "batch" in all images together, as published for images of one
-            label each, in a distributed training in those of all ranks.
+        pool: "image" compares within each image; "batch" over all images together, as published for the classification
+            of images, and in a distributed training over those of all ranks.
         regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
         ignore_label: voxels with this label are left out.
 

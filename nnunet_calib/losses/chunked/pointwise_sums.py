@@ -1,7 +1,7 @@
-"""Sums of what each voxel has by itself, a part of the voxels at a time, on any device.
+"""Sums of terms that depend on one voxel each, a part of the voxels at a time, on any device.
 
-The backward pass computes a part's terms again, so that besides the gradient memory is needed for one part only. What
-is computed from the logits returned brings a gradient of full size, to which the terms' own is added in place.
+The backward pass recomputes each part, so that besides the gradient memory is needed for one part only. Other losses
+are computed from the returned logits, and the terms' gradient is added to theirs in place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nnunet_calib.losses.targets import widest
 
 
 class PointwiseSums(torch.autograd.Function):
-    """Logits as they are, and sums over the voxels that count of a formula's terms, by image and head."""
+    """The unchanged logits, and the sums by image and head of a formula's terms over the voxels that count."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, labels: Labels, formula: Formula) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ class PointwiseSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, d_sums: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradient of what was computed from the logits, with the terms' added in place."""
+        """Return the incoming gradient, with the terms' own added in place."""
         logits, _ = ctx.saved_tensors
         if d_sums is None:
             return gradient, None, None, None

@@ -1,5 +1,5 @@
-"""Losses that are sums of what each voxel has by itself: comparators of the calibration losses.
+"""Losses whose terms depend on one voxel each: most comparators of the calibration losses.
 
-Each module holds a formula: terms of a voxel's logits and label, and their derivative. `sums` computes them with any
-formula, at once or a part of the voxels at a time, which costs one more read of the logits and no maps.
+Each module has a formula: the terms as a function of a voxel's logits and label, and their derivative. `sums` adds up
+the terms of any formula, at once or a part of the voxels at a time, which costs one more read of the logits.
 """

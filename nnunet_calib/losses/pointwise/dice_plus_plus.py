@@ -1,4 +1,4 @@
-"""DSC++: a Dice loss whose errors count by a power, so that those of doubtful voxels weigh less."""
+"""DSC++: a Dice loss with errors raised to a power, so that confident errors cost most."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class DicePlusPlus:
     gamma: float
 
     def __post_init__(self) -> None:
-        """Refuse a gamma for which a right prediction would have an infinite slope."""
+        """Check that gamma is at least 1; below, the derivative of a perfect prediction is infinite."""
         if not self.gamma >= 1:
             raise ValueError(f"expected gamma to be at least 1, got {self.gamma}")
 
     def terms(self, z: Tensor, y: Tensor, regions: bool) -> tuple[Tensor, ...]:
-        """Return both."""
+        """Return true positives and errors."""
         p = activate(z, regions)
         return y * p, (y * (1 - p)) ** self.gamma + ((1 - y) * p) ** self.gamma
 
@@ -76,7 +76,7 @@ def dice_plus_plus_loss(
             marks ignored voxels when `ignore_label` is given.
         gamma: at least 1.
         smooth: s, nnU-Net's.
-        background: let the first class count too, as published; nnU-Net leaves it out. Regions count all.
+        background: whether the first class counts too, as published; nnU-Net leaves it out. Of regions all count.
         pool: "image" takes each image by itself; "batch" all images together, in a distributed training those of all
             ranks: nnU-Net's batch Dice.
         regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
@@ -149,7 +149,7 @@ class DicePlusPlusLoss(FunctionalLoss):
         )
 
     def join(self, joined: JoinedLoss, weight: float) -> bool:
-        """Take the sums of the logits, and hand them on."""
+        """Add the loss of the formula's sums, and pass the logits on."""
         if not self.fits(joined):
             return False
         labels = {name: self.options[name] for name in ("regions", "ignore_label")}

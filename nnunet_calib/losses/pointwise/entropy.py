@@ -1,4 +1,4 @@
-"""Entropy penalty (explicit confidence penalty, ECP): sure predictions cost."""
+"""Entropy penalty (explicit confidence penalty, ECP), which grows with the network's confidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_calib.losses.pointwise.sums import MeanLoss, mean_loss
 
 @dataclass(frozen=True)
 class NegativeEntropy:
-    """p log p of each class; of a region inside and outside of it."""
+    """p log p of each class; for regions of being inside and outside."""
 
     number: ClassVar[int] = 1
 
@@ -42,7 +42,7 @@ def entropy_penalty(
 
     .. math:: \frac{1}{B N} \sum_{b, i} \sum_c p_{b,i,c} \log p_{b,i,c}
 
-    The labels have no part in it, but for those of voxels to ignore. The published total is cross-entropy + 0.1 times
+    It depends on the labels only through the voxels to ignore. The published total is cross-entropy + 0.1 times
     this. For regions the same of each head's two classes, averaged over voxels and heads.
 
     Args:

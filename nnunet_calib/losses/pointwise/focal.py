@@ -1,4 +1,4 @@
-"""Focal loss: cross-entropy that voxels lose weight in as they become sure."""
+"""Focal loss: cross-entropy in which confident voxels weigh less."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from nnunet_calib.losses.pointwise.sums import MeanLoss, mean_loss
 
 
 def _doubt(log_p: Tensor) -> Tensor:
-    """Return 1 - p with all its digits, and no zero, of which a power below 1 has no derivative."""
+    """Return 1 - p without cancellation, and above 0, where a power below 1 has no derivative."""
     return (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
 
 
 @dataclass(frozen=True)
 class Focal:
-    """-(1 - p)^gamma log p of the label; of a region inside or outside of it."""
+    """-(1 - p)^gamma log p of the voxel's label; for regions of being inside or outside."""
 
     number: ClassVar[int] = 1
     gamma: float
 
     def __post_init__(self) -> None:
-        """Refuse a gamma that would give sure voxels more weight, without bound."""
+        """Check that gamma is not negative."""
         if not self.gamma >= 0:
             raise ValueError(f"expected gamma to be at least 0, got {self.gamma}")
 
     def terms(self, z: Tensor, y: Tensor, regions: bool) -> tuple[Tensor, ...]:
-        """Return the loss at each class, 0 but at the label."""
+        """Return the loss of each class, which is 0 for all but the label."""
 
         def focal(log_p: Tensor) -> Tensor:
             return _doubt(log_p) ** self.gamma * log_p
@@ -61,7 +61,7 @@ class Focal:
 def focal_loss(
     logits: Tensor, target: Tensor, *, gamma: float = 3.0, regions: bool = False, ignore_label: int | None = None
 ) -> Tensor:
-    r"""Cross-entropy weighted by the power of what the label's probability lacks to 1, unweighted otherwise.
+    r"""Cross-entropy of each voxel times a power of 1 - p_y, the probability of other labels, unweighted.
 
     .. math:: -\frac{1}{B N} \sum_{b, i} (1 - p_{b,i,y})^\gamma \log p_{b,i,y}
 
@@ -71,7 +71,7 @@ def focal_loss(
         logits: (B, C, *spatial), 2D or 3D.
         target: labels (B, 1, *spatial), or with `regions` binary maps (B, C, *spatial), followed by one channel that
             marks ignored voxels when `ignore_label` is given.
-        gamma: at least 0, which is the cross-entropy.
+        gamma: at least 0; 0 gives the cross-entropy.
         regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
         ignore_label: voxels with this label are left out.
 

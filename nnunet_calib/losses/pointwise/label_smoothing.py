@@ -1,4 +1,4 @@
-"""Label smoothing: cross-entropy against labels that give every class a share."""
+"""Label smoothing: cross-entropy against labels of which every class gets a share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LabelSmoothing:
     alpha: float
 
     def __post_init__(self) -> None:
-        """Refuse an alpha that is no share."""
+        """Check that alpha is a share."""
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"expected alpha to be from 0 to 1, got {self.alpha}")
 
@@ -47,7 +47,7 @@ class LabelSmoothing:
 def label_smoothing_loss(
     logits: Tensor, target: Tensor, *, alpha: float = 0.1, regions: bool = False, ignore_label: int | None = None
 ) -> Tensor:
-    r"""Cross-entropy with a share of every label spread over all classes, unweighted.
+    r"""Cross-entropy with a share of each label spread over all classes, unweighted.
 
     .. math:: -\frac{1}{B N} \sum_{b, i}
         \Big( (1 - \alpha) \log p_{b,i,y} + \frac{\alpha}{C} \sum_c \log p_{b,i,c} \Big)
@@ -59,7 +59,7 @@ def label_smoothing_loss(
         logits: (B, C, *spatial), 2D or 3D.
         target: labels (B, 1, *spatial), or with `regions` binary maps (B, C, *spatial), followed by one channel that
             marks ignored voxels when `ignore_label` is given.
-        alpha: share of each label that all classes divide among them, its own included; 0 is the cross-entropy.
+        alpha: share of each label that is divided among all classes, its own included; 0 gives the cross-entropy.
         regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
         ignore_label: voxels with this label are left out.
 
@@ -67,7 +67,7 @@ def label_smoothing_loss(
         A scalar in at least float32, at least 0; 0 with zero gradient where no voxel counts.
 
     Raises:
-        ValueError: for an alpha that is no share, or shapes and labels that do not belong together.
+        ValueError: for an alpha outside [0, 1], or shapes and labels that do not belong together.
 
     References:
         Szegedy et al., Rethinking the Inception architecture for computer vision, CVPR 2016, arXiv 1512.00567.

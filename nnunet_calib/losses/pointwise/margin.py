@@ -18,7 +18,7 @@ class Margin:
     margin: float
 
     def __post_init__(self) -> None:
-        """Refuse a margin that the largest logit itself would exceed."""
+        """Check that the margin is not negative."""
         if not self.margin >= 0:
             raise ValueError(f"expected margin to be at least 0, got {self.margin}")
 
@@ -45,7 +45,7 @@ def margin_label_smoothing_loss(
 
     .. math:: \frac{1}{B C N} \sum_{b, c, i} \max(0, \max_j z_{b,j,i} - z_{b,c,i} - m)
 
-    z are the raw logits, of which this bounds the distances; the labels have no part in it. The published total is
+    z are the raw logits, whose distances the loss bounds; it does not depend on the labels. The published total is
     cross-entropy + 0.1 times this. For regions a head is a two-class softmax whose logit is the difference of two, and
     the mean over both classes is max(0, abs(z) - m) / 2.
 
@@ -53,7 +53,7 @@ def margin_label_smoothing_loss(
         logits: (B, C, *spatial), 2D or 3D.
         target: labels (B, 1, *spatial), or with `regions` binary maps (B, C, *spatial), followed by one channel that
             marks ignored voxels when `ignore_label` is given.
-        margin: m, at least 0. The authors' code has 10, and 5 in its example of medical images.
+        margin: m, at least 0. The authors' code uses 10, and 5 in its example on medical images.
         regions: whether heads are overlapping regions (sigmoid) rather than exclusive classes (softmax).
         ignore_label: voxels with this label are left out.
 

@@ -1,4 +1,4 @@
-"""A formula's terms summed over the voxels that count, and losses that are their mean."""
+"""Sums of a formula's terms over the voxels that count, and losses that are their mean."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def pointwise_sums(
 
 
 def mean_loss(logits: Tensor, target: Tensor, *, formula: Formula, regions: bool, ignore_label: int | None) -> Tensor:
-    """Return the mean of a formula's one term, summed over the classes, over the voxels that count.
+    """Return the mean over the voxels that count of a formula's term, which is summed over the classes.
 
-    For regions it is the mean over the heads too. 0 where no voxel counts.
+    For regions it is a mean over the heads too. Without a voxel that counts it is 0.
     """
     sums = pointwise_sums(logits, target, formula=formula, regions=regions, ignore_label=ignore_label)
     return _mean(sums, target, regions, ignore_label).to(loss_type(logits))
@@ -51,7 +51,7 @@ class MeanLoss(FunctionalLoss):
         super().__init__(mean_loss, formula=formula, regions=regions, ignore_label=ignore_label)
 
     def join(self, joined: JoinedLoss, weight: float) -> bool:
-        """Take the terms of the logits, and hand them on."""
+        """Add the mean of the formula's term, and pass the logits on."""
         if not self.fits(joined):
             return False
         computed = compute("pointwise", joined.logits, joined.target, **self.options)
