@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.io.npz_arrays import Arrays, open_arrays
 from nnunet_calib.io.wording import reason
-from nnunet_calib.measuring.class_lumps import DENSE_HEADS, from_listed, listed_classes
+from nnunet_calib.measuring.class_lumps import from_listed, listed_classes, lists_classes
 from nnunet_calib.measuring.fine_histogram import FINE_BINS, PARTS
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice
@@ -55,7 +55,7 @@ def write(content: Content, path: str | os.PathLike[str]) -> None:
         f"{name}.{f.name}": getattr(part, f.name) for name, part in parts.items() for f in fields(part)
     }
     version = FORMAT_VERSION
-    if not content.regions and content.sample.logits.shape[1] > DENSE_HEADS:
+    if lists_classes(content.sample.logits, content.sample.labels):
         version = LISTED_VERSION
         arrays |= zip(_LISTED, listed_classes(arrays.pop("sample.logits")), strict=True)
     with replaced_when_complete(path) as temporary, open(temporary, "wb") as file:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.measuring.case_file import MAX_BYTES, Content, read, write
-from nnunet_calib.measuring.class_lumps import room_for_sample
+from nnunet_calib.measuring.file_budget import room_for_sample, slice_in_room
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice, representative_slice
 from nnunet_calib.measuring.raters import label_maps, number_of_raters
@@ -84,8 +84,8 @@ class CaseStatistics:
                 C - 1.
             ignore_label: label of voxels that are excluded everywhere.
             spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
-            max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole. For more than 8
-                heads the sample is smaller where a file would exceed 4 MB.
+            max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole. The
+                sample is smaller where a file would exceed 4 MB.
             boundary_mm: half width of the boundary scope, at least 0; None means `scopes.default_boundary_mm` of the
                 spacing.
             crop: the part of `labels` that the probabilities cover, if not all of it. Voxels outside count with
@@ -140,7 +140,6 @@ class CaseStatistics:
         volume = Volume(probabilities, labels, valid, bits, crop, members)
         strata = np.empty(labels.shape, np.uint8)
         histograms = volume.histograms(strata)
-        sample = volume.sample(strata, max_voxels, room_for_sample(histograms.counts))
         shown = representative_slice(
             labels,
             volume.slab,
@@ -150,6 +149,8 @@ class CaseStatistics:
             image=image,
             regions=regions is not None,
         )
+        sample = volume.sample(strata, max_voxels, room_for_sample(histograms, shown))
+        shown = slice_in_room(shown, histograms, sample)
         return cls(histograms, sample, regions is not None, boundary_mm, (case,), model or {}, shown)
 
     @classmethod

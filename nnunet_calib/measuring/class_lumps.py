@@ -19,15 +19,10 @@ from numpy.typing import NDArray
 from nnunet_calib.posthoc.logits import MIN_PROBABILITY
 
 DENSE_HEADS = 8  # with no more heads, every class of a voxel is kept unchanged
-FILE_BYTES = 4_000_000  # target size of a compressed file with more heads
-_OTHERS, _CELL = 300_000, 8  # bytes of the slice for pictures, and of a bin that is not empty
-_LEAST = 1_000_000  # bytes that the sample may always take
 _TOLERANCE = 0.002  # relative excess; T is too small by up to a quarter of this
 _ROUNDED_BELOW = -3.0  # smaller log-probabilities are rounded
 _STEPS = 32  # per unit; the rounding errors average out
 _CHUNK = 1 << 20  # log-probabilities at a time
-# compressed bytes of a listed class, of a class where all are listed, and of all else about a voxel
-_LISTED, _DENSE, _VOXEL = 2.3, 1.3, 5.0
 
 
 def lump_classes(logits: NDArray[np.float16], labels: NDArray[Any]) -> NDArray[np.float16]:
@@ -72,20 +67,9 @@ def _lumped(z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.float32]
     return result
 
 
-def room_for_sample(counts: NDArray[Any]) -> int:
-    """Return the bytes left for the voxel sample of a case beside histograms with these counts."""
-    return max(FILE_BYTES - _OTHERS - _CELL * int(np.count_nonzero(counts)), _LEAST)
-
-
-def sample_bytes(logits: NDArray[np.float16], *, regions: bool) -> float:
-    """Return about how many bytes a sample with logits (n, heads) takes in a file; 0 for few heads."""
-    voxels, heads = logits.shape
-    if heads <= DENSE_HEADS:
-        return 0.0
-    if regions:
-        return float(voxels * (heads * (_DENSE + 0.4) + _VOXEL))
-    listed = (logits != common_value(logits)[:, None]).sum(1)
-    return float(np.minimum(listed * _LISTED, heads * _DENSE).sum() + voxels * _VOXEL)
+def lists_classes(logits: NDArray[np.float16], labels: NDArray) -> bool:
+    """Tell whether a file lists the classes (n, heads) of each voxel: those of many, but not regions."""
+    return labels.ndim == 1 and logits.shape[1] > DENSE_HEADS
 
 
 def common_value(logits: NDArray[np.float16]) -> NDArray[np.float16]:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_calib.measuring.class_lumps import lump_classes, sample_bytes
+from nnunet_calib.measuring.class_lumps import lump_classes
 from nnunet_calib.measuring.confident_voxels import columns
+from nnunet_calib.measuring.file_budget import sample_in_room
 from nnunet_calib.measuring.histograms import Binner, Histograms
 from nnunet_calib.measuring.voxel_sample import (
     NOT_VALID,
@@ -145,14 +146,14 @@ class Volume:
         if np.count_nonzero(strata != NOT_VALID) > max_voxels >= 8 * STRATA:
             chosen, weights = choose_voxels(strata, max_voxels // 8)
             spread = gradient_spread(self._voxels(chosen, weights), strata[chosen])
-        while True:
-            sample = self._voxels(*choose_voxels(strata, max_voxels, spread))
-            if self.members is None:
-                sample = replace(sample, logits=lump_classes(sample.logits, sample.labels))
-            needed = sample_bytes(sample.logits, regions=self.members is not None)
-            if needed <= room or max_voxels == STRATA:
+
+        def draw(number: int) -> VoxelSample:
+            sample = self._voxels(*choose_voxels(strata, number, spread))
+            if self.members is not None:
                 return sample
-            max_voxels = max(int(len(sample) * room / needed * 0.98), STRATA)
+            return replace(sample, logits=lump_classes(sample.logits, sample.labels))
+
+        return sample_in_room(draw, max_voxels, room)
 
     def _voxels(self, chosen: NDArray[np.int64], weights: NDArray[np.float32]) -> VoxelSample:
         position = np.unravel_index(chosen, self.labels.shape)

@@ -11,14 +11,8 @@ from scipy.special import logsumexp, softmax
 
 from nnunet_calib import CaseStatistics, fit_temperature
 from nnunet_calib.measuring import case_file as statistics_file
-from nnunet_calib.measuring.class_lumps import (
-    DENSE_HEADS,
-    FILE_BYTES,
-    from_listed,
-    listed_classes,
-    lump_classes,
-    sample_bytes,
-)
+from nnunet_calib.measuring.class_lumps import DENSE_HEADS, from_listed, listed_classes, lump_classes
+from nnunet_calib.measuring.file_budget import FILE_BYTES, packed_bytes
 from tests.worlds.measured_cases import Case, assert_same_histograms, assert_same_sample
 
 
@@ -79,7 +73,7 @@ def test_lumps(spread):
         assert np.abs(difference).max() < tolerance
         assert abs(difference.mean()) < 0.002
     if spread > 1:
-        assert sample_bytes(lumped, regions=False) < 0.6 * sample_bytes(z, regions=False)
+        assert packed_bytes(listed_classes(lumped)) < 0.6 * packed_bytes([z])
 
 
 @pytest.mark.parametrize("heads", [2, DENSE_HEADS])
@@ -104,7 +98,7 @@ def measured():
 
 def test_older_files(measured, tmp_path, monkeypatch):
     """Of format 2, with all classes of every voxel, are read as ever, and merged with newer ones."""
-    monkeypatch.setattr(statistics_file, "DENSE_HEADS", 1000)
+    monkeypatch.setattr(statistics_file, "lists_classes", lambda *sample: False)
     measured.save(tmp_path / "old.npz")
     monkeypatch.undo()
     measured.save(tmp_path / "new.npz")
