@@ -10,6 +10,7 @@ it is written by hand. Figures go to docs/images/.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -18,13 +19,16 @@ from typing import Any
 
 from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
-from benchmarks.study.tables import differences_table, folds_table, means_table, nll_table, sweep_table
+from benchmarks.study.tables import differences_table, folds_table, means_table, nll_table, sweep_table, trainings_table
 from benchmarks.study.truth import agreement_table, truth_table
 from nnunet_calib.io.atomic_files import replaced_when_complete
+from nnunet_calib.metrics.significance import LEAST_FOLDS
+from nnunet_calib.results.comparison import trainings_note
 from nnunet_calib.results.schemas import STAGES
 
 RESULTS = Path(__file__).with_name("results")
 DOCUMENTS = REPOSITORY / "docs"
+NNUNET_FOLDS = 5  # of its own splits, for results that do not hold how many cases were trained on
 
 
 def tables(results: Path) -> dict[str, str]:
@@ -36,6 +40,7 @@ def tables(results: Path) -> dict[str, str]:
         for stage in STAGES:
             found[f"means {stage}"] = means_table(methods, stage)
             found[f"differences {stage}"] = differences_table(methods, stage)
+            found[f"trainings {stage}"] = trainings(methods, results / "cases.csv", stage)
     if (curves := read(results / "reliability.json")) is not None:
         found["nll"] = nll_table(curves)
     if (sweep := read(results / "sweep.json")) is not None:
@@ -52,6 +57,16 @@ def tables(results: Path) -> dict[str, str]:
         )
         found["folds"] = folds_table(shown, methods["first_model"])
     return found
+
+
+def trainings(methods: dict[str, Any], cases: Path, stage: str) -> str:
+    """Return the table of differences over trainings, or why there is none."""
+    if len(methods["folds"]) < LEAST_FOLDS:
+        return trainings_note(len(methods["folds"]))
+    with cases.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    ratio = methods.get("test_to_train") or 1 / (NNUNET_FOLDS - 1)
+    return trainings_table(methods, rows, stage, ratio)
 
 
 def not_learned(runs: list[dict[str, Any]]) -> str:

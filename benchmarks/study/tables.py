@@ -7,6 +7,9 @@ from typing import Any
 
 from nnunet_calib.io.wording import missing
 from nnunet_calib.metrics.catalogue import LABELS
+from nnunet_calib.metrics.significance import holm, training_difference
+from nnunet_calib.report.comparison_page import SURE
+from nnunet_calib.results.error_tree import mean_of_known
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
 # metric, of, name, digits
@@ -59,6 +62,43 @@ def differences_table(comparison: dict[str, Any], stage: str) -> str:
             cells.append(f"{_number(row['difference'], digits, '+')} ({limits}), {_p(row['p_holm'])}")
         rows.append(cells)
     return markdown(rows)
+
+
+def trainings_table(comparison: dict[str, Any], cases: Sequence[dict[str, str]], stage: str, ratio: float) -> str:
+    """Return a row for each method but the first: differences over trainings, bold where both tests agree.
+
+    Args:
+        comparison: of the methods, with the corrected p over cases.
+        cases: the rows of cases.csv.
+        stage: uncalibrated or calibrated.
+        ratio: validated cases of a fold for each case it trains on.
+    """
+    first = comparison["first_model"]
+    others = [model["name"] for model in comparison["models"] if model["name"] != first]
+    cells: dict[str, list[str]] = {name: [name] for name in others}
+    for metric, of, _, digits in COLUMNS:
+        values = _means_of_folds(cases, metric if metric == "dice" else f"{metric}_{stage}")
+        found = {
+            name: training_difference([values[name, k] - values[first, k] for k in comparison["folds"]], ratio)
+            for name in others
+        }
+        corrected = holm([found[name].p for name in others])
+        for name, p in zip(others, corrected, strict=True):
+            limits = f"{_number(found[name].low, digits, '+')} to {_number(found[name].high, digits, '+')}"
+            text = f"{_number(found[name].mean, digits, '+')} ({limits}), {_p(p)}"
+            row = find(comparison, metric, of, stage, name)
+            same = (row["difference"] > 0) == (found[name].mean > 0)
+            agree = same and max(p, row["p_holm"]) < SURE
+            cells[name].append(f"**{text}**" if agree else text)
+    return markdown([["method", *(name for _, _, name, _ in COLUMNS)], *cells.values()])
+
+
+def _means_of_folds(cases: Sequence[dict[str, str]], column: str) -> dict[tuple[str, int], float]:
+    """Return the mean of a column of cases.csv for each method and fold."""
+    values: dict[tuple[str, int], list[float]] = {}
+    for row in cases:
+        values.setdefault((row["model"], int(row["fold"])), []).append(float(row[column] or "nan"))
+    return {key: mean_of_known(of_cases) for key, of_cases in values.items()}
 
 
 def nll_table(curves: dict[str, Any]) -> str:

@@ -113,11 +113,29 @@ def _sentence(group: dict[str, Any], row: dict[str, Any]) -> str:
     low, high = row["difference_interval"]
     if missing(difference) or missing(low) or missing(p):
         return f"{subject}: too few cases to compare the {name}."
-    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    said = _said(p)
     if p >= SURE:
         limits = f"{number(low, 4, '+')} to {number(high, 4, '+')}"
         return f"{subject}: no difference in {name} can be told ({limits}, {said})."
     verdict = "better" if (difference > 0) == (group["better"] == "higher") else "worse"
     low, high = (low, high) if difference > 0 else (-high, -low)
     size = f"{number(abs(difference))} {'larger' if difference > 0 else 'smaller'}"
-    return f"{subject}: {verdict}; the {name} is {size} ({number(low)} to {number(high)}, {said})."
+    found = f"{size} ({number(low)} to {number(high)}, {said})"
+    p = row.get("p_training_holm")
+    if missing(p):
+        return (
+            f"{subject}: on these networks {verdict}, the {name} is {found}; chance between trainings cannot be told "
+            f"from these folds."
+        )
+    low, high = row["difference_training_interval"]
+    trainings = f"{number(low, 4, '+')} to {number(high, 4, '+')} over trainings, {_said(p)}"
+    if p >= SURE or (low + high > 0) != (difference > 0):
+        return (
+            f"{subject}: on these networks {verdict}, the {name} is {found}; other trainings may turn out otherwise "
+            f"({trainings})."
+        )
+    return f"{subject}: {verdict}; the {name} is {found[:-1]}; {trainings})."
+
+
+def _said(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
 from nnunet_calib.io.wording import aligned, missing, number
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, HEAD_LABELS, LABELS, SCORES
+from nnunet_calib.metrics.significance import LEAST_FOLDS
 from nnunet_calib.report.tables import checkpoint_line
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
@@ -38,6 +39,11 @@ COLUMNS = (
     "pooled_difference",
     "pooled_difference_low",
     "pooled_difference_high",
+    "folds",
+    "difference_training_low",
+    "difference_training_high",
+    "p_training",
+    "p_training_holm",
 )
 
 _MEAN = "Mean (95 % interval; by chance: what chance alone would leave a perfectly calibrated model)."
@@ -45,6 +51,7 @@ _MEAN = "Mean (95 % interval; by chance: what chance alone would leave a perfect
 _LIMITS = {
     "mean": "interval",
     "difference": "difference_interval",
+    "difference_training": "difference_training_interval",
     "pooled": "pooled_interval",
     "pooled_difference": "pooled_difference_interval",
 }
@@ -111,6 +118,11 @@ def comparison_table(comparison: dict[str, Any]) -> str:
             ):
                 rows.append((f"  {name}", "", *map(_signed, values, decimals)))
             rows.append(("  p", "", *(_p(row["p_holm"]) for row in found)))
+            if not all(missing(row["p_training_holm"]) for row in found):
+                limits = [row["difference_training_interval"] for row in found]
+                for name, values in (("from", [low for low, _ in limits]), ("to", [high for _, high in limits])):
+                    rows.append((f"  trainings, {name}", "", *map(_signed, values, decimals)))
+                rows.append(("  p, trainings", "", *(_p(row["p_training_holm"]) for row in found)))
         rows.append(("  by chance", "", *map(number, (row["by_chance"] for row in found), decimals)))
         rows.append(("  pooled", "", *map(number, (row["pooled"] for row in found), decimals)))
     return "\n".join([comparison_about(comparison), "", *aligned(rows), "", *comparison_notes(comparison)])
@@ -168,7 +180,7 @@ class Section(NamedTuple):
 def comparison_sections(comparison: dict[str, Any]) -> Iterator[Section]:
     """The tables of a comparison, as text."""
     for section in _SECTIONS:
-        first = f"Difference from {comparison['first_model']} (95 % interval), p."
+        first = f"Difference from {comparison['first_model']} (95 % interval), p{_over_trainings(comparison)}."
         means = _table(comparison, section, f"{section.about} {_MEAN}", _mean_cell)
         differences = _table(comparison, section, first, _difference_cell, with_first=False)
         pooled = _table(
@@ -197,8 +209,11 @@ def _mean_cell(row: dict[str, Any], decimals: int) -> str:
 
 def _difference_cell(row: dict[str, Any], decimals: int) -> str:
     low, high = (_signed(limit, decimals) for limit in row["difference_interval"])
-    p = _p(row["p_holm"])
-    return f"{_signed(row['difference'], decimals)} ({low} to {high}), p {'' if p[0] == '<' else '= '}{p}"
+    of_cases = f"{_signed(row['difference'], decimals)} ({low} to {high}), {_named_p(row['p_holm'])}"
+    if missing(row["p_training_holm"]):
+        return of_cases
+    low, high = (_signed(limit, decimals) for limit in row["difference_training_interval"])
+    return f"{of_cases}; trainings {low} to {high}, {_named_p(row['p_training_holm'])}"
 
 
 def _pooled_cell(row: dict[str, Any], decimals: int) -> str:
@@ -278,6 +293,14 @@ def _decimals(comparison: dict[str, Any], column: _Column) -> int:
     rows = [_find(comparison, column, stage, model["name"]) for model, stage in _rows_of(comparison)]
     largest = max((row["mean"] for row in rows if not missing(row["mean"])), default=0.0)
     return max(4, 2 - math.floor(math.log10(largest))) if largest > 0 else 4
+
+
+def _over_trainings(comparison: dict[str, Any]) -> str:
+    return "" if len(comparison["folds"]) < LEAST_FOLDS else "; its 95 % interval over trainings, p"
+
+
+def _named_p(value: float | None) -> str:
+    return f"p {'' if (p := _p(value))[0] == '<' else '= '}{p}"
 
 
 def _p(value: float | None) -> str:

@@ -53,6 +53,7 @@ class ComparedModel:
         expected: names of all cases that should be there.
         without_dice: folds without nnU-Net's summary.json.
         boundary_mm: half width of the boundary scope.
+        trained_on: number of training cases of each fold that recorded its split.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ComparedModel:
     expected: frozenset[str]
     without_dice: tuple[int, ...]
     boundary_mm: float
+    trained_on: dict[int, int]
 
 
 def read_models(
@@ -131,7 +133,14 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
     }
     expected = frozenset(name for result in found for name in result.cases)
     return ComparedModel(
-        folder.path.name, merged_model(found), heads, judged, expected, tuple(without_dice), cases[0].boundary_mm
+        folder.path.name,
+        merged_model(found),
+        heads,
+        judged,
+        expected,
+        tuple(without_dice),
+        cases[0].boundary_mm,
+        {int(result.fold): len(result.split.training) for result in found if result.split},
     )
 
 

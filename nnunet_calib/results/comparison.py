@@ -19,6 +19,7 @@ from nnunet_calib.metrics.errors import NUM_BINS
 from nnunet_calib.metrics.pooled_errors import RESAMPLES as POOLED_RESAMPLES
 from nnunet_calib.metrics.pooled_errors import PooledCases
 from nnunet_calib.metrics.significance import (
+    LEAST_FOLDS,
     LEVEL,
     RESAMPLES,
     holm,
@@ -27,6 +28,7 @@ from nnunet_calib.metrics.significance import (
     pooled_interval,
     resampled_means,
     resampling_counts,
+    training_difference,
 )
 from nnunet_calib.results.compared_models import ComparedModel, JudgedCase, read_models
 from nnunet_calib.results.error_tree import case_error, mean_of_known, scope_definitions
@@ -90,9 +92,31 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*CASE_ERRORS, *SCORES, "per
     "p": "two-sided Wilcoxon signed-rank test of the differences of the pairs",
     "p_holm": "p corrected by Holm for the comparisons of all other models with the first one, for each metric, scope "
     "and stage by itself",
+    "difference_training_interval": f"[low, high], {LEVEL:.0%} interval of the difference over trainings, around the "
+    "mean of the folds' differences: corrected resampled t-test over the folds (Nadeau and Bengio, 2003); null for "
+    f"fewer than {LEAST_FOLDS} folds",
+    "p_training": "two-sided p of the same test",
+    "p_training_holm": "p_training corrected by Holm, as p_holm",
+    "test_to_train": "validated cases of a fold divided by its training cases, mean over the folds; for a fold "
+    "without a recorded split, the training cases are those of the other folds",
     UNCALIBRATED: "T = 1",
 }
 _CALIBRATED = "each case with the temperature of {} of its own model, on the kept voxels of the case"
+
+
+def trainings_note(folds: int) -> str:
+    """Return what intervals and p tell of other cases and of other trainings, by the number of folds."""
+    models = "p is corrected for the number of models, not for the number of metrics."
+    if folds < LEAST_FOLDS:
+        named = "this fold" if folds == 1 else f"these {folds} folds"
+        return (
+            f"Chance between trainings cannot be told from {named}: intervals and p tell of other cases at the given "
+            f"networks, and another seed moves the numbers too. {models}"
+        )
+    return (
+        f"Intervals and p tell of other cases at the given networks. Those over trainings come from the {folds} folds "
+        f"(corrected resampled t-test): a difference is one of the methods only if both agree. {models}"
+    )
 
 
 def compare_models(
@@ -127,8 +151,9 @@ def compare_models(
     numbers = sorted(map(int, folds))
     counts = resampling_counts(len(cases))
     pooled: dict[str, list[_Pooled]] = {stage: _pooled(models, cases, stage) for stage in STAGES}
+    ratio = _test_to_train(models, numbers)
     results = [
-        _compared(quantity, stage, models, cases, counts, pooled.get(stage))
+        _compared(quantity, stage, models, cases, counts, pooled.get(stage), ratio)
         for quantity in QUANTITIES
         for stage in ((_EVERY_STAGE,) if quantity.metric == "dice" else STAGES)
     ]
@@ -138,6 +163,7 @@ def compare_models(
         "nnunet_calib": nnunet_calib.__version__,
         "dataset": models[0].model["dataset"],
         "folds": numbers,
+        "test_to_train": ratio,
         "first_model": models[0].name,
         "models": [{"name": model.name, **model.model, **_calibrators(model, cases)} for model in models],
         "cases": cases,
@@ -202,11 +228,14 @@ def _compared(
     cases: Sequence[str],
     counts: NDArray[np.float64],
     pooled: Sequence[_Pooled] | None,
+    test_to_train: float,
 ) -> dict[str, Any]:
-    """One metric of all models: one family of tests."""
+    """Return one metric of all models: one family of tests."""
     values = [np.array([quantity.value(m.cases[case], stage) for case in cases]) for m in models]
     differences = [paired_difference(v, values[0], counts) for v in values[1:]]
     corrected = [None, *map(float, holm([d.p for d in differences]))]
+    folds = np.array([models[0].cases[case].fold for case in cases])
+    trainings = _training_rows([_means_of_folds(v - values[0], folds) for v in values[1:]], test_to_train)
     rows = []
     for number, (model, v, d, p_holm) in enumerate(zip(models, values, [None, *differences], corrected, strict=True)):
         known = v[~np.isnan(v)]
@@ -221,6 +250,7 @@ def _compared(
                 "difference_interval": d and [d.low, d.high],
                 "p": d and d.p,
                 "p_holm": p_holm,
+                **trainings[number],
                 "by_chance": quantity.by_chance([model.cases[case] for case in cases], stage),
                 **_pooled_row(quantity, pooled, number),
             }
@@ -231,6 +261,31 @@ def _compared(
         "better": "higher" if quantity.metric == "dice" else "lower",
         "models": rows,
     }
+
+
+def _training_rows(differences: Sequence[Sequence[float]], test_to_train: float) -> list[dict[str, Any]]:
+    """Return the entries over trainings of all models, from the differences of the folds of all but the first."""
+    found = [training_difference(of_folds, test_to_train) for of_folds in differences]
+    corrected = holm([t.p for t in found])
+    names = ("folds", "difference_training_interval", "p_training", "p_training_holm")
+    rows = ((t.folds, [t.low, t.high], t.p, float(p)) for t, p in zip(found, corrected, strict=True))
+    return [dict.fromkeys(names), *(dict(zip(names, row, strict=True)) for row in rows)]
+
+
+def _means_of_folds(differences: NDArray[np.float64], folds: NDArray[np.int64]) -> list[float]:
+    """Return the mean difference in each fold; NaN for a fold without a pair."""
+    return [mean_of_known(differences[folds == fold]) for fold in np.unique(folds)]
+
+
+def _test_to_train(models: Sequence[ComparedModel], folds: Sequence[int]) -> float:
+    """Return how many cases a fold validates for each one it trains on; NaN for a single fold without a split."""
+    ratios = []
+    for fold in folds:
+        for model in models:
+            tested = sum(case.fold == fold for case in model.cases.values())
+            if trained := model.trained_on.get(fold, len(model.cases) - tested):
+                ratios.append(tested / trained)
+    return mean_of_known(ratios)
 
 
 def _calibrators(model: ComparedModel, cases: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -295,8 +350,5 @@ def _notes(
     fewer = {group["metric"]: None for group in results for row in group["models"] if row["cases"] < len(cases)}
     if fewer:
         notes.append(f"Not every case has a value of {', '.join(fewer)}: `cases` and `pairs` say how many have.")
-    notes.append(
-        "Intervals and p tell of other cases, not of other trainings: each network was trained once. p is corrected "
-        "for the number of models, not for the number of metrics."
-    )
+    notes.append(trainings_note(len(folds)))
     return notes

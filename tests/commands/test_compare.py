@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nnunet_calib import cli
 from nnunet_calib.metrics.catalogue import BY_CHANCE
-from nnunet_calib.metrics.significance import mean_interval
+from nnunet_calib.metrics.significance import mean_interval, training_difference
 from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
 from nnunet_calib.results.comparison import QUANTITIES, compare_models
 from nnunet_calib.results.crossval import merge_folds
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import ModelFolder, case_file, comparison_folder
+from nnunet_calib.results.training_split import Split
 from tests.worlds.compared_folds import COMPARE, DATASET, DICE, DICE_OTHER, OTHER, TRAINER, two_models, write_dice
 from tests.worlds.measured_folds import Model, made
 
@@ -120,6 +122,68 @@ def test_one_fold(models):
     both = compared(models)
     assert not any("cross-fitting" in note for note in both["notes"])
     assert "the other folds" in both["definitions"]["calibrated"]
+
+
+@pytest.fixture
+def three_folds(tmp_path, monkeypatch):
+    """Two models with three folds of two cases each."""
+    made_here = two_models(tmp_path, folds=3, cases=2)
+    for name, value in made_here[0].environment().items():
+        monkeypatch.setenv(name, value)
+    return made_here
+
+
+def test_trainings_by_hand(three_folds):
+    """Dice of the folds differs by 0, .025 and .045; the ratio is of the other folds, or of recorded splits."""
+    for trained, ratio in ((None, 1 / 2), (8, 1 / 4)):
+        for model in three_folds if trained else ():
+            for fold, cases in model.cases.items():
+                others = [f"other.{i}" for i in range(trained)]
+                model.write(fold, cases, split=Split.of(others, cases))
+        comparison = compared(three_folds, (0, 1, 2))
+        assert comparison["test_to_train"] == pytest.approx(ratio)
+        first, other = find(comparison, "dice", "foreground_mean", stage="both")
+        error = np.sqrt((1 / 3 + ratio) * np.var([0, 0.025, 0.045], ddof=1))
+        mean, width = 0.07 / 3, stats.t.ppf(0.975, 2) * error
+        assert other["folds"] == 3
+        assert other["difference_training_interval"] == pytest.approx([mean - width, mean + width])
+        assert other["p_training"] == other["p_training_holm"] == pytest.approx(2 * stats.t.sf(mean / error, 2))
+        for name in ("folds", "difference_training_interval", "p_training", "p_training_holm"):
+            assert first[name] is None
+
+
+def test_trainings_of_each_metric(three_folds):
+    """Every metric and stage: from the rows of the cases, the means of each fold."""
+    comparison = compared(three_folds, (0, 1, 2))
+    rows = comparison["metric_per_case"]
+    nll = {(row["model"], row["case"]): row["calibrated"]["foreground"]["nll"] for row in rows}
+    folds = {row["case"]: row["fold"] for row in rows}
+    differences = [
+        np.mean([nll[OTHER, case] - nll[TRAINER, case] for case in folds if folds[case] == fold]) for fold in range(3)
+    ]
+    _, other = find(comparison, "nll", scope="foreground", stage="calibrated")
+    expected = training_difference(differences, 1 / 2)
+    assert other["difference_training_interval"] == pytest.approx([expected.low, expected.high])
+    assert other["p_training"] == pytest.approx(expected.p)
+    assert all(row["folds"] == 3 for group in comparison["results"] for row in group["models"][1:])
+
+
+def test_trainings_are_said(three_folds, models, capsys):
+    """In the table, the Markdown and the notes; of two folds it is said that chance between trainings is unknown."""
+    comparison = compared(three_folds, (0, 1, 2))
+    table = comparison_table(comparison)
+    _, nll = find(comparison, "nll")
+    low, high = nll["difference_training_interval"]
+    for text in ("  trainings, from ", "  trainings, to ", "  p, trainings ", f"{low:+.4f}", f"{high:+.4f}"):
+        assert text in table
+    assert f"; trainings {low:+.4f} to {high:+.4f}, p " in comparison_markdown(comparison)
+    assert "a difference is one of the methods only if both agree" in comparison["notes"][-1]
+    for folds, named in (((0, 1), "these 2 folds"), ((1,), "this fold")):
+        comparison = compared(models, folds)
+        assert comparison["notes"][-1].startswith(f"Chance between trainings cannot be told from {named}: ")
+        assert "trainings, from" not in comparison_table(comparison)
+        assert "; trainings" not in comparison_markdown(comparison)
+        assert np.isnan(find(comparison, "nll")[1]["p_training_holm"])
 
 
 def test_three_models(models, tmp_path):

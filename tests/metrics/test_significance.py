@@ -11,6 +11,8 @@ from nnunet_calib.metrics.significance import (
     ratio_intervals,
     resampled_means,
     resampling_counts,
+    signed_rank_p,
+    training_difference,
 )
 
 
@@ -101,3 +103,77 @@ def test_ratios_of_too_few(below):
     low, high = ratio_intervals(np.ones(3), np.array(below))
     assert np.isnan([low, high]).all()
     assert np.isnan(ratio_intervals(np.zeros((0, 2)), np.zeros((0, 2)))).all()
+
+
+def test_differences_of_folds_by_hand():
+    """Differences 1, 2, 6 of a cross-validation of five folds: mean 3, s^2 = 7, and (1/3 + 1/4) 7 below the root."""
+    found = training_difference([1, 2, np.nan, 6], 1 / 4)
+    error = np.sqrt(49 / 12)
+    assert (found.folds, found.mean) == (3, 3)
+    assert [found.low, found.high] == pytest.approx([3 - 4.3026527 * error, 3 + 4.3026527 * error])
+    assert found.p == pytest.approx(2 * stats.t.sf(3 / error, 2))
+    opposite = training_difference([-1, -2, -6], 1 / 4)
+    assert (opposite.p, opposite.low) == pytest.approx((found.p, -found.high))
+    wider = training_difference([1, 2, 6], 1 / 4, level=0.99)
+    assert wider.low < found.low < found.high < wider.high
+
+
+def test_without_overlap_it_is_the_plain_test():
+    """Of trainings that share no case, SciPy's t-test of one sample."""
+    values = np.random.default_rng(0).normal(0.5, 1, 7)
+    theirs = stats.ttest_1samp(values, 0)
+    found = training_difference(values, 0)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert (found.low, found.high) == pytest.approx(theirs.confidence_interval(0.95))
+
+
+@pytest.mark.parametrize(("values", "p"), [([0.0, 0, 0], 1), ([0.25, 0.25, 0.25], 0)])
+def test_equal_folds(values, p):
+    """Without any spread the interval is a point."""
+    found = training_difference(values, 0.25)
+    assert (found.low, found.high, found.p) == (values[0], values[0], p)
+
+
+@pytest.mark.parametrize("values", [[], [0.1], [0.1, 0.2], [0.1, np.nan, 0.2, np.nan]])
+def test_too_few_folds(values):
+    """No variance over trainings is taken from them."""
+    found = training_difference(values, 0.25)
+    assert np.isnan([found.low, found.high, found.p]).all()
+    assert found.folds == np.count_nonzero(~np.isnan(values))
+
+
+@pytest.mark.parametrize("folds", [3, 5])
+def test_simulated_cross_validations(folds):
+    """With the correlation that the test assumes, p is uniform, and 95 % of the intervals hold the difference.
+
+    The plain t-test takes the folds as independent, and finds a difference where there is none far too often.
+    """
+    test_to_train = 1 / (folds - 1)
+    correlation = test_to_train / (1 + test_to_train)
+    rng = np.random.default_rng(0)
+    common, own = rng.standard_normal((4000, 1)), rng.standard_normal((4000, folds))
+    differences = 0.3 + 0.1 * (np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own)
+    found = [training_difference(d - 0.3, test_to_train) for d in differences]
+    assert stats.kstest([f.p for f in found], "uniform").pvalue > 0.01
+    inside = np.mean([f.low <= 0 <= f.high for f in found])
+    assert inside == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / 4000))
+    plain = [training_difference(d - 0.3, 0).p < 0.05 for d in differences]
+    assert np.mean(plain) > 0.1
+
+
+def test_simulated_trainings():
+    """Two equal methods, whose trainings scatter as their cases do: no more than 5 % are called different.
+
+    The signed-rank test of the cases knows nothing of trainings, and calls a quarter of them different.
+    """
+    rng = np.random.default_rng(1)
+    calls = []
+    for _ in range(400):
+        training, cases = rng.normal(0, 0.01, 5), rng.normal(0, 0.03, (5, 20))
+        differences = training[:, None] + cases
+        calls.append(
+            (signed_rank_p(differences.ravel()) < 0.05, training_difference(differences.mean(1), 0.25).p < 0.05)
+        )
+    of_cases, of_trainings = np.mean(calls, axis=0)
+    assert of_cases > 0.2
+    assert of_trainings < 0.05

@@ -65,23 +65,40 @@ def test_sentences(compared):
         if group["scope"] == "image" and group["of"] in ("foreground_mean", None)
     }
 
-    def said(metric, stage, difference, limits, p):
+    def said(metric, stage, difference, limits, p, trainings=((None, None), None)):
         group, row = groups[metric, stage]
         row |= {"difference": difference, "difference_interval": limits, "p_holm": p}
+        row |= {"difference_training_interval": trainings[0], "p_training_holm": trainings[1]}
         ((model, sentences),) = comparison_sentences(comparison)
         assert model == OTHER
         assert len(sentences) == 5
         order = [key for m in ("dice", "ace", "nll") for key in groups if key[0] == m]
         return sentences[order.index((metric, group["stage"]))]
 
-    assert said("dice", "both", 0.02, [0.01, 0.03], 0.01).endswith(
-        "better; the Dice is 0.0200 larger (0.0100 to 0.0300, p = 0.010)."
+    dice = ("dice", "both", 0.02, [0.01, 0.03], 0.01)
+    assert said(*dice).endswith(
+        "Segmentation: on these networks better, the Dice is 0.0200 larger (0.0100 to 0.0300, p = 0.010); chance "
+        "between trainings cannot be told from these folds."
     )
-    assert said("ace", "uncalibrated", -0.02, [-0.03, -0.01], 1e-5).endswith(
-        "as trained: better; the ACE is 0.0200 smaller (0.0100 to 0.0300, p < 0.001)."
+    assert said(*dice, ([0.002, 0.038], 0.04)).endswith(
+        "Segmentation: better; the Dice is 0.0200 larger (0.0100 to 0.0300, p = 0.010; +0.0020 to +0.0380 over "
+        "trainings, p = 0.040)."
     )
-    assert "temperature: worse; the NLL is 0.0200 larger" in said("nll", "calibrated", 0.02, [0.01, 0.03], 0.049)
-    assert "no difference in ACE can be told (-0.0100 to +0.0300" in said("ace", "calibrated", 0.01, [-0.01, 0.03], 0.3)
+    assert said(*dice, ([-0.01, 0.05], 0.1)).endswith(
+        "Segmentation: on these networks better, the Dice is 0.0200 larger (0.0100 to 0.0300, p = 0.010); other "
+        "trainings may turn out otherwise (-0.0100 to +0.0500 over trainings, p = 0.100)."
+    )
+    assert "other trainings may turn out otherwise" in said(*dice, ([-0.05, -0.01], 0.01))  # folds of unlike sizes
+    ace = ("ace", "uncalibrated", -0.02, [-0.03, -0.01], 1e-5)
+    assert said(*ace, ([-0.03, -0.01], 1e-4)).endswith(
+        "as trained: better; the ACE is 0.0200 smaller (0.0100 to 0.0300, p < 0.001; -0.0300 to -0.0100 over "
+        "trainings, p < 0.001)."
+    )
+    nll = ("nll", "calibrated", 0.02, [0.01, 0.03], 0.049)
+    assert "temperature: worse; the NLL is 0.0200 larger" in said(*nll, ([0.001, 0.039], 0.049))
+    for trainings in ((None, None), None), ([0.001, 0.039], 0.001):  # the cases decide first
+        text = said("ace", "calibrated", 0.01, [-0.01, 0.03], 0.3, trainings)
+        assert "no difference in ACE can be told (-0.0100 to +0.0300" in text
     assert "too few cases" in said("nll", "uncalibrated", 0.01, [None, None], None)
 
 

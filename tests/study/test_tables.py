@@ -1,10 +1,12 @@
 """The tables and figures of the study, from a comparison made up here."""
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.study.collect import comparable, swept
 from benchmarks.study.figures import families, reliability_figure
-from benchmarks.study.report import filled
+from benchmarks.study.report import filled, trainings
 from benchmarks.study.tables import COLUMNS, differences_table, folds_table, means_table, nll_table, sweep_table
 from nnunet_calib.results.schemas import STAGES
 
@@ -53,6 +55,32 @@ def test_means():
     assert before[2].startswith("| Calib | 1 | 0.010 (0.009 to 0.012) | 0.0200 (0.0190 to 0.0220) | 0.030 ")
     assert after[2].startswith("| Calib | 1.50 | 0.010 (0.009 to 0.012) | 0.0210 (0.0200 to 0.0230) | 0.031 ")
     assert "0.005 (- to -)" in before[3]
+
+
+def test_trainings(tmp_path):
+    """From the rows of the cases: by hand for Dice, and bold only where the tests over cases and trainings agree."""
+    columns = ["model", "case", "fold", "dice"] + [f"{m}_{stage}" for m, *_ in COLUMNS[1:] for stage in STAGES]
+    lines = [",".join(columns)]
+    for fold, gains in enumerate([(-0.01, -0.03), (-0.02, -0.02), (-0.03, -0.03)]):
+        for i, gain in enumerate(gains):
+            for model, dice in (("Calib", 0.8 + 0.1 * i), ("ML1ACE_w03", 0.8 + 0.1 * i + gain)):
+                others = [f"{0.5 + (-1) ** fold * gain * (model != 'Calib')}"] * (len(columns) - 4)
+                lines.append(",".join([model, f"case{fold}{i}", f"{fold}", f"{dice}", *others]))
+    (tmp_path / "cases.csv").write_text("\n".join(lines))
+    methods = comparison() | {"folds": [0, 1, 2]}
+    text = trainings(methods, tmp_path / "cases.csv", "uncalibrated")
+    error = np.sqrt((1 / 3 + 1 / 4) * np.var([-0.02, -0.02, -0.03], ddof=1))
+    low, high = (-0.07 / 3 + sign * 4.3026527 * error for sign in (-1, 1))
+    p = f"{2 * stats.t.sf(0.07 / 3 / error, 2):.3f}".lstrip("0")
+    (row,) = text.splitlines()[2:]
+    cells = row.strip("| ").split(" | ")
+    assert cells[:2] == ["ML1ACE_w03", f"**-0.023 ({low:+.3f} to {high:+.3f}), p {p}**"]
+    assert len(cells) == 1 + len(COLUMNS)
+    assert not any("**" in cell for cell in cells[2:])  # the folds do not agree
+    known = trainings(methods | {"test_to_train": 1.0}, tmp_path / "cases.csv", "uncalibrated")
+    assert "**" not in known
+    few = trainings(comparison(), tmp_path / "none", "uncalibrated")
+    assert few.startswith("Chance between trainings cannot be told from these 2 folds")
 
 
 def test_differences():
