@@ -67,7 +67,7 @@ def _lumped(z: NDArray[np.float32], y: NDArray[np.int64]) -> NDArray[np.float32]
     return result
 
 
-def lists_classes(logits: NDArray[np.float16], labels: NDArray) -> bool:
+def lists_classes(logits: NDArray[np.float16], labels: NDArray[Any]) -> bool:
     """Tell whether a file lists the classes (n, heads) of each voxel: those of many, but not regions."""
     return labels.ndim == 1 and logits.shape[1] > DENSE_HEADS
 

@@ -27,15 +27,16 @@ _SOME_VOXELS = 20_000  # show how many bytes the others take
 _LEAST_SIDE = 64  # pixels of a slice that is thinned
 
 
-def packed_bytes(arrays: Iterable[NDArray], limit: int | None = None) -> int:
+def packed_bytes(arrays: Iterable[NDArray[Any]], limit: int | None = None) -> int:
     """Return the bytes of compressed arrays in an .npz; if they take no more than `limit` uncompressed, these."""
     arrays = [*arrays]
-    if limit is not None and (raw := sum(array.nbytes + _ARRAY for array in arrays)) <= limit:
+    others = _ARRAY * len(arrays)
+    if limit is not None and (raw := others + sum(array.nbytes for array in arrays)) <= limit:
         return raw
-    return sum(len(zlib.compress(np.ascontiguousarray(array))) + _ARRAY for array in arrays)
+    return others + sum(len(zlib.compress(np.ascontiguousarray(array).data)) for array in arrays)
 
 
-def arrays_of(part: Any) -> list[NDArray]:
+def arrays_of(part: Any) -> list[NDArray[Any]]:
     """Return the arrays that are written of histograms, of a slice, or of a sample."""
     values = {field.name: getattr(part, field.name) for field in fields(part)}
     if isinstance(part, VoxelSample) and lists_classes(part.logits, part.labels):

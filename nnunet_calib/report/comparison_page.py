@@ -121,7 +121,7 @@ def _sentence(group: dict[str, Any], row: dict[str, Any]) -> str:
     low, high = (low, high) if difference > 0 else (-high, -low)
     size = f"{number(abs(difference))} {'larger' if difference > 0 else 'smaller'}"
     found = f"{size} ({number(low)} to {number(high)}, {said})"
-    p = row.get("p_training_holm")
+    p = row["p_training_holm"]
     if missing(p):
         return (
             f"{subject}: on these networks {verdict}, the {name} is {found}; chance between trainings cannot be told "

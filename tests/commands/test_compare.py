@@ -168,7 +168,7 @@ def test_trainings_of_each_metric(three_folds):
     assert all(row["folds"] == 3 for group in comparison["results"] for row in group["models"][1:])
 
 
-def test_trainings_are_said(three_folds, models, capsys):
+def test_trainings_are_said(three_folds):
     """In the table, the Markdown and the notes; of two folds it is said that chance between trainings is unknown."""
     comparison = compared(three_folds, (0, 1, 2))
     table = comparison_table(comparison)
@@ -179,7 +179,7 @@ def test_trainings_are_said(three_folds, models, capsys):
     assert f"; trainings {low:+.4f} to {high:+.4f}, p " in comparison_markdown(comparison)
     assert "a difference is one of the methods only if both agree" in comparison["notes"][-1]
     for folds, named in (((0, 1), "these 2 folds"), ((1,), "this fold")):
-        comparison = compared(models, folds)
+        comparison = compared(three_folds, folds)
         assert comparison["notes"][-1].startswith(f"Chance between trainings cannot be told from {named}: ")
         assert "trainings, from" not in comparison_table(comparison)
         assert "; trainings" not in comparison_markdown(comparison)

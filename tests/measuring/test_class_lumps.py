@@ -151,7 +151,7 @@ def test_many_regions(tmp_path):
     """Each voxel has as many answers as there are regions: fewer voxels of them are kept."""
     rng = np.random.default_rng(0)
     regions = tuple((c,) for c in range(1, 61))
-    labels = rng.integers(0, 61, (24, 40, 40))
+    labels = rng.integers(0, 61, (24, 48, 48))
     p = np.where(np.arange(1, 61)[:, None, None, None] == labels, 0.8, 0.02) * rng.uniform(0.5, 1, (60, *labels.shape))
     measured = Case(p.astype(np.float32), labels, regions).measure()
     assert len(measured.sample) < labels.size
