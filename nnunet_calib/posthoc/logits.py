@@ -40,7 +40,7 @@ def as_tensor(x: ArrayLike) -> Tensor:
     """Return a tensor, without a copy where PyTorch can share the memory (not of read-only and of flipped arrays)."""
     if not isinstance(x, torch.Tensor) and (dtype := np.asarray(x).dtype).kind not in "biuf":
         raise ValueError(
-            f"expected an array of numbers, got one of {dtype}: number the values with np.unique(x, return_inverse=True)"
+            f"expected an array of numbers, got one of {dtype}: number them with np.unique(x, return_inverse=True)"
         )
     if isinstance(x, np.ndarray):
         x = x.astype(x.dtype.newbyteorder("="), copy=False)

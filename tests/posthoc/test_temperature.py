@@ -246,7 +246,7 @@ def test_logits_whose_differences_overflow(regions):
         ([0, 1, 1], [0, 1], r"expected groups \(3,\), one for each voxel, got \(2,\)"),
         ([0, 1, 1], [0, -1, 1], "expected groups that are whole numbers from 0, got values from -1 to 1"),
         ([0, 1, 1], [0, 0.5, 1], "expected groups that are whole numbers from 0, got values from 0.0 to 1.0"),
-        ([0, 1, 1], ["a", "b", "b"], "expected an array of numbers, got one of <U1: number the values"),
+        ([0, 1, 1], ["a", "b", "b"], "expected an array of numbers, got one of <U1: number them with np.unique"),
         (["0", "1", "1"], None, "expected an array of numbers, got one of <U1"),
         ([0, 1, 1], [0, math.nan, 1], "expected groups that are whole numbers from 0, got values from nan to nan"),
     ],
