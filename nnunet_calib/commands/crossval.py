@@ -13,13 +13,16 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.io.json_forms import read_json
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.nnunet.raw_images import raw_images
-        from nnunet_calib.report.tables import crossval_table
+        from nnunet_calib.report.tables import calibrators_table, crossval_table
         from nnunet_calib.results.crossval import merge_folds
+        from nnunet_calib.results.layout import CALIBRATORS
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
-        folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing)
+        folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing, calibrators=args.calibrators)
         draw_fold(folder, raw_images(model_folder.path))
     print(crossval_table(read_json(folder / "summary.json")))
+    if args.calibrators:
+        print(f"\n{calibrators_table(read_json(folder / CALIBRATORS))}")
     print(folder)
 
 
@@ -34,6 +37,14 @@ def add(commands: Commands) -> None:
     )
     add_model(command)
     add_folds(command, "at least two folds")
+    command.add_argument(
+        "--calibrators",
+        nargs="+",
+        default=[],
+        metavar="KIND",
+        help="compare calibrators out of fold: temperature, classwise (temperatures by predicted class or region), "
+        "vector (factors and offsets); writes calibrators.json (default: the temperature alone)",
+    )
     command.add_argument(
         "--chill",
         dest="allow_missing",

@@ -108,5 +108,33 @@ def crossval_table(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, *ends])
 
 
+def calibrators_table(compared: dict[str, Any]) -> str:
+    """Return a table of calibrators, each judged out of fold, and which one is recommended.
+
+    Args:
+        compared: the content of calibrators.json.
+    """
+    errors = [LABELS[metric] for metric in HEAD_ERRORS]
+    rows: list[Sequence[str]] = [("calibrator", "NLL", "95 % interval", "difference", "p", *errors, "Dice", "after")]
+    notes = [f"recommended: {compared['recommended']}, the simplest whose NLL is not worse than the smallest"]
+    for kind, entry in compared["calibrators"].items():
+        values, (low, high) = entry["metrics"]["image"], entry["intervals"]["image"]["nll"]
+        difference = next(row for row in entry["differences"] if (row["metric"], row["of"]) == ("nll", None))
+        rows.append(
+            (
+                kind,
+                number(values["nll"]),
+                f"{number(low)} to {number(high)}",
+                number(difference["difference"], 4, "+"),
+                number(difference["p"], 3),
+                *(number(values["foreground_mean"][metric]) for metric in HEAD_ERRORS),
+                *(number(entry["dice"][stage]) for stage in ("before", "after")),
+            )
+        )
+        if few := entry["fit"].get("take_temperature"):
+            notes.append(f"{kind}: {len(few)} of the classes or regions have too few voxels, and take T")
+    return "\n".join([*aligned(rows), "", *notes])
+
+
 def _temperature(fit: dict[str, Any]) -> tuple[str, str]:
     return number(fit["temperature"]), number(fit["standard_error"])

@@ -6,14 +6,25 @@ network that predicted it, and maybe the case itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_calib.results.error_tree import definitions
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nnunet_calib.io.atomic_files import write_json
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
+from nnunet_calib.metrics.significance import paired_difference, resampling_counts
+from nnunet_calib.posthoc import KINDS
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
+from nnunet_calib.results.error_tree import average, case_error, definitions, described, mean_of_known
 from nnunet_calib.results.fold_summary import FittedOn, summary_content, temperature_content, write_results
-from nnunet_calib.results.judged_cases import results
-from nnunet_calib.results.layout import ModelFolder
+from nnunet_calib.results.heads import Heads
+from nnunet_calib.results.judged_cases import MeasuredCase, errors_after, results
+from nnunet_calib.results.layout import CALIBRATORS, ModelFolder
 from nnunet_calib.results.measured_folds import (
     FoldResult,
     find_folds,
@@ -22,7 +33,8 @@ from nnunet_calib.results.measured_folds import (
     read_measured,
     versions_note,
 )
-from nnunet_calib.results.schemas import CALIBRATED, untrained_note
+from nnunet_calib.results.schemas import CALIBRATED, Tree, untrained_note
+from nnunet_calib.results.uncertainty import intervals
 
 ENSEMBLE_NOTE = (
     "T was fitted on predictions of single networks; how far it is from what an ensemble of the folds needs cannot be "
@@ -30,7 +42,21 @@ ENSEMBLE_NOTE = (
 )
 
 
-def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_missing: bool = False) -> Path:
+# What is compared with the temperature: of the foreground, of the top label, and of all classes.
+_COMPARED = (
+    *((metric, of) for of in ("foreground_mean", "top_label") for metric in HEAD_ERRORS),
+    *((metric, None) for metric in SCORES),
+)
+SURE = 0.05  # p below which one calibrator's NLL is called worse than another's
+
+
+def merge_folds(
+    model_folder: ModelFolder,
+    folds: Sequence[int | str],
+    *,
+    allow_missing: bool = False,
+    calibrators: Sequence[str] = (),
+) -> Path:
     """Merge the calibration files of folds into temperature.json and summary.json.
 
     Memory: that of `measured_cases`, with 0.1 MB for the errors of each case. What is not held is read about six times.
@@ -39,6 +65,7 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
         model_folder: of nnU-Net, with the folders `fold_X`.
         folds: at least two numbers.
         allow_missing: leave out cases without statistics, and name them, instead of refusing.
+        calibrators: kinds to compare in calibrators.json; none leaves that file out.
 
     Returns:
         The folder that was written.
@@ -46,6 +73,8 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     Raises:
         ValueError: in one sentence, if folds or cases are missing or do not belong together, or have no voxel.
     """
+    if unknown := [kind for kind in calibrators if kind not in KINDS]:
+        raise ValueError(f"expected kinds of calibrators among {', '.join(KINDS)}, got {unknown[0]}: name one of these")
     found = find_folds(model_folder, folds, allow_missing=allow_missing)
     cases, missing = read_measured(found, allow_missing=allow_missing)
     numbers = [result.fold for result in found]
@@ -84,8 +113,102 @@ def merge_folds(model_folder: ModelFolder, folds: Sequence[int | str], *, allow_
     )
     target = model_folder.crossval(numbers)
     target.mkdir(parents=True, exist_ok=True)
+    compared = compare_calibrators(cases, numbers, heads, calibrators) if calibrators else None
     write_results(target, summary, temperature)
+    if compared is not None:
+        about = {name: temperature[name] for name in ("format_version", "nnunet_calib", "model")}
+        origin = {name: temperature[name] for name in ("in_sample", "seen_in_training", "folds", "cases", "note")}
+        write_json(about | compared | origin, target / CALIBRATORS)
     return target
+
+
+def compare_calibrators(
+    cases: Sequence[MeasuredCase], folds: Sequence[int], heads: Heads, kinds: Sequence[str]
+) -> dict[str, Any]:
+    """Return what calibrators.json says of kinds of calibrators, each case judged by one of the other folds.
+
+    Args:
+        cases: of all folds, each with a voxel that counts.
+        folds: their numbers, two or more.
+        heads: of the networks.
+        kinds: of `KINDS`, to which the temperature is added.
+    """
+    pool = frozenset(folds)
+    sets = {fold: pool - {fold} for fold in folds}
+    counts = resampling_counts(len(cases))
+    values: dict[str, dict[tuple[str, str | None], list[float]]] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for kind in [kind for kind in KINDS if kind in kinds or kind == Temperature.kind]:  # from simple to complex
+        fits = fit_folds(cases, {None: pool, **sets}, kind)
+        used = [fits[case.fold].calibrator for case in cases]
+        after = errors_after(cases, used, heads)
+        values[kind] = {(metric, of): [_error(tree["image"], metric, of) for tree in after] for metric, of in _COMPARED}
+        dice = np.array([_dice(case, calibrator, heads) for case, calibrator in zip(cases, used, strict=True)])
+        width = cases[0].boundary_mm
+        entries[kind] = {
+            "fit": fits[None].to_json(),
+            "without_fold": {str(fold): fits[fold].to_json() for fold in folds},
+            "metrics": described(average(after, heads), width),
+            "intervals": described(intervals(after, heads), width),
+            "differences": [
+                {
+                    "metric": metric,
+                    "of": of,
+                    **_difference(values[kind][metric, of], values[Temperature.kind][metric, of], counts),
+                }
+                for metric, of in _COMPARED
+            ],
+            "dice": dict(zip(("before", "after"), map(mean_of_known, dice.T), strict=True)),
+        }
+    return {
+        "definitions": _CALIBRATOR_DEFINITIONS,
+        "recommended": recommended({kind: of_kind["nll", None] for kind, of_kind in values.items()}, counts),
+        "calibrators": entries,
+    }
+
+
+def recommended(nll: Mapping[str, Sequence[float]], counts: NDArray[np.float64]) -> str:
+    """Return the first kind whose NLL is not worse than the smallest mean NLL by the paired test.
+
+    Args:
+        nll: kind -> NLL of each case, from the simplest kind to the most complex.
+        counts: from `resampling_counts`.
+    """
+    best = min(nll.values(), key=mean_of_known)
+
+    def is_worse(values: Sequence[float]) -> bool:
+        found = paired_difference(values, best, counts)
+        return found.mean > 0 and found.p < SURE
+
+    return next(kind for kind, values in nll.items() if not is_worse(values))
+
+
+def _error(errors: Tree, metric: str, of: str | None) -> float:
+    """Return an error of a case: of the foreground, of the top label, or of all classes."""
+    return float(errors["top_label"][metric]) if of == "top_label" else case_error(errors, metric)
+
+
+def _difference(values: Sequence[float], baseline: Sequence[float], counts: NDArray[np.float64]) -> dict[str, Any]:
+    found = paired_difference(values, baseline, counts)
+    return {"pairs": found.pairs, "difference": found.mean, "interval": [found.low, found.high], "p": found.p}
+
+
+def _dice(case: MeasuredCase, calibrator: Calibrator, heads: Heads) -> tuple[float, float]:
+    """Return the Dice of a case before and after calibration, mean over the foreground, from its weighted voxels."""
+    sample = case.read().sample
+    z = torch.from_numpy(sample.logits.T.astype(np.float32))
+    after = calibrator.logits(z, regions=heads.regions is not None)
+    weights = sample.weights.astype(np.float64)
+    found = []
+    for logits in (z.numpy(), after.numpy()):
+        if heads.regions is not None:
+            predicted, true = logits > 0, sample.labels.T
+        else:
+            classes = np.arange(1, len(logits))[:, None]
+            predicted, true = logits.argmax(0) == classes, sample.labels == classes
+        overlap, size = (predicted & true) @ weights, predicted @ weights + true @ weights
+        found.append(mean_of_known(np.divide(2 * overlap, size, out=np.full(len(size), np.nan), where=size > 0)))
+    return found[0], found[1]
 
 
 def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator[str]:
@@ -109,3 +232,16 @@ def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:
         "temperature": "fitted on all cases of all folds by minimising the mean NLL over voxels; no error in this file "
         "is computed with it",
     }
+
+
+_CALIBRATOR_DEFINITIONS = {
+    "fit": "the calibrator fitted on all cases of all folds, for deployment; no error in this file is computed with it",
+    "without_fold": "by fold, the calibrator fitted on the cases of the other folds, by which its cases are judged",
+    "metrics": "means over the cases, each with the calibrator of the other folds, on its kept voxels",
+    "intervals": "[low, high] of these means, as in summary.json",
+    "differences": "of the whole image: calibrator - temperature, mean over the cases that have both, with its "
+    "bootstrap interval over cases and p of the two-sided Wilcoxon signed-rank test",
+    "dice": "of the segmentation before and after calibration, mean over the foreground classes and the cases, "
+    "estimated from the kept voxels; temperatures and temperatures by class leave it as it is",
+    "recommended": f"the simplest calibrator whose NLL is not worse (p < {SURE}) than the smallest",
+}

@@ -19,7 +19,7 @@ from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, is_of, load_case, results
-from nnunet_calib.results.layout import ENDINGS, FIGURES, PAGE, Fold, case_file
+from nnunet_calib.results.layout import CALIBRATORS, ENDINGS, FIGURES, PAGE, Fold, case_file
 from nnunet_calib.results.schemas import untrained_note
 from nnunet_calib.results.training_split import Split
 
@@ -264,8 +264,8 @@ def _is_same(new: Path, old: Path) -> bool:
 
 
 def _made_from_numbers(calibration_folder: Path) -> Iterator[Path]:
-    """Yield the figures and the page that are there."""
-    for name in (*(f"{name}.{ending}" for name in FIGURES for ending in ENDINGS), PAGE):
+    """Yield the figures, the page and the comparison of calibrators that are there."""
+    for name in (*(f"{name}.{ending}" for name in FIGURES for ending in ENDINGS), PAGE, CALIBRATORS):
         if (path := calibration_folder / name).is_file():
             yield path
 
@@ -279,8 +279,8 @@ def _other_cases(calibration_folder: Path, cases: Mapping[str, Path]) -> list[Pa
 
 
 def _tell(calibration_folder: Path, made: list[Path], others: list[Path]) -> None:
-    pages = sum(path.name == PAGE for path in made)
-    counts = {"figure": len(made) - pages, "case file": len(others)}
+    named = [path.name for path in made if path.name in (PAGE, CALIBRATORS)]
+    counts = {"figure": len(made) - len(named), "case file": len(others)}
     parts = [f"{number} {what}{'s' * (number > 1)}" for what, number in counts.items() if number]
-    parts += [PAGE] * pages
+    parts += named
     print(f"removed from {calibration_folder}, since it was of other numbers: {', '.join(parts)}", file=sys.stderr)

@@ -108,7 +108,8 @@ def fit_sets(
     cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]], kind: str = Temperature.kind
 ) -> Mapping[Key, Fit]:
     """Fit a calibrator to each set of cases, which are named by their numbers, in the same passes."""
-    return fit(kind, _samples(cases), sets)
+    folds = {fold: number for number, fold in enumerate(dict.fromkeys(case.fold for case in cases))}
+    return fit(kind, _samples(cases), sets, [folds[case.fold] for case in cases])
 
 
 def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[Fit, list[Calibrator | None]]:

@@ -15,6 +15,7 @@ FINAL = "checkpoint_final.pth"
 IDENTITY = ("dataset", "trainer", "plans", "configuration")
 CALIBRATION_FOLDER = "calibration"
 PAGE = "report.html"
+CALIBRATORS = "calibrators.json"
 FIGURES = (
     "reliability",
     "dataset_reliability_histogram",

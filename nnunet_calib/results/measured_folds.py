@@ -13,6 +13,7 @@ from nnunet_calib.io.json_forms import NAME, check_form, read_json
 from nnunet_calib.io.wording import one_line, shortened
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.posthoc.calibrator import Fit, Key
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.fold_summary import FORMAT_VERSION
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import Keeper, MeasuredCase, fit_sets, is_of_network, load_case, same_plans
@@ -296,10 +297,12 @@ def _load(result: FoldResult, case: str) -> CaseStatistics | None:
     return statistics if is_of_network(statistics, result.model) else None
 
 
-def fit_folds(cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]]) -> Mapping[Key, Fit]:
+def fit_folds(
+    cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]], kind: str = Temperature.kind
+) -> Mapping[Key, Fit]:
     """Fit a calibrator to each set of folds."""
     members = {key: {number for number, case in enumerate(cases) if case.fold in sets[key]} for key in sets}
-    return fit_sets(cases, members)
+    return fit_sets(cases, members, kind)
 
 
 def fits_without_fold(cases: Sequence[MeasuredCase]) -> Mapping[int, Fit]:
