@@ -229,6 +229,16 @@ def add_predictions(
     )
 
 
+def add_calibrator(command: argparse.ArgumentParser) -> None:
+    """Add the kind of calibrator to deploy."""
+    command.add_argument(
+        "--calibrator",
+        metavar="KIND",
+        help="temperature, classwise or vector, from nnunet_calib crossval --calibrators, instead of --temperature "
+        "(default: temperature)",
+    )
+
+
 def add_boundary(command: argparse.ArgumentParser, note: str = "") -> None:
     """Add --boundary-mm, the width of the boundary scope."""
     command.add_argument(

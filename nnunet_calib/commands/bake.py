@@ -4,7 +4,14 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_checkpoint, add_folds, add_model_or_folder, trained_model
+from nnunet_calib.commands.arguments import (
+    Commands,
+    add_calibrator,
+    add_checkpoint,
+    add_folds,
+    add_model_or_folder,
+    trained_model,
+)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -15,7 +22,7 @@ def _run(args: argparse.Namespace) -> None:
 
         model_folder = trained_model(args)
         folds = [*dict.fromkeys(args.folds)]
-        deployed = find_temperature(model_folder, folds, args.temperature)
+        deployed = find_temperature(model_folder, folds, args.temperature, args.calibrator)
         if note := in_sample_note(deployed.content):
             print(note, file=sys.stderr)
         baked = bake(model_folder, folds, deployed, name=args.checkpoint, portable=args.portable, trust=args.trust)
@@ -45,6 +52,7 @@ def add(commands: Commands) -> None:
         help="a number, or a temperature.json (default: that of the cross-validation that has these folds, else that "
         "of the fold)",
     )
+    add_calibrator(command)
     command.add_argument(
         "--portable",
         action="store_true",

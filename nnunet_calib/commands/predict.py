@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunet_calib.commands.arguments import (
     Commands,
+    add_calibrator,
     add_checkpoint,
     add_folds,
     add_inference,
@@ -25,6 +26,7 @@ def _run(args: argparse.Namespace) -> None:
         options = PredictionOptions(
             maps=map_options(args),
             temperature=args.temperature,
+            calibrator=args.calibrator,
             average=args.average,
             checkpoint=args.checkpoint,
             trust=args.trust,
@@ -75,6 +77,7 @@ def add(commands: Commands) -> None:
         help="a number (1 for none), a temperature.json, or folds for that of each fold (default: that of nnunet_calib "
         "crossval, else that of each fold)",
     )
+    add_calibrator(command)
     command.add_argument(
         "--average",
         choices=["logits", "probabilities"],

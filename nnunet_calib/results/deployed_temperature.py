@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.io.wording import one_line, reason, shortened
@@ -13,9 +13,9 @@ from nnunet_calib.posthoc import from_json
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.fold_summary import FittedOn, temperature_content
-from nnunet_calib.results.layout import Fold, ModelFolder
+from nnunet_calib.results.layout import CALIBRATORS, Fold, ModelFolder
 from nnunet_calib.results.measured_folds import splits_of
-from nnunet_calib.results.schemas import TEMPERATURE
+from nnunet_calib.results.schemas import CALIBRATOR_FITS, TEMPERATURE, TemperatureContent
 
 OWN = "folds"
 
@@ -92,18 +92,23 @@ class Deployed:
             )
 
 
-def find_temperature(model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None) -> Deployed:
-    """The temperature for folds of a model.
+def find_temperature(
+    model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None, kind: str | None = None
+) -> Deployed:
+    """Return the temperature, or other calibrator, for folds of a model.
 
     Args:
         model_folder: of nnU-Net, with the folders `fold_X`.
         folds: those to deploy.
         given: a number or a temperature.json; None takes that of the cross-validation with most folds among those that
             have all of `folds`, else, for a single fold, its own.
+        kind: of a calibrator that such a cross-validation has compared, instead of `given`; None means a temperature.
 
     Raises:
         ValueError: in one sentence, if there is none, or if it was not determined by data the model had not seen.
     """
+    if kind not in (None, Temperature.kind):
+        return _find_calibrator(model_folder, folds, given, str(kind))
     if given is not None:
         content = given_temperature(given)
         return Deployed(content, _relative(Path(given), model_folder) if content.get("model") else None)
@@ -118,9 +123,30 @@ def find_temperature(model_folder: ModelFolder, folds: Sequence[Fold], given: st
     return read_temperature(found, model_folder)
 
 
+def _find_calibrator(model_folder: ModelFolder, folds: Sequence[Fold], given: str | None, kind: str) -> Deployed:
+    """Return a calibrator of a kind from the calibrators.json of a cross-validation; arguments and errors as above."""
+    if given is not None:
+        raise ValueError(f"expected --calibrator or --temperature, got {kind} and {given}: leave out one of them")
+    found = merged_temperature(model_folder, folds, CALIBRATORS)
+    compared = {} if found is None else read_json(found, CALIBRATOR_FITS, "make it again with nnunet_calib crossval")
+    if found is None or kind not in compared["calibrators"]:
+        command = model_folder.command("crossval", *folds)
+        raise ValueError(
+            f"expected a calibrator of kind {kind} fitted on folds with {' '.join(map(str, folds))} of {model_folder}, "
+            f"found none: fit one with {command} --calibrators {kind}"
+        )
+    content = {name: value for name, value in compared.items() if name in get_type_hints(TemperatureContent)}
+    return _unseen(content | compared["calibrators"][kind]["fit"], found, model_folder)
+
+
 def read_temperature(found: Path, model_folder: ModelFolder) -> Deployed:
-    """The temperature in a file of the model, fitted on data it had not seen; errors as `find_temperature`."""
-    content = given_temperature(str(found))
+    """Return the temperature in a file of the model, fitted on data it had not seen; errors as `find_temperature`."""
+    return _unseen(given_temperature(str(found)), found, model_folder)
+
+
+def _unseen(content: dict[str, Any], found: Path, model_folder: ModelFolder) -> Deployed:
+    """Return the calibrator that a file of the model describes, if it was fitted on data the model had not seen."""
+    _check_determined(content, str(found))
     seen = _seen_in_training(content, model_folder)
     if content.get("in_sample") or seen:
         named = f" ({shortened(seen)})" if seen else ""
@@ -141,10 +167,10 @@ def _seen_in_training(content: dict[str, Any], model_folder: ModelFolder) -> lis
     return sorted({case for fold in folds for case in splits[fold].overlap} & {*content.get("cases", ())})
 
 
-def merged_temperature(model_folder: ModelFolder, folds: Sequence[Fold]) -> Path | None:
-    """The temperature.json of the cross-validation with most folds that has all of these."""
+def merged_temperature(model_folder: ModelFolder, folds: Sequence[Fold], name: str = "temperature.json") -> Path | None:
+    """Return the temperature.json, or other file, of the cross-validation with most folds that has all of these."""
     found: dict[int, list[Path]] = {}
-    for names, file in model_folder.crossvals("temperature.json"):
+    for names, file in model_folder.crossvals(name):
         if {*map(str, folds)} <= {*names}:
             found.setdefault(len(names), []).append(file)
     if not found:
@@ -177,7 +203,7 @@ def _relative(file: Path, model_folder: ModelFolder) -> str:
 
 
 def find_temperatures(
-    model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None
+    model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None, kind: str | None = None
 ) -> tuple[Deployed, ...]:
     """A temperature for each fold.
 
@@ -186,10 +212,13 @@ def find_temperatures(
         folds: whose networks predict.
         given: a number or a temperature.json for all of them; "folds" for that of each fold's own validation cases;
             None takes that of the merged folds, and where they were not merged that of each fold.
+        kind: as for `find_temperature`.
 
     Raises:
         ValueError: in one sentence, if there is none, or if it was not determined by data the model had not seen.
     """
+    if kind not in (None, Temperature.kind):
+        return (find_temperature(model_folder, folds, given, kind),) * len(folds)
     if given is None and merged_temperature(model_folder, folds) is None:
         given = OWN
     if given != OWN:
@@ -224,12 +253,21 @@ def _fitted_before(file: str, wanted: str) -> dict[str, Any]:
     """Return the content of a temperature.json of any kind of calibrator."""
     try:
         content: dict[str, Any] = read_json(Path(file), TEMPERATURE, "fit it again")
-        calibrator = from_json(content)
+        from_json(content)
     except (OSError, ValueError) as error:
         raise ValueError(f"{wanted}, got {file} ({type(error).__name__}: {reason(error)})") from error
+    _check_determined(content, file)
+    return content
+
+
+def _check_determined(content: dict[str, Any], file: str) -> None:
+    """Raise ValueError for a fit whose data did not determine it."""
+    try:
+        calibrator = from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{error} in {file}: fit it again") from error
     if content.get("at_bound"):
         raise ValueError(
             f"expected a temperature that the data determine, found {calibrator.words('')} on the bound of the search "
             f"in {file}: look at the predictions it was fitted on, or give the number itself"
         )
-    return content

@@ -143,6 +143,7 @@ SPLIT = form_of(SplitContent)
 FOLD = form_of(FoldContent)
 TEMPERATURE = form_of(TemperatureContent)
 SUMMARY = form_of(Summary)
+CALIBRATOR_FITS = TEMPERATURE | {"calibrators": {str: {"fit": dict}}}  # of calibrators.json
 
 
 def in_sample_note(fit: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from nnunet_calib.metrics.significance import resampling_counts
 from nnunet_calib.posthoc import from_json
 from nnunet_calib.report.tables import calibrators_table
 from nnunet_calib.results.crossval import merge_folds, recommended
+from nnunet_calib.results.deployed_temperature import find_temperature, find_temperatures
 from nnunet_calib.results.judged_cases import load_case
 from tests.worlds.measured_folds import Model, made
 
@@ -76,6 +77,25 @@ def test_needed(compared):
     assert [line.split()[0] for line in table.splitlines()[1:4]] == KINDS
     assert content["folds"] == [*FOLDS]
     assert json.loads((folder / "temperature.json").read_text())["temperature"] == vector["fit"]["temperature"]
+
+
+def test_deployed(compared):
+    """`predict` and `bake` find a calibrator by its kind, with where it comes from; of others they tell the command."""
+    model, folder, content = compared
+    found = find_temperature(model.model_folder, [0, 2], kind="vector")
+    assert found.calibrator == from_json(content["calibrators"]["vector"]["fit"])
+    assert found.source == folder.relative_to(model.folder).joinpath("calibrators.json").as_posix()
+    assert found.origin() == {"file": found.source, "folds": [*FOLDS], "cases": 16, "in_sample": False}
+    found.check(model.model_folder, 0, "weights of 0")
+    with pytest.raises(ValueError, match="found one of other weights"):
+        found.check(model.model_folder, 0, "others")
+    both = find_temperatures(model.model_folder, [0, 1], kind="classwise")
+    assert [deployed.calibrator.kind for deployed in both] == ["classwise"] * 2
+    assert find_temperature(model.model_folder, [0], kind="temperature").source.endswith("temperature.json")
+    with pytest.raises(ValueError, match=r"expected --calibrator or --temperature, got vector and 2"):
+        find_temperature(model.model_folder, [0], "2", "vector")
+    with pytest.raises(ValueError, match=r"fit one with nnunet_calib crossval .* -f 7 --calibrators vector"):
+        find_temperature(model.model_folder, [7], kind="vector")
 
 
 def test_not_needed(tmp_path):

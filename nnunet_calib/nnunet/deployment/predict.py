@@ -39,6 +39,7 @@ class PredictionOptions:
     Attributes:
         maps: which maps are written, and how.
         temperature: see `find_temperatures`.
+        calibrator: kind of calibrator, see `find_temperatures`.
         average: what is averaged over the folds for the maps, one of `AVERAGES`.
         checkpoint: file name of the checkpoint in each fold.
         trust: also read checkpoints that hold objects whose code then runs.
@@ -59,6 +60,7 @@ class PredictionOptions:
 
     maps: MapOptions
     temperature: str | None = None
+    calibrator: str | None = None
     average: str = LOGITS
     checkpoint: str = FINAL
     trust: bool = False
@@ -124,7 +126,7 @@ def predict(
     device = set_threads(options.device)
     check_images(model_folder, images, options.previous_stage)
     _check_checkpoints(model_folder, folds, options)
-    temperatures = find_temperatures(model_folder, folds, options.temperature)
+    temperatures = find_temperatures(model_folder, folds, options.temperature, options.calibrator)
     for note in {in_sample_note(deployed.content): None for deployed in temperatures}:
         if note is not None:
             print(note, file=sys.stderr)

@@ -1,5 +1,6 @@
 """What a baked checkpoint predicts, and what it keeps of the original."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ import nnunet_calib
 from nnunet_calib import apply_temperature
 from nnunet_calib.nnunet.checkpoints import load_checkpoint, weights_fingerprint
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED, ENTRY
+from nnunet_calib.posthoc.logits import calibrated, log_probabilities
+from nnunet_calib.posthoc.vector import Vector
 from nnunet_calib.results.layout import FINAL
 from tests.worlds.baked import TRAINER
 
@@ -49,6 +52,25 @@ def test_probabilities(untrained, monkeypatch, configuration, folds):
     original, baked = (model.probabilities(folder, name, folds) for name in (FINAL, CALIBRATED))
     expected = apply_temperature(original, T, regions="regions" in folder.parent.name)
     assert np.abs(baked - expected).max() < 1e-4  # 5.7e-5 from p = 1 - 2^-24, the last below 1, at which it clamps
+    assert np.abs(baked - original).max() > 0.1
+
+
+@both_modes
+def test_vector(untrained, monkeypatch, tmp_path, world):
+    """Factors and offsets are in the last layer: nnU-Net alone predicts what `predict` applies them to."""
+    monkeypatch.setattr("nnunetv2.inference.predict_from_raw_data.torch", SinglePrecision())
+    model = untrained("2d")
+    folder = Path(model.make(0, seed=0).output_folder_base)
+    original = model.probabilities(folder, FINAL, (0,))
+    heads, regions = len(original), "regions" in folder.parent.name
+    factors, offsets = np.linspace(0.5, 0.9, heads), np.linspace(-0.3, 0.4, heads)
+    calibrator = Vector(T, tuple(factors), tuple(offsets), regions)
+    file = tmp_path / "vector.json"
+    file.write_text(json.dumps(calibrator.to_json()))
+    assert model.bake("-f", "0", "--temperature", str(file)) == 0
+    baked = model.probabilities(folder, CALIBRATED, (0,))
+    expected = calibrated(log_probabilities(original, regions=regions), calibrator, regions=regions)
+    assert np.abs(baked - expected).max() < 1e-4
     assert np.abs(baked - original).max() > 0.1
 
 
