@@ -141,7 +141,7 @@ def compare_calibrators(
     for kind in [kind for kind in KINDS if kind in kinds or kind == Temperature.kind]:  # from simple to complex
         fits = fit_folds(cases, {None: pool, **sets}, kind)
         used = [fits[case.fold].calibrator for case in cases]
-        after = errors_after(cases, used, heads)
+        after, _ = errors_after(cases, used, heads)
         values[kind] = {(metric, of): [_error(tree["image"], metric, of) for tree in after] for metric, of in _COMPARED}
         dice = np.array([_dice(case, calibrator, heads) for case, calibrator in zip(cases, used, strict=True)])
         width = cases[0].boundary_mm
