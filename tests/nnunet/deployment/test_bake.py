@@ -70,7 +70,9 @@ def test_vector(untrained, monkeypatch, tmp_path, world):
     assert model.bake("-f", "0", "--temperature", str(file)) == 0
     baked = model.probabilities(folder, CALIBRATED, (0,))
     expected = calibrated(log_probabilities(original, regions=regions), calibrator, regions=regions)
-    assert np.abs(baked - expected).max() < 1e-4
+    inside = original.min(0) > 0  # nnU-Net's crop: around it there are no logits
+    assert inside.mean() > 0.1
+    assert np.abs(baked - expected)[:, inside].max() < 1e-4
     assert np.abs(baked - original).max() > 0.1
 
 
