@@ -1,4 +1,4 @@
-"""Models that are compared: what each says of its cases, and whether they may be compared."""
+"""Reading the models of a comparison, and checking that they can be compared."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class JudgedCase:
     """One case of one model.
 
     Attributes:
-        fold: whose network predicted it.
-        voxels: that count.
-        calibrator: that was fitted without it; None if there is none.
-        dice: nnU-Net's, mean over the foreground classes that have one; NaN if none has.
-        errors: uncalibrated and calibrated, as `brief` gives them.
-        sums: of the same, for pooled errors.
+        fold: fold whose network predicted the case.
+        voxels: number of voxels that count.
+        calibrator: calibrator fitted without the case; None if there is none.
+        dice: nnU-Net's Dice, mean over the foreground classes that have one; NaN if none has.
+        errors: errors before and after calibration, from `brief`.
+        sums: sums before and after calibration, for pooled errors.
     """
 
     fold: int
@@ -46,11 +46,11 @@ class ComparedModel:
     """A model and its cases.
 
     Attributes:
-        name: what tells it from the others.
-        model: what identifies it, with the weights of each fold's network.
-        heads: of its networks.
-        cases: by name.
-        expected: names of all cases that should be there.
+        name: shortest name that tells the model from the others.
+        model: identity of the model, with the weights of each fold's network.
+        heads: heads of its networks.
+        cases: case name -> case.
+        expected: names of all validation cases, measured or not.
         without_dice: folds without nnU-Net's summary.json.
         boundary_mm: half width of the boundary scope.
         trained_on: number of training cases of each fold that recorded its split.
@@ -69,11 +69,11 @@ class ComparedModel:
 def read_models(
     model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
 ) -> list[ComparedModel]:
-    """Read the models, each with only its errors in memory, and name them by what differs between them.
+    """Read the models, keep only their errors in memory, and name the models by the parts that differ.
 
     Raises:
-        ValueError: in one sentence, if there are fewer than two, one is named twice, a fold was not measured, or they
-            have other labels or other cases (unless `allow_missing`), or cases of other voxels.
+        ValueError: in one sentence, if there are fewer than two models, if a model is named twice, if a fold was not
+            measured, or if the models differ in labels, in cases (unless `allow_missing`) or in the voxels of a case.
     """
     names = [folder.path.name for folder in model_folders]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
@@ -145,12 +145,15 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
 
 
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
-    """From nnU-Net's summary.json, where a class has no Dice (NaN) if neither labels nor prediction hold it."""
+    """Read the mean foreground Dice of each case from nnU-Net's summary.json.
+
+    A class has no Dice (NaN) in a case if neither the labels nor the prediction hold it.
+    """
     found = {}
     form = {"metric_per_case": [{"prediction_file": str, "metrics": {str: {"Dice": SHARE}}}]}
     again = "validate again with nnUNetv2_train ... --val"
     for number, row in enumerate(read_json(file, form, again)["metric_per_case"]):
-        name = PureWindowsPath(row["prediction_file"]).name  # which takes both kinds of slashes
+        name = PureWindowsPath(row["prediction_file"]).name  # understands both kinds of slashes
         dice = {_labels_of(key): metrics["Dice"] for key, metrics in row["metrics"].items()}
         for key, label in zip(heads.foreground, heads.foreground_labels, strict=True):
             if label not in dice:
@@ -160,7 +163,7 @@ def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float
 
 
 def _labels_of(key: str) -> tuple[int, ...]:
-    """The labels that a key of nnU-Net's names: 1, (1, 2), or (1.0, 2.0) as a dataset.json may have them."""
+    """Return the labels in a key of nnU-Net's: 1, (1, 2), or (1.0, 2.0) if dataset.json has floats."""
     return tuple(int(number) for number in re.findall(r"(\d{1,9})(?:\.\d+)?", key))
 
 
@@ -170,7 +173,7 @@ def _file_ending(dataset_json: Path) -> str:
 
 
 def _check_comparable(models: Sequence[ComparedModel]) -> None:
-    """Each against the first: heads, networks, and the voxels of the cases that both have."""
+    """Check heads, networks and the voxels of shared cases, each model against the first."""
     first = models[0]
     owner: dict[str, str] = {}
     for model in models:
@@ -213,7 +216,7 @@ def _check_same_cases(models: Sequence[ComparedModel]) -> None:
 
 
 def dice_of_cases(model_folder: ModelFolder, folds: Sequence[Fold]) -> dict[str, float]:
-    """Case -> nnU-Net's Dice, mean over the foreground classes; without those of folds that lack its summary.json."""
+    """Return case -> nnU-Net's mean foreground Dice, without the cases of folds that lack nnU-Net's summary.json."""
     dice: dict[str, float] = {}
     description = model_folder.path / "dataset.json"
     restore = "restore nnU-Net's"

@@ -1,6 +1,6 @@
-"""Models side by side, paired over the cases they share.
+"""Comparison of models, paired over the cases they share.
 
-Of each metric: the means, the differences from the first model, and how sure they are.
+Each metric has the means, the differences from the first model, and their uncertainty.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _EVERY_STAGE = "both"
 
 
 class Quantity(NamedTuple):
-    """What is compared: a metric, of the foreground classes, of the top label or of all, in a scope."""
+    """A compared metric, of the foreground classes, of the top label or of all classes, in a scope."""
 
     metric: str
     of: str | None
@@ -56,7 +56,7 @@ class Quantity(NamedTuple):
         return self._of_case(case, stage, self.metric)
 
     def by_chance(self, cases: Sequence[JudgedCase], stage: str) -> float | None:
-        """Return the mean over cases of what chance leaves of the metric; None for a metric without such a value."""
+        """Return the mean over cases of the error by chance; None for a metric without one."""
         name = BY_CHANCE.get(self.metric)
         return None if name is None else mean_of_known(self._of_case(case, stage, name) for case in cases)
 
@@ -65,11 +65,11 @@ class Quantity(NamedTuple):
         return float(errors["top_label"][metric]) if self.of == "top_label" else case_error(errors, metric)
 
     def pooled(self, tree: Tree) -> Any:
-        """Return the values in a tree of pooled errors."""
+        """Return the quantity's values from a tree of pooled errors."""
         return (tree[self.scope][self.of] if self.of else tree[self.scope])[self.metric]
 
 
-# Among the voxels of the foreground the errors of a class say little: the background's frequency there is 0.
+# In the scope of the foreground, the errors of a class say little: the background's frequency there is 0.
 QUANTITIES = (
     Quantity("dice", "foreground_mean", "image"),
     *(Quantity(metric, "foreground_mean", "image") for metric in HEAD_ERRORS),
@@ -105,7 +105,7 @@ _CALIBRATED = "each case with the temperature of {} of its own model, on the kep
 
 
 def trainings_note(folds: int) -> str:
-    """Return what intervals and p tell of other cases and of other trainings, by the number of folds."""
+    """Return the note on what intervals and p say about new cases and new trainings, given the number of folds."""
     models = "p is corrected for the number of models, not for the number of metrics."
     if folds < LEAST_FOLDS:
         named = "this fold" if folds == 1 else f"these {folds} folds"
@@ -122,19 +122,19 @@ def trainings_note(folds: int) -> str:
 def compare_models(
     model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
 ) -> dict[str, Any]:
-    """Compare models of one dataset with the first one of them.
+    """Compare models of one dataset with the first of them.
 
     Args:
-        model_folders: of nnU-Net, with the folders `fold_X`; at least two.
-        folds: numbers. Two or more: a case is judged by the temperature of the other folds of its model. One: by one
-            that was fitted on other cases of the fold.
-        allow_missing: compare the cases that all models have, and name the others, instead of refusing.
+        model_folders: at least two of nnU-Net's folders of models, with the folders `fold_X`.
+        folds: numbers of the folds. With two or more, each case is judged with the temperature of the other folds of
+            its model; with one, with a temperature fitted on other cases of the fold.
+        allow_missing: compare the cases that all models have and name the others, instead of refusing.
 
     Returns:
         The content of comparison.json, with NaN where the file has null.
 
     Raises:
-        ValueError: in one sentence, as `read_models`, and if the models share no case.
+        ValueError: in one sentence, as for `read_models`, and if the models share no case.
     """
     models = read_models(model_folders, folds, allow_missing=allow_missing)
     cases = sorted(set.intersection(*({*model.cases} for model in models)))
@@ -189,7 +189,7 @@ def compare_models(
 
 
 class _Pooled(NamedTuple):
-    """Pooled errors of a model as trees, of its cases and of resamples of them."""
+    """Trees of a model's pooled errors, of its cases and of resamples of them."""
 
     values: Tree
     resampled: Tree
@@ -230,7 +230,7 @@ def _compared(
     pooled: Sequence[_Pooled] | None,
     test_to_train: float,
 ) -> dict[str, Any]:
-    """Return one metric of all models: one family of tests."""
+    """Return one metric of all models, whose p-values are corrected together."""
     values = [np.array([quantity.value(m.cases[case], stage) for case in cases]) for m in models]
     differences = [paired_difference(v, values[0], counts) for v in values[1:]]
     corrected = [None, *map(float, holm([d.p for d in differences]))]
@@ -264,7 +264,7 @@ def _compared(
 
 
 def _training_rows(differences: Sequence[Sequence[float]], test_to_train: float) -> list[dict[str, Any]]:
-    """Return the entries over trainings of all models, from the differences of the folds of all but the first."""
+    """Return each model's entries over trainings, given the differences of each fold for all models but the first."""
     found = [training_difference(of_folds, test_to_train) for of_folds in differences]
     corrected = holm([t.p for t in found])
     names = ("folds", "difference_training_interval", "p_training", "p_training_holm")
@@ -278,7 +278,7 @@ def _means_of_folds(differences: NDArray[np.float64], folds: NDArray[np.int64]) 
 
 
 def _test_to_train(models: Sequence[ComparedModel], folds: Sequence[int]) -> float:
-    """Return how many cases a fold validates for each one it trains on; NaN for a single fold without a split."""
+    """Return the ratio of validation to training cases of a fold; NaN for a single fold without a recorded split."""
     ratios = []
     for fold in folds:
         for model in models:
@@ -289,7 +289,7 @@ def _test_to_train(models: Sequence[ComparedModel], folds: Sequence[int]) -> flo
 
 
 def _calibrators(model: ComparedModel, cases: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return mean and range over the shared cases of each number of their calibrators."""
+    """Return mean and range over the shared cases for each parameter of their calibrators."""
     described = [as_json(model.cases[case].calibrator) for case in cases]
     found: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(name for one in described for name, value in one.items() if isinstance(value, float)):
@@ -299,7 +299,7 @@ def _calibrators(model: ComparedModel, cases: Sequence[str]) -> dict[str, dict[s
 
 
 def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
-    """In what the models differ, or their numbers, beside their names."""
+    """Yield a note for each difference in training, checkpoint or version between the models."""
     first = models[0]
     for model in models:
         if note := untrained_note(model.model, model.name):
@@ -327,7 +327,7 @@ def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
 def _notes(
     models: Sequence[ComparedModel], cases: Sequence[str], folds: Sequence[int], results: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Return the caveats for a reader of the numbers."""
     notes = []
     if len(folds) == 1:
         notes.append(

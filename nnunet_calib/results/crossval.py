@@ -1,7 +1,7 @@
-"""The folds of a cross-validation as one result: a temperature to deploy, and errors it may be judged by.
+"""Merging the folds of a cross-validation: a temperature to deploy, and out-of-fold errors to judge it by.
 
-A case is judged by a temperature that was fitted on the other folds: one fitted with its own fold would know the
-network that predicted it, and maybe the case itself.
+Each case is judged with a temperature fitted on the other folds. A temperature fitted on the case's own fold would have
+seen the network that predicted it, and perhaps the case itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ENSEMBLE_NOTE = (
 )
 
 
-# What is compared with the temperature: of the foreground, of the top label, and of all classes.
+# Errors compared with those of the temperature: of the foreground, of the top label, and of all classes.
 _COMPARED = (
     *((metric, of) for of in ("foreground_mean", "top_label") for metric in HEAD_ERRORS),
     *((metric, None) for metric in SCORES),
@@ -59,16 +59,16 @@ def merge_folds(
 ) -> Path:
     """Merge the calibration files of folds into temperature.json and summary.json.
 
-    Memory: that of `measured_cases`, with 0.1 MB for the errors of each case. What is not held is read about six times.
+    The errors of a case take 0.1 MB of memory. Cases that are not held in memory are read about six times.
 
     Args:
-        model_folder: of nnU-Net, with the folders `fold_X`.
-        folds: at least two numbers.
-        allow_missing: leave out cases without statistics, and name them, instead of refusing.
-        calibrators: kinds to compare in calibrators.json; none leaves that file out.
+        model_folder: nnU-Net's folder of the model, with the folders `fold_X`.
+        folds: numbers of at least two folds.
+        allow_missing: leave out cases without statistics and name them, instead of refusing.
+        calibrators: kinds to compare in calibrators.json; if empty, that file is not written.
 
     Returns:
-        The folder that was written.
+        The folder with the written files.
 
     Raises:
         ValueError: in one sentence, if folds or cases are missing or do not belong together, or have no voxel.
@@ -125,13 +125,13 @@ def merge_folds(
 def compare_calibrators(
     cases: Sequence[MeasuredCase], folds: Sequence[int], heads: Heads, kinds: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what calibrators.json says of kinds of calibrators, each case judged by one of the other folds.
+    """Compare kinds of calibrators out of fold, and return the content of calibrators.json.
 
     Args:
-        cases: of all folds, each with a voxel that counts.
-        folds: their numbers, two or more.
-        heads: of the networks.
-        kinds: of `KINDS`, to which the temperature is added.
+        cases: cases of all folds, each with a voxel that counts.
+        folds: numbers of two or more folds.
+        heads: heads of the networks.
+        kinds: kinds from `KINDS`; the temperature is always added.
     """
     pool = frozenset(folds)
     sets = {fold: pool - {fold} for fold in folds}
@@ -172,7 +172,7 @@ def recommended(nll: Mapping[str, Sequence[float]], counts: NDArray[np.float64])
 
     Args:
         nll: kind -> NLL of each case, from the simplest kind to the most complex.
-        counts: from `resampling_counts`.
+        counts: resampling counts of the cases, from `resampling_counts`.
     """
     best = min(nll.values(), key=mean_of_known)
 
@@ -194,7 +194,7 @@ def _difference(values: Sequence[float], baseline: Sequence[float], counts: NDAr
 
 
 def _dice(case: MeasuredCase, calibrator: Calibrator, heads: Heads) -> tuple[float, float]:
-    """Return the Dice of a case before and after calibration, mean over the foreground, from its weighted voxels."""
+    """Return the mean foreground Dice of a case before and after calibration, estimated from its voxel sample."""
     sample = case.read().sample
     z = torch.from_numpy(sample.logits.T.astype(np.float32))
     after = calibrator.logits(z, regions=heads.regions is not None)
@@ -212,7 +212,7 @@ def _dice(case: MeasuredCase, calibrator: Calibrator, heads: Heads) -> tuple[flo
 
 
 def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator[str]:
-    """In what the folds differ beside what they may, and from what their trainer promises."""
+    """Yield a note for each unexpected difference between folds, and for calibration losses that were not trained."""
     if note := untrained_note(model, "A network of these folds"):
         yield note
     if note := versions_note({f"fold {fold}": version for fold, version in model["measured_with"].items()}):

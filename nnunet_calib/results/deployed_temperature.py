@@ -1,4 +1,4 @@
-"""The temperature, or other calibrator, that a model is deployed with, and whether it is one of this model."""
+"""The temperature, or other calibrator, to deploy a model with, and the check that it belongs to the model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OWN = "folds"
 
 @dataclass(frozen=True)
 class Deployed:
-    """A calibrator and where it comes from.
+    """A calibrator and its source.
 
     Attributes:
-        content: of temperature.json; of a number, the same with nothing known of its fit.
-        source: the file, relative to the model's folder where it lies in it; None for a number.
+        content: content of temperature.json; for a number, the same entries with nothing known of a fit.
+        source: the file, relative to the model's folder if it lies there; None for a number.
     """
 
     content: dict[str, Any]
@@ -34,11 +34,11 @@ class Deployed:
 
     @property
     def calibrator(self) -> Calibrator:
-        """What is applied."""
+        """The calibrator to apply."""
         return from_json(self.content)
 
     def describe(self) -> str:
-        """Return a line for the user."""
+        """Return a line about the calibrator for the user."""
         if self.source is None:
             return f"{self.calibrator.words('.6g')}, as given"
         error, folds, cases = (self.content.get(name) for name in ("standard_error", "folds", "cases"))
@@ -52,7 +52,7 @@ class Deployed:
         return f"{line}: {self.source}"
 
     def origin(self) -> dict[str, Any]:
-        """Return how it was fitted, without what could tell of patients or machines: names of cases and of folders."""
+        """Return how it was fitted, without names of cases or folders, which could identify patients or machines."""
         cases = self.content.get("cases")
         return {
             "file": None
@@ -66,11 +66,11 @@ class Deployed:
         }
 
     def check(self, model_folder: ModelFolder, fold: Fold, weights_sha256: str) -> None:
-        """Raise ValueError, in one sentence, if it was fitted on another model, as far as it records its model."""
+        """Raise ValueError, in one sentence, if the recorded model is another one."""
         recorded = self.content.get("model") or {}
         weights = recorded.get("weights_sha256")
         if weights is not None and (weights.get(str(fold)) if isinstance(weights, dict) else weights) == weights_sha256:
-            return  # the same network, whatever its dataset has been called
+            return  # the same network, whatever the name of its dataset
         for name, value in model_folder.identity.items():
             if recorded.get(name) not in (None, value):
                 raise ValueError(
@@ -98,14 +98,15 @@ def find_temperature(
     """Return the temperature, or other calibrator, for folds of a model.
 
     Args:
-        model_folder: of nnU-Net, with the folders `fold_X`.
-        folds: those to deploy.
-        given: a number or a temperature.json; None takes that of the cross-validation with most folds among those that
-            have all of `folds`, else, for a single fold, its own.
-        kind: of a calibrator that such a cross-validation has compared, instead of `given`; None means a temperature.
+        model_folder: nnU-Net's folder of the model, with the folders `fold_X`.
+        folds: folds to deploy.
+        given: a number or a temperature.json. None takes the temperature of the largest cross-validation that has all
+            of `folds`; a single fold without one has its own.
+        kind: kind of a calibrator that the cross-validation compared, instead of `given`; None means a temperature.
 
     Raises:
-        ValueError: in one sentence, if there is none, or if it was not determined by data the model had not seen.
+        ValueError: in one sentence, if there is none, if the data did not determine it, or if the model was trained on
+            these data.
     """
     if kind not in (None, Temperature.kind):
         return _find_calibrator(model_folder, folds, given, str(kind))
@@ -124,7 +125,7 @@ def find_temperature(
 
 
 def _find_calibrator(model_folder: ModelFolder, folds: Sequence[Fold], given: str | None, kind: str) -> Deployed:
-    """Return a calibrator of a kind from the calibrators.json of a cross-validation; arguments and errors as above."""
+    """Return a calibrator from the calibrators.json of a cross-validation; see `find_temperature`."""
     if given is not None:
         raise ValueError(f"expected --calibrator or --temperature, got {kind} and {given}: leave out one of them")
     found = merged_temperature(model_folder, folds, CALIBRATORS)
@@ -140,12 +141,12 @@ def _find_calibrator(model_folder: ModelFolder, folds: Sequence[Fold], given: st
 
 
 def read_temperature(found: Path, model_folder: ModelFolder) -> Deployed:
-    """Return the temperature in a file of the model, fitted on data it had not seen; errors as `find_temperature`."""
+    """Return the temperature in a file of the model; errors as for `find_temperature`."""
     return _unseen(given_temperature(str(found)), found, model_folder)
 
 
 def _unseen(content: dict[str, Any], found: Path, model_folder: ModelFolder) -> Deployed:
-    """Return the calibrator that a file of the model describes, if it was fitted on data the model had not seen."""
+    """Return the calibrator in a file of the model, or raise ValueError if it was fitted on training cases."""
     _check_determined(content, str(found))
     seen = _seen_in_training(content, model_folder)
     if content.get("in_sample") or seen:
@@ -158,7 +159,7 @@ def _unseen(content: dict[str, Any], found: Path, model_folder: ModelFolder) -> 
 
 
 def _seen_in_training(content: dict[str, Any], model_folder: ModelFolder) -> list[str]:
-    """The cases of a fit that its networks were trained on; of older files, those that splits_final.json tells."""
+    """Return the training cases among the cases of a fit; older files do not record them, splits_final.json does."""
     if (recorded := content.get("seen_in_training")) is not None:
         return list(recorded)
     trained_as = (content.get("model") or {}).get("dataset")
@@ -168,7 +169,7 @@ def _seen_in_training(content: dict[str, Any], model_folder: ModelFolder) -> lis
 
 
 def merged_temperature(model_folder: ModelFolder, folds: Sequence[Fold], name: str = "temperature.json") -> Path | None:
-    """Return the temperature.json, or other file, of the cross-validation with most folds that has all of these."""
+    """Return the temperature.json, or another file, of the largest cross-validation that has all of these folds."""
     found: dict[int, list[Path]] = {}
     for names, file in model_folder.crossvals(name):
         if {*map(str, folds)} <= {*names}:
@@ -185,8 +186,8 @@ def merged_temperature(model_folder: ModelFolder, folds: Sequence[Fold], name: s
 
 
 def _measure(model_folder: ModelFolder, folds: Sequence[Fold]) -> str:
-    """Return what makes the temperature of folds, on this machine."""
-    if not model_folder.has_training_data():  # as where a model was installed from a zip
+    """Return, as a clause of a message, how to get the temperature of folds on this machine."""
+    if not model_folder.has_training_data():  # as for a model installed from a zip
         return (
             "its preprocessed data, with which to measure it, are not in nnUNet_preprocessed here: get a checkpoint "
             "with a temperature from where they are, which nnunet_calib bake writes"
@@ -205,17 +206,17 @@ def _relative(file: Path, model_folder: ModelFolder) -> str:
 def find_temperatures(
     model_folder: ModelFolder, folds: Sequence[Fold], given: str | None = None, kind: str | None = None
 ) -> tuple[Deployed, ...]:
-    """A temperature for each fold.
+    """Return a temperature for each fold.
 
     Args:
-        model_folder: of nnU-Net, with the folders `fold_X`.
-        folds: whose networks predict.
-        given: a number or a temperature.json for all of them; "folds" for that of each fold's own validation cases;
-            None takes that of the merged folds, and where they were not merged that of each fold.
+        model_folder: nnU-Net's folder of the model, with the folders `fold_X`.
+        folds: folds whose networks predict.
+        given: a number or a temperature.json for all folds, or "folds" for the temperature of each fold's own
+            validation cases. None takes the temperature of the merged folds, or each fold's own without merged ones.
         kind: as for `find_temperature`.
 
     Raises:
-        ValueError: in one sentence, if there is none, or if it was not determined by data the model had not seen.
+        ValueError: as for `find_temperature`.
     """
     if kind not in (None, Temperature.kind):
         return (find_temperature(model_folder, folds, given, kind),) * len(folds)
@@ -226,15 +227,15 @@ def find_temperatures(
     files = [model_folder.calibration(fold) / "temperature.json" for fold in folds]
     missing = [fold for fold, file in zip(folds, files, strict=True) if not file.is_file()]
     if missing:
-        find_temperature(model_folder, missing)  # tells what makes them
+        find_temperature(model_folder, missing)  # raises, with the command that makes them
     return tuple(read_temperature(file, model_folder) for file in files)
 
 
 def given_temperature(value: str) -> dict[str, Any]:
-    """Return the content of a temperature.json, or the same of a number.
+    """Return the content of a temperature.json, or the same entries for a number.
 
     Raises:
-        ValueError: if it is neither, or if the fit did not determine the temperature.
+        ValueError: if the value is neither, or if the data did not determine the temperature.
     """
     wanted = "expected a temperature above 0, or a temperature.json of nnunet_calib"
     try:
@@ -250,7 +251,7 @@ def given_temperature(value: str) -> dict[str, Any]:
 
 
 def _fitted_before(file: str, wanted: str) -> dict[str, Any]:
-    """Return the content of a temperature.json of any kind of calibrator."""
+    """Return the content of a temperature.json with any kind of calibrator."""
     try:
         content: dict[str, Any] = read_json(Path(file), TEMPERATURE, "fit it again")
         from_json(content)
@@ -261,7 +262,7 @@ def _fitted_before(file: str, wanted: str) -> dict[str, Any]:
 
 
 def _check_determined(content: dict[str, Any], file: str) -> None:
-    """Raise ValueError for a fit whose data did not determine it."""
+    """Raise ValueError for a calibrator that its data did not determine."""
     try:
         calibrator = from_json(content)
     except ValueError as error:

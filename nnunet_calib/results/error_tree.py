@@ -1,4 +1,4 @@
-"""The numbers of a fold's summary.json: errors of a case, their means over cases, and their sampling errors."""
+"""The numbers of a fold's summary.json as trees: errors of a case, and their means over cases."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _PER_HEAD = tuple(dict.fromkeys([*HEAD_ERRORS, "ace_min_count", *SUMMARY_ERRORS]
 
 
 def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
-    """Return the errors of one case: scope -> per_class, top_label, top_label with other bins, and scores."""
+    """Measure the errors of one case: scope -> per_class, top_label, top_label with other bins, and scores."""
     result: Tree = {}
     for scope in SCOPES:
         errors = dict(calibration_errors(statistics, NUM_BINS, scope))
         ace = BinSums.of(statistics, NUM_BINS, scope).errors(MIN_COUNT)["ace"]
-        errors["ace_min_count"] = np.where(np.isnan(errors["ece"]), np.nan, ace[:-1])  # absent classes have none
+        errors["ace_min_count"] = np.where(np.isnan(errors["ece"]), np.nan, ace[:-1])  # absent classes have no errors
         errors["top_label_ace_min_count"] = ace[-1]
         result[scope] = {
             "per_class": {
@@ -52,7 +52,7 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
 
 
 def brief(tree: Tree) -> Tree:
-    """Return what is written of each case: the headline metrics, with what chance leaves of them."""
+    """Return the part of the errors written for each case: the headline metrics and their errors by chance."""
     return {
         scope: {
             "per_class": {key: {m: errors[m] for m in CASE_ERRORS} for key, errors in of_case["per_class"].items()},
@@ -64,7 +64,7 @@ def brief(tree: Tree) -> Tree:
 
 
 def average(per_case: Sequence[Tree], heads: Heads) -> Tree:
-    """Means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
+    """Return means over the cases that have the class, then (mean, foreground_mean) over classes, as nnU-Net does."""
     result = combine(mean_of_known, *per_case)
     add_class_means(result, heads, mean_of_known)
     for scope, means in result.items():
@@ -82,18 +82,18 @@ def add_class_means(result: Tree, heads: Heads, mean: Callable[[list[Any]], Any]
 
 
 class RunningMeans:
-    """Means over cases of trees with an array at each place, from sums and counts: no case is kept."""
+    """Means over cases of trees with an array at each leaf, from sums and counts, without keeping the cases."""
 
     def __init__(self) -> None:
         self._sums: Tree | None = None
 
     def add(self, tree: Tree) -> None:
-        """Add a case, in which NaN does not count."""
+        """Add a case; NaN does not count."""
         sums = combine(lambda values: np.stack([np.nan_to_num(values[0]), ~np.isnan(values[0])]), tree)
         self._sums = sums if self._sums is None else combine(sum, self._sums, sums)
 
     def means(self, heads: Heads) -> Tree:
-        """As `average`, at each place of the arrays; NaN where no case has a value."""
+        """Return the means as `average` does, element by element; NaN where no case has a value."""
         result = combine(lambda values: values[0][0] / np.where(values[0][1], values[0][1], np.nan), self._sums or {})
         add_class_means(result, heads, _nanmean_of_arrays)
         return result
@@ -106,7 +106,7 @@ def _nanmean_of_arrays(values: list[NDArray[np.float64]]) -> NDArray[np.float64]
 
 
 def combine(function: Callable[[list[Any]], Any], *trees: Tree) -> Tree:
-    """A tree of the function of the numbers at the same place of each tree; counts, which are whole, are left out."""
+    """Combine trees leaf by leaf with a function of a list of numbers; integers, which are counts, are left out."""
     return {
         key: combine(function, *(tree[key] for tree in trees))
         if isinstance(value, dict)
@@ -117,18 +117,18 @@ def combine(function: Callable[[list[Any]], Any], *trees: Tree) -> Tree:
 
 
 def mean_of_known(values: Iterable[float | None]) -> float:
-    """Return the mean of the values that are there, neither null nor NaN; NaN if none is."""
+    """Return the mean of the values other than None and NaN; NaN if there are none."""
     known = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def case_error(errors: Tree, metric: str) -> float:
-    """Return a metric of a case in a scope: of an error of the classes its mean over the foreground; NaN without any.
+    """Return a metric of a case in a scope: a score, or the foreground mean of an error; NaN without a value.
 
     Args:
-        errors: of the case in the scope, as `brief` has them, with null or NaN where there is no value. Older versions
-            wrote no errors by chance.
-        metric: its name.
+        errors: the case's errors in the scope, as from `brief`, with null or NaN for missing values. Files of older
+            versions lack errors by chance.
+        metric: name of the metric.
     """
     if metric in errors:
         return mean_of_known([errors[metric]])
@@ -136,7 +136,7 @@ def case_error(errors: Tree, metric: str) -> float:
 
 
 def described(tree: Tree, boundary_mm: float, combined: str = "averaged_over") -> Tree:
-    """Each scope's numbers with what they depend on beside them."""
+    """Return the tree with the settings that each scope's numbers depend on beside them."""
     counts = {name: 1 for name in SUMMARY_ERRORS if BY_NAME[name].counted} | {"ace_min_count": MIN_COUNT}
     result = {}
     for scope, values in tree.items():
@@ -147,7 +147,7 @@ def described(tree: Tree, boundary_mm: float, combined: str = "averaged_over") -
 
 
 def scope_definitions(boundary_mm: float) -> dict[str, str]:
-    """Which voxels each scope holds."""
+    """Return the definition of each scope: the voxels it holds."""
     return {
         "image": "all voxels of the exported image that are not ignored",
         "foreground": "voxels whose true label is not background",
@@ -156,7 +156,7 @@ def scope_definitions(boundary_mm: float) -> dict[str, str]:
 
 
 def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
-    """What the names in the file mean; `cross_fits` is None where the temperature was not fitted on these cases."""
+    """Return the definitions of names in a file; `cross_fits` is None if the temperature comes from other cases."""
     fitted = {
         CALIBRATED: "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
         f"{cross_fits} groups), on the kept voxels of the case",

@@ -1,4 +1,4 @@
-"""The calibration files of a fold: what is written from the statistics of its cases."""
+"""The calibration files of a fold, written from the statistics of its cases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 def read_cases(
     calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any], boundary_mm: float
 ) -> tuple[list[MeasuredCase], list[str]]:
-    """The cases measured with this model and width, sorted, and the names of the others (no file, or other weights)."""
+    """Read the cases measured with this model and width, in order, and return them with the names of all others."""
     found, missing, keeper = [], [], Keeper(heads)
     for case in sorted(cases):
         path = case_file(calibration_folder, case)
@@ -45,14 +45,14 @@ def read_cases(
 
 @dataclass(frozen=True)
 class FittedOn:
-    """What a calibrator was fitted on.
+    """Data that a calibrator was fitted on.
 
     Attributes:
-        model: what identifies the networks; None if they are unknown.
+        model: identity of the networks; None if unknown.
         cases: names of the cases.
-        folds: whose validation cases these are; None if they are of unknown origin.
-        seen_in_training: names of the cases that the networks were trained on; None if that is not known.
-        in_sample: whether networks were trained on cases; None if that is not known.
+        folds: folds that validate the cases; None if the origin of the cases is unknown.
+        seen_in_training: names of the cases that the networks were trained on; None if unknown.
+        in_sample: whether the networks were trained on some of the cases; None if unknown.
     """
 
     model: dict[str, Any] | None = None
@@ -63,12 +63,12 @@ class FittedOn:
 
     @classmethod
     def of_fold(cls, model: dict[str, Any], cases: Sequence[str], split: Split | None) -> FittedOn:
-        """Return it for cases that one network has predicted, with the split of its training, None if unknown."""
+        """Describe cases predicted by one network, given the split of its training, or None if that is unknown."""
         fold = model["fold"]
         if fold is None:  # predictions of unknown origin
             return cls(model, cases)
         seen = None if split is None else [case for case in cases if case in {*split.training}]
-        return cls(model, cases, [fold], seen, bool(seen) or fold == "all")  # which validates on its training cases
+        return cls(model, cases, [fold], seen, bool(seen) or fold == "all")  # fold all validates on its training cases
 
 
 def temperature_content(
@@ -77,10 +77,10 @@ def temperature_content(
     """Return the content of temperature.json, with NaN and infinities where the file has null.
 
     Args:
-        fit: the values of the calibrator, and how well they are known.
-        on: what it was fitted on.
-        note: what a user of it must know; merged folds only, as `per_fold`.
-        per_fold: the fits of single folds.
+        fit: values of the calibrator and their standard errors.
+        on: data that it was fitted on.
+        note: caveats for its users; for merged folds only.
+        per_fold: fits of the single folds; for merged folds only.
     """
     version, origin = {"format_version": FORMAT_VERSION}, {"nnunet_calib": nnunet_calib.__version__}
     fitted = {
@@ -108,13 +108,13 @@ def summary_content(
     """Return the content of summary.json, with NaN where the file has null.
 
     Args:
-        model: what identifies the model.
-        heads: of the network.
+        model: identity of the model.
+        heads: heads of the network.
         temperature: the content of temperature.json.
-        judged: from `results`.
-        definitions: of the names in the file.
+        judged: errors of the cases, from `results`.
+        definitions: definitions of the names in the file.
         missing: names of the cases that were not measured.
-        cross_fitted: whether each case is judged by a calibrator that was fitted without it.
+        cross_fitted: whether each case is judged with a calibrator fitted without it.
     """
     per_fold = temperature.get("per_fold")
     left_out = {"format_version", "model", "cases", *(() if per_fold is None else ("per_fold", "nnunet_calib"))}
@@ -135,12 +135,12 @@ def summary_content(
 def fitted_temperature(
     cases: Sequence[MeasuredCase], model: dict[str, Any], split: Split | None = None
 ) -> tuple[dict[str, Any], list[Calibrator | None]]:
-    """Return the content of temperature.json, of all cases, and for each case a calibrator fitted without it.
+    """Return the content of temperature.json, fitted to all cases, and a calibrator for each case fitted without it.
 
     Args:
-        cases: that were measured.
-        model: what identifies the model.
-        split: which cases its network was trained on; None if that is not known.
+        cases: the measured cases.
+        model: identity of the model.
+        split: split that the network was trained with; None if unknown.
 
     Raises:
         ValueError: if no case has a voxel that counts.
@@ -159,15 +159,15 @@ def write_fold(
     boundary_mm: float = BOUNDARY_MM,
     split: Split | None = None,
 ) -> dict[str, Any]:
-    """Merge the case files of a fold into temperature.json and summary.json; files of other cases are removed.
+    """Merge the case files of a fold into temperature.json and summary.json, and remove the files of other cases.
 
     Args:
         calibration_folder: the fold's `validation/calibration`.
         cases: the validation cases.
-        heads: of the network.
-        model: what identifies the model; case files of other weights are not used.
-        boundary_mm: half width of the boundary scope; case files of another one are not used.
-        split: which cases its network was trained on; None if that is not known.
+        heads: heads of the network.
+        model: identity of the model; case files of other weights are not used.
+        boundary_mm: half width of the boundary scope; case files of other widths are not used.
+        split: split that the network was trained with; None if unknown.
 
     Returns:
         The content of summary.json, with NaN where the file has null.
@@ -195,16 +195,16 @@ def summarise(
     temperature: dict[str, Any],
     without: Sequence[Calibrator | None] | None,
 ) -> dict[str, Any]:
-    """The content of summary.json, with NaN where the file has null.
+    """Measure all errors and return the content of summary.json, with NaN where the file has null.
 
     Args:
-        cases: that were measured.
-        missing: names of the cases that were not.
-        heads: of the network.
-        model: what identifies the model.
+        cases: the measured cases.
+        missing: names of the cases that were not measured.
+        heads: heads of the network.
+        model: identity of the model.
         temperature: the content of temperature.json.
-        without: for each case a calibrator that was fitted without it, None where there is none and `temperature` is
-            used; None if `temperature` itself was given, and is used for all of them.
+        without: for each case the calibrator fitted without it, or None to use `temperature`. None for a given
+            temperature, which all cases are judged with.
     """
     given = from_json(temperature)
     judged = results(cases, [given] * len(cases) if without is None else without, heads, given)
@@ -227,19 +227,19 @@ def write_results(
     temperature: dict[str, Any] | None,
     case_files: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write summary.json and temperature.json, so that at no time old and new stand side by side.
+    """Write summary.json and temperature.json so that old and new files never stand side by side.
 
-    New files are complete before an old one goes. Then summary.json goes first and comes last: without it, what lies
-    in the folder is not read as results. Numbers that have not changed leave figures and page where they are.
+    No old file is removed before all new ones are complete. Then summary.json is removed first and written last:
+    without it, the folder is not read as results. Figures and page stay if the numbers have not changed.
 
     Args:
-        calibration_folder: of a fold, of merged folds or of predictions.
+        calibration_folder: calibration folder of a fold, of merged folds or of predictions.
         summary: the content of summary.json.
         temperature: the content of temperature.json; None leaves the file as it is.
-        case_files: by name of each case where its statistics lie, to be moved here; files of other cases are removed.
-            None if the folder has no cases of its own.
+        case_files: case name -> file with its statistics, to be moved here; files of other cases are removed. None if
+            the folder has no cases of its own.
     """
-    with ExitStack() as stack:  # the last that is entered takes its place first
+    with ExitStack() as stack:  # files take their places in reverse order
         new = stack.enter_context(replaced_when_complete(calibration_folder / SUMMARY))
         new.write_text(json_text(summary), encoding="utf-8")
         if temperature is not None:
@@ -264,17 +264,17 @@ def _is_same(new: Path, old: Path) -> bool:
 
 
 def _made_from_numbers(calibration_folder: Path) -> Iterator[Path]:
-    """Yield the figures, the page and the comparison of calibrators that are there."""
+    """Yield the existing figures, page and comparison of calibrators."""
     for name in (*(f"{name}.{ending}" for name in FIGURES for ending in ENDINGS), PAGE, CALIBRATORS):
         if (path := calibration_folder / name).is_file():
             yield path
 
 
 def _other_cases(calibration_folder: Path, cases: Mapping[str, Path]) -> list[Path]:
-    """Return the files of other cases; a folder in the place of one is not ours to remove."""
+    """Return the files of other cases; a folder with such a name is not ours to remove."""
     folder = case_file(calibration_folder, "").parent
     known = {case_file(calibration_folder, case) for case in cases}
-    # hidden ones are what another process is writing
+    # another process is writing the hidden ones
     return sorted(path for path in folder.glob("[!.]*.npz") if path not in known and not path.is_dir())
 
 

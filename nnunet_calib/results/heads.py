@@ -1,4 +1,4 @@
-"""Heads of a model: the classes or regions that it segments."""
+"""The heads of a model: the classes or regions that it segments."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from nnunet_calib.io.names import shown
 
 Region = tuple[int, ...]
-IGNORE = "ignore"  # a name in dataset.json
-BACKGROUND = "0"  # the key of its head, which models of regions have not: these have keys like "(1, 2)" or "1"
+IGNORE = "ignore"  # name in dataset.json
+BACKGROUND = "0"  # key of its head; models of regions have none, but keys like "(1, 2)" or "1"
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Heads:
     """The segmentation heads of a model, in the order of its channels.
 
     Attributes:
-        keys: as nnU-Net's summary.json names them: "0", "1", ..., or "(1, 2)" for a region; each of them once, with
-            "#2" behind that of a region that dataset.json has twice.
-        names: as dataset.json names them, `shown`, each of them once; a class with two names has both.
+        keys: unique keys as in nnU-Net's summary.json: "0", "1", ..., or "(1, 2)" for a region. A region that
+            dataset.json has twice gets "#2" appended to its second key.
+        names: unique names from dataset.json, as `shown` prints them; a class with two names has both.
         regions: label values of each region for region-based training, else None.
         ignore_label: label of voxels without annotation, or None.
     """
@@ -33,7 +33,7 @@ class Heads:
 
     @classmethod
     def of(cls, label_manager: Any) -> Heads:
-        """The heads that nnU-Net's label manager describes."""
+        """Return the heads that nnU-Net's label manager describes."""
         regions = label_manager.foreground_regions if label_manager.has_regions else None
         labels = [as_region(label) for label in regions or label_manager.all_labels]
         names: dict[Region, list[str]] = {label: [] for label in labels}
@@ -52,10 +52,10 @@ class Heads:
 
     @classmethod
     def of_summary(cls, content: dict[str, Any]) -> Heads:
-        """The entry `heads` of a summary.json.
+        """Return the heads in the entry `heads` of a summary.json.
 
         Raises:
-            ValueError: if there are not as many names and regions as keys, or one of these is there twice.
+            ValueError: if the numbers of keys, names and regions differ, or if a key or name is there twice.
         """
         regions, number = content["regions"], len(content["keys"])
         numbers = {len({*content["keys"]}), len(content["names"]), len({*content["names"]})}
@@ -89,7 +89,7 @@ class Heads:
 
 
 def as_region(value: Any) -> Region:
-    """The numbers of a label or region, which nnU-Net converts likewise: text and whole floats become integers."""
+    """Return the label values of a label or region, with text and whole floats as integers, as nnU-Net does."""
     return tuple(map(_whole, value)) if isinstance(value, tuple | list) else (_whole(value),)
 
 
@@ -101,7 +101,7 @@ def _whole(value: Any) -> int:
 
 
 def _each_once(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, with a number behind those that were there before."""
+    """Return the names with a number appended to repeated ones."""
     found: list[str] = []
     for name in names:
         numbered = (f"{name} #{number}" for number in itertools.count(2))

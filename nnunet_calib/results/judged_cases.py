@@ -1,7 +1,7 @@
-"""Measured cases of which only the errors stay in memory: calibrators fitted to them, and how they judge a model.
+"""Measured cases, the calibrators fitted to them, and the errors before and after calibration.
 
-Cases are read again for each pass over their voxels, so that the memory is that of one case, of the errors of all, and
-of as many cases as fit into 256 MiB: a small fold is read once.
+Only the errors of all cases, and as many whole cases as fit into 256 MiB, stay in memory. The other cases are read
+again for each pass over their voxels, one at a time; a small fold is read only once.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _SECONDS_WITHOUT_BAR = 2
 
 @dataclass(frozen=True)
 class MeasuredCase:
-    """What is kept in memory of a case.
+    """The part of a measured case that stays in memory.
 
     Attributes:
-        name: of the case.
-        fold: whose network predicted it, a number or "all"; None for predictions of unknown origin.
+        name: name of the case.
+        fold: fold of the network that predicted the case, a number or "all"; None for predictions of unknown origin.
         folder: the calibration folder.
-        weights_sha256: of that network.
+        weights_sha256: hash of that network's weights.
         boundary_mm: half width of the boundary scope.
-        voxels: of the case.
-        in_scopes: its voxels in each scope.
-        kept: voxels of its sample.
-        uncalibrated: its errors, from `measure`.
-        sums: for its pooled errors.
-        held: its statistics, if they stay in memory.
+        voxels: number of voxels.
+        in_scopes: number of voxels in each scope.
+        kept: number of voxels in the voxel sample.
+        uncalibrated: errors before calibration, from `measure`.
+        sums: sums for the pooled errors.
+        held: the statistics, if they stay in memory.
     """
 
     name: str
@@ -62,10 +62,10 @@ class MeasuredCase:
     held: CaseStatistics | None = field(default=None, repr=False)
 
     def read(self) -> CaseStatistics:
-        """Its statistics once more.
+        """Return the statistics, read again unless they are in memory.
 
         Raises:
-            ValueError: if the file is another one by now.
+            ValueError: if the file has been replaced since.
         """
         if self.held is not None:
             return self.held
@@ -80,13 +80,13 @@ class MeasuredCase:
 
 
 class Keeper:
-    """Makes `MeasuredCase`s of the statistics of cases, and holds the first ones in memory."""
+    """Factory of `MeasuredCase`s that holds the statistics of the first ones in memory."""
 
     def __init__(self, heads: Heads) -> None:
         self._heads, self._room = heads, _HELD_BYTES
 
     def keep(self, statistics: CaseStatistics, folder: Path, fold: int | str | None) -> MeasuredCase:
-        """What is kept of a case in the calibration folder of a fold."""
+        """Return the `MeasuredCase` of a case in the calibration folder of a fold."""
         parts = (statistics.histograms, statistics.sample)
         self._room -= sum(getattr(part, entry.name).nbytes for part in parts for entry in fields(part))
         return MeasuredCase(
@@ -107,7 +107,7 @@ class Keeper:
 def fit_sets(
     cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]], kind: str = Temperature.kind
 ) -> Mapping[Key, Fit]:
-    """Fit a calibrator to each set of cases, which are named by their numbers, in the same passes."""
+    """Fit a calibrator to each set of case indices, all in the same passes."""
     folds = {fold: number for number, fold in enumerate(dict.fromkeys(case.fold for case in cases))}
     return fit(kind, _samples(cases), sets, [folds[case.fold] for case in cases])
 
@@ -115,9 +115,9 @@ def fit_sets(
 def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[Fit, list[Calibrator | None]]:
     """Fit one calibrator to all cases, and for each case one without it.
 
-    The cases are dealt into five groups (fewer if there are fewer cases); a case gets the calibrator of the other
-    groups. A case without a voxel that counts gets None, and so does a single one, which leaves nothing to fit on. The
-    standard error takes only cases as independent.
+    The cases are dealt into five groups (fewer if there are fewer cases); each case gets the calibrator fitted to the
+    other groups. A case without a voxel that counts gets None, and so does a single case, which leaves nothing to fit.
+    The standard error takes only cases as independent.
 
     Raises:
         ValueError: if no case has a voxel that counts.
@@ -131,7 +131,7 @@ def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[Fit, list[Calibrator | 
 
 
 def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
-    """Which of the groups of `cross_fitted` each case is in, from the numbers of voxels kept of them."""
+    """Return the group of each case in `cross_fitted`, given the number of voxels kept of each; None without voxels."""
     groups: list[int | None] = [None] * len(kept)
     measured = [i for i, voxels in enumerate(kept) if voxels]
     if len(measured) > 1:
@@ -141,7 +141,7 @@ def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
 
 
 def _samples(cases: Sequence[MeasuredCase]) -> Callable[[], Iterator[VoxelSample]]:
-    """What reads the voxel samples of all cases, with a progress bar, each time that it is called."""
+    """Return a function that reads the voxel samples of all cases, with a progress bar, each time it is called."""
     return lambda: (case.read().sample for case in tqdm(cases, desc="fitting temperatures", delay=_SECONDS_WITHOUT_BAR))
 
 
@@ -151,9 +151,9 @@ def errors_after(
     heads: Heads,
     sampled: SampledErrors | None = None,
 ) -> tuple[list[Tree], list[CaseSums]]:
-    """Return the errors of each case with its calibrator, NaN without one, and the sums for pooled errors.
+    """Return the errors of each case with its calibrator (NaN without one), and the sums for pooled errors.
 
-    With `sampled`, their sampling errors are added up there.
+    If `sampled` is given, add the cases to it for the sampling errors.
     """
     errors: list[Tree] = []
     sums: list[CaseSums] = []
@@ -180,10 +180,10 @@ def results(
     """Return means over all cases with their intervals and sampling errors, and the rows of the cases.
 
     Args:
-        cases: all of them.
-        calibrators: by which each is judged, None where it has none.
-        heads: of the network.
-        instead: the calibrator for those that have none.
+        cases: all cases.
+        calibrators: the calibrator that each case is judged with, or None.
+        heads: heads of the network.
+        instead: the calibrator for cases that have none of their own.
     """
     used = [calibrator or instead for calibrator in calibrators]
     before, sampled = [case.uncalibrated for case in cases], SampledErrors(heads)
@@ -211,21 +211,21 @@ def results(
 
 
 def as_json(calibrator: Calibrator | None) -> dict[str, Any]:
-    """Return the values of a case's calibrator, or NaN in the place of a temperature."""
+    """Return the values of a case's calibrator; without one, a temperature of NaN."""
     return {"temperature": float("nan")} if calibrator is None else calibrator.to_json()
 
 
 def is_calibrated(row: Mapping[str, Any]) -> bool:
-    """Return whether a row has a calibrator of its own, as `as_json` has written it."""
+    """Return whether a row written with `as_json` has a calibrator of its own."""
     return "kind" in row or row.get("temperature") is not None
 
 
 def load_case(calibration_folder: Path, case: str) -> CaseStatistics:
-    """The statistics of a case.
+    """Load the statistics of a case.
 
     Raises:
-        ValueError: if its file is damaged, or is that of another case.
-        FileNotFoundError: if there is none.
+        ValueError: if the file is damaged or belongs to another case.
+        FileNotFoundError: if there is no file.
     """
     path = case_file(calibration_folder, case)
     statistics = CaseStatistics.load(path)
@@ -238,20 +238,20 @@ def load_case(calibration_folder: Path, case: str) -> CaseStatistics:
 
 
 def is_measured(calibration_folder: Path, case: str, model: dict[str, Any], boundary_mm: float) -> bool:
-    """Whether there are statistics of a case that were measured so with this model, in a file that can be read."""
+    """Return whether a readable file has statistics of the case from this model and boundary width."""
     try:
         return is_of(load_case(calibration_folder, case), model, boundary_mm)
-    except (FileNotFoundError, ValueError):  # ValueError: damaged, or of another format
+    except (FileNotFoundError, ValueError):  # ValueError: damaged or in another format
         return False
 
 
 def is_of(statistics: CaseStatistics, model: dict[str, Any], boundary_mm: float) -> bool:
-    """Whether the network and the boundary scope are the same."""
+    """Return whether statistics come from this network and boundary width."""
     return is_of_network(statistics, model) and statistics.boundary_mm == boundary_mm
 
 
 def is_of_network(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
-    """Whether the weights are the same, and the plans, which older files do not name."""
+    """Return whether statistics come from a network with these weights and plans; older files do not name the plans."""
     found = statistics.model
     if found.get("weights_sha256") != model["weights_sha256"]:
         return False
@@ -259,8 +259,8 @@ def is_of_network(statistics: CaseStatistics, model: dict[str, Any]) -> bool:
 
 
 def same_plans(one: dict[str, Any], other: dict[str, Any]) -> bool | None:
-    """Return whether two models have the same plans and labels, whatever their names; None if files do not say so."""
-    for name in ("plans_content_sha256", "plans_sha256"):  # the second is of names too: all that older files have
+    """Return whether two models have the same plans and labels, whatever their names; None if the files do not say."""
+    for name in ("plans_content_sha256", "plans_sha256"):  # older files have only the second, which also covers names
         a, b = one.get(name), other.get(name)
         if None not in (a, b):
             return bool(a == b)

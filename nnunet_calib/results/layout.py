@@ -1,4 +1,4 @@
-"""Where the files of a trained model lie, what identifies it, and the commands that make its files."""
+"""The paths of a trained model's files, its identity, and the commands that make the files."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ FIGURES = (
     "nll",
     "worst_cases",
 )
-ENDINGS = ("png", "svg", "pdf")  # bitmap, vectors for the web, vectors for LaTeX
+ENDINGS = ("png", "svg", "pdf")  # bitmap, vector graphics for the web, vector graphics for LaTeX
 _CROSSVAL = "crossval_results_folds_"
-_LONGEST_NAME = 200  # of a folder; file systems take 255 bytes
+_LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
 
 Fold = int | str
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """nnU-Net's folder of a trained model, and what identifies the model.
+    """nnU-Net's folder of a trained model, and the model's identity.
 
-    The folder is named TRAINER__PLANS__CONFIGURATION. Each of them may hold two underscores itself, so that the name
-    cannot be taken apart: they are known from what was typed, or from a file, and carried along.
+    The folder is named TRAINER__PLANS__CONFIGURATION. Since each part may itself hold two underscores, the name cannot
+    be split: the parts come from the command line or from a file.
 
     Attributes:
-        path: of the folder; with plans.json, dataset.json and the folders `fold_X`.
-        dataset: the name in use, which may be another one than that of the training.
-        trainer: name of the class.
+        path: the folder, with plans.json, dataset.json and the folders `fold_X`.
+        dataset: name of the dataset now, which may have changed since the training.
+        trainer: name of the trainer class.
         plans: name of the plans.
-        configuration: as in the plans.
+        configuration: name of the configuration in the plans.
     """
 
     path: Path
@@ -58,13 +58,13 @@ class ModelFolder:
 
     @classmethod
     def below(cls, results: Path, dataset: str, trainer: str, plans: str, configuration: str) -> ModelFolder:
-        """Return the folder that nnU-Net gives a model in its folder of results."""
+        """Return the folder of a model in nnU-Net's folder of results."""
         path = results / dataset / f"{trainer}__{plans}__{configuration}"
         return cls(path, dataset, trainer, plans, configuration)
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells the model from others, by the names of `IDENTITY`."""
+        """The entries that tell the model from others, by the names in `IDENTITY`."""
         return {name: getattr(self, name) for name in IDENTITY}
 
     def fold(self, fold: Fold) -> Path:
@@ -72,24 +72,24 @@ class ModelFolder:
         return self.path / f"fold_{fold}"
 
     def validation(self, fold: Fold) -> Path:
-        """Return where nnU-Net writes the validation of a fold."""
+        """Return nnU-Net's validation folder of a fold."""
         return self.fold(fold) / "validation"
 
     def calibration(self, fold: Fold) -> Path:
-        """Return where the calibration files of a fold are."""
+        """Return the calibration folder of a fold."""
         return self.validation(fold) / CALIBRATION_FOLDER
 
     def crossval(self, folds: Sequence[Fold]) -> Path:
-        """Return where the calibration files of merged folds are: beside nnU-Net's own cross-validation."""
+        """Return the calibration folder of merged folds, beside nnU-Net's own cross-validation."""
         return self.path / f"{_CROSSVAL}{'_'.join(map(str, folds))}" / CALIBRATION_FOLDER
 
     def crossvals(self, file: str) -> Iterator[tuple[tuple[str, ...], Path]]:
-        """Yield the folds of each cross-validation that has a file of this name, and the file."""
+        """Yield the folds and the file of each cross-validation that has a file of this name."""
         for found in sorted(self.path.glob(f"{_CROSSVAL}*/{CALIBRATION_FOLDER}/{file}")):
             yield tuple(found.parents[1].name.removeprefix(_CROSSVAL).split("_")), found
 
     def results(self) -> Iterator[Path]:
-        """Yield each calibration folder that has a summary.json, of folds first."""
+        """Yield each calibration folder that has a summary.json: first single folds, then merged ones."""
         file = "summary.json"
         for found in sorted(self.path.glob(f"fold_*/validation/{CALIBRATION_FOLDER}/{file}")):
             yield found.parent
@@ -100,7 +100,7 @@ class ModelFolder:
         """Return the dataset's folder in nnUNet_preprocessed; None if that is not set.
 
         Args:
-            trained_as: other names that the dataset had; the first folder that is there is taken.
+            trained_as: former names of the dataset; the first existing folder is returned.
         """
         root = os.environ.get("nnUNet_preprocessed")
         names = (name for name in (self.dataset, *trained_as) if name)
@@ -108,7 +108,7 @@ class ModelFolder:
         return next((folder for folder in folders if folder is not None and folder.is_dir()), folders[0])
 
     def has_training_data(self) -> bool:
-        """Return whether the preprocessed data, which training and `validate` need, are on this machine."""
+        """Return whether this machine has the preprocessed data, which training and `validate` need."""
         try:
             trained_as = str(read_json(self.path / "plans.json", {"dataset_name": NAME})["dataset_name"])
         except (OSError, ValueError):
@@ -117,38 +117,38 @@ class ModelFolder:
         return folder is not None and folder.is_dir()
 
     def train_command(self, fold: Fold) -> str:
-        """Return what trains a fold, as the user types it."""
+        """Return the command that trains a fold."""
         return f"nnUNetv2_train {self.dataset} {self.configuration} {fold} -tr {self.trainer} -p {self.plans}"
 
     def command(self, name: str, *folds: Fold) -> str:
-        """Return a command of this package for folds of the model, as the user types it."""
+        """Return a command of this package for folds of the model."""
         return (
             f"nnunet_calib {name} -d {self.dataset} -c {self.configuration} -tr {self.trainer} -p {self.plans} "
             f"-f {' '.join(map(str, folds))}"
         )
 
     def validate_command(self, *folds: Fold) -> str:
-        """Return what measures trained folds again."""
+        """Return the command that measures trained folds again."""
         return self.command("validate", *folds)
 
 
 def case_file(calibration_folder: Path, case: str) -> Path:
-    """Return where the statistics of a case are kept."""
+    """Return the file with the statistics of a case."""
     return calibration_folder / "cases" / f"{case}.npz"
 
 
 def calibration_of_fold(merged: Path, fold: Fold) -> Path:
-    """Return where the calibration files of a fold are, from where those of merged folds are."""
+    """Return the calibration folder of a fold, given that of merged folds."""
     return merged.parents[1] / f"fold_{fold}" / "validation" / CALIBRATION_FOLDER
 
 
 def failure_file(case_path: Path) -> Path:
-    """Return where a worker leaves the traceback of a case that it could not measure."""
+    """Return the file for the traceback of a worker that could not measure a case."""
     return case_path.with_suffix(".failed.txt")
 
 
 def comparison_folder(models: Sequence[ModelFolder], folds: Sequence[int]) -> Path:
-    """Return where a comparison is written by default: beside the models, named after them and the folds."""
+    """Return the default folder of a comparison, beside the models and named after them and the folds."""
     parts = zip(*((model.trainer, model.plans, model.configuration) for model in models), strict=True)
     name = "__".join("_vs_".join(dict.fromkeys(part)) for part in parts) + f"__folds_{'_'.join(map(str, folds))}"
     if len(name) > _LONGEST_NAME:
@@ -157,10 +157,10 @@ def comparison_folder(models: Sequence[ModelFolder], folds: Sequence[int]) -> Pa
 
 
 def find_results(model_folder: ModelFolder, folds: Sequence[Fold]) -> Path:
-    """The calibration folder of one fold, or of several that were merged.
+    """Return the calibration folder of one fold, or of several merged folds.
 
     Raises:
-        ValueError: if it has no summary.json; the sentence names the command that makes it, and what there is.
+        ValueError: if there is no summary.json; the sentence names the command that makes it, and the existing ones.
     """
     if len(folds) == 1:
         folder = model_folder.calibration(folds[0])

@@ -1,4 +1,4 @@
-"""The measured folds of a model: where they are, and whether they may be merged."""
+"""Measured folds of a model: finding them, and checking that they may be merged."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from nnunet_calib.results.training_split import Split, read_split
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What a fold's calibration folder says of itself.
+    """Description of a measured fold, from its calibration folder.
 
     Attributes:
-        fold: its number.
+        fold: number of the fold.
         folder: `fold_X/validation/calibration`.
-        model: what identifies the model.
-        heads: of the network.
+        model: identity of the model.
+        heads: heads of the network.
         cases: the validation cases, measured or not.
-        split: that the network was trained with; None if it was not recorded.
-        version: of the nnunet_calib that measured it; None if the files do not say.
+        split: split that the network was trained with; None if it was not recorded.
+        version: version of nnunet_calib that measured the fold; None if the files do not say.
     """
 
     fold: int
@@ -46,7 +46,7 @@ class FoldResult:
 
     @property
     def checkpoint(self) -> str | None:
-        """Name of the checkpoint that was measured, which files do not say that were written before it could differ."""
+        """Name of the measured checkpoint; the final one for files from before it could be chosen."""
         checkpoint: str | None = self.model.get("checkpoint", FINAL)
         return checkpoint
 
@@ -54,16 +54,16 @@ class FoldResult:
 def find_folds(
     model_folder: ModelFolder, folds: Sequence[int | str], *, allow_missing: bool = False, at_least: int = 2
 ) -> list[FoldResult]:
-    """The folds of a model, in rising order, checked to be of one model and to share no case.
+    """Find the folds of a model, in rising order, and check that they are of one model and share no case.
 
-    Their cases are those that the fold has recorded as held out, or of older files those of `splits_final.json` in
-    nnUNet_preprocessed, where that is there, and those that were validated.
+    The cases of a fold are its validated cases and those that its training recorded as held out. For a training without
+    a recorded split, `splits_final.json` in nnUNet_preprocessed replaces the record, if it exists.
 
     Args:
-        model_folder: of nnU-Net, with the folders `fold_X`.
-        folds: numbers.
-        allow_missing: take the cases that were validated, also where `splits_final.json` names others.
-        at_least: how many folds there must be.
+        model_folder: nnU-Net's folder of the model, with the folders `fold_X`.
+        folds: numbers of the folds.
+        allow_missing: accept the validated cases even where `splits_final.json` names other ones.
+        at_least: smallest number of folds.
 
     Raises:
         ValueError: in one sentence that says what to do.
@@ -151,7 +151,7 @@ def _read_fold(model_folder: ModelFolder, fold: int) -> FoldResult:
 
 
 def merged_model(found: Sequence[FoldResult]) -> dict[str, Any]:
-    """What identifies the networks of folds of one model: what they share, and by fold what each has of its own."""
+    """Return the identity of a model with several folds: the shared entries, and by fold those that differ."""
     first = found[0]
     hyperparameters = first.model.get("hyperparameters")
     if untrained := {term for result in found for term in result.model.get("hyperparameters", {}).get(UNTRAINED, ())}:
@@ -169,7 +169,7 @@ def merged_model(found: Sequence[FoldResult]) -> dict[str, Any]:
 
 
 def versions_note(measured_with: Mapping[str, str | None]) -> str | None:
-    """What to know where numbers of several versions of this package stand side by side."""
+    """Return a note if the numbers come from several versions of this package, else None."""
     if len({*measured_with.values()}) < 2:
         return None
     named = ", ".join(f"{where} with {version or 'an unknown one'}" for where, version in measured_with.items())
@@ -180,7 +180,7 @@ def _check_same_model(first: FoldResult, other: FoldResult, model_folder: ModelF
     names = IDENTITY[1:] if same_plans(first.model, other.model) else IDENTITY  # a dataset may have been renamed
     pairs = [(name, first.model[name], other.model[name]) for name in names]
     pairs += [(f"heads ({name})", getattr(first.heads, name), getattr(other.heads, name)) for name in vars(first.heads)]
-    # a name that only one has is of another version of the trainer
+    # another version of the trainer may have other hyperparameters: compare only the shared ones
     ours, theirs = (result.model.get("hyperparameters", {}) for result in (first, other))
     pairs += [(f"hyperparameter {one_line(name)}", ours[name], theirs[name]) for name in ours if name in theirs]
     if first.checkpoint != other.checkpoint:
@@ -204,7 +204,7 @@ def _check_same_model(first: FoldResult, other: FoldResult, model_folder: ModelF
 
 
 def _held_out(result: FoldResult) -> FoldResult:
-    """Return the fold, unless it has recorded that its network was trained on cases that it validates."""
+    """Return the fold, or raise ValueError if its network was trained on some of its validation cases."""
     if result.split is not None and (seen := result.split.overlap):
         raise ValueError(
             f"expected fold {result.fold} to be trained without its validation cases, found {shortened(seen)} among "
@@ -215,8 +215,11 @@ def _held_out(result: FoldResult) -> FoldResult:
 
 
 def _with_split(result: FoldResult, model_folder: ModelFolder, allow_missing: bool) -> FoldResult:
-    """With the cases that the split adds; folds beyond splits_final.json have a random one, which only they know."""
-    if (recorded := read_split(result.folder.parents[1])) is not None:  # whatever splits_final.json has become
+    """Return the fold with the cases that its split adds.
+
+    nnU-Net draws a random split for a fold that splits_final.json lacks; without a record, that split is unknown.
+    """
+    if (recorded := read_split(result.folder.parents[1])) is not None:  # even if splits_final.json has changed since
         return replace(result, cases=tuple(sorted({*recorded.validation, *result.cases})))
     file, splits = splits_of(model_folder.preprocessed(result.model["dataset"]))
     if result.fold >= len(splits):
@@ -237,7 +240,7 @@ def _with_split(result: FoldResult, model_folder: ModelFolder, allow_missing: bo
 
 
 def splits_of(preprocessed: Path | None) -> tuple[Path | None, list[Split]]:
-    """The splits_final.json in a dataset's folder of preprocessed data, and its splits: none where it is not there.
+    """Return the path of splits_final.json in a folder of preprocessed data, and its splits (none if it is missing).
 
     Raises:
         ValueError: in one sentence, if it is damaged.
@@ -251,10 +254,11 @@ def splits_of(preprocessed: Path | None) -> tuple[Path | None, list[Split]]:
 
 
 def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[list[MeasuredCase], list[str]]:
-    """The cases of all folds, in the order of folds and names, and the names of those without statistics.
+    """Read the cases of all folds, by fold and name, and return them with the names of cases without statistics.
 
     Raises:
-        ValueError: in one sentence, if cases are missing and must not be, do not belong together, or have no voxel.
+        ValueError: in one sentence, if cases are missing (unless `allow_missing`), do not belong together, or have no
+            voxel.
     """
     cases: list[MeasuredCase] = []
     keeper = Keeper(found[0].heads)
@@ -289,7 +293,7 @@ def read_measured(found: Sequence[FoldResult], *, allow_missing: bool) -> tuple[
 
 
 def _load(result: FoldResult, case: str) -> CaseStatistics | None:
-    """None for a case without a file, or with that of other weights or plans: a validation that runs, or was killed."""
+    """Load a case; None without a file or with other weights or plans, as a running or killed validation leaves."""
     try:
         statistics = load_case(result.folder, case)
     except FileNotFoundError:
@@ -306,6 +310,6 @@ def fit_folds(
 
 
 def fits_without_fold(cases: Sequence[MeasuredCase]) -> Mapping[int, Fit]:
-    """Fit for each fold a calibrator to all cases of the other folds, by which its own cases may be judged."""
+    """Fit a calibrator for each fold to all cases of the other folds, to judge its own cases with."""
     folds = {case.fold for case in cases}
     return fit_folds(cases, {fold: folds - {fold} for fold in sorted(folds)})

@@ -1,6 +1,6 @@
-"""What the JSON files of this package hold, as types, the forms that they are checked by, and what they warn of.
+"""Types of the JSON files of this package, the forms that check them, and the warnings derived from them.
 
-An entry that files of earlier versions lack stands in a class with `total=False`.
+Entries that files of earlier versions lack are declared in classes with `total=False`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nnunet_calib.io.json_forms import NAME, form_of
 from nnunet_calib.io.wording import one_line
 from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, SCORES
 
-# The errors of a case or fold as the network gives them, and after calibration.
+# Errors of a case or fold before calibration, as the network predicts, and after it.
 UNCALIBRATED: Literal["uncalibrated"] = "uncalibrated"
 CALIBRATED: Literal["calibrated"] = "calibrated"
 Stage = Literal["uncalibrated", "calibrated"]
@@ -21,7 +21,7 @@ STAGES: tuple[Stage, Stage] = (UNCALIBRATED, CALIBRATED)
 Name = Annotated[str, NAME]
 Tree = dict[str, Any]  # numbers by name: scope -> per_class, top_label, ... -> metric
 
-UNTRAINED = "not_trained_with"  # among the hyperparameters: promised losses that the training did without
+UNTRAINED = "not_trained_with"  # hyperparameter: the promised losses that the training went without
 
 _NUMBER = (float, None)  # null where a value is undefined
 _ERRORS = dict.fromkeys([*HEAD_ERRORS, *(f"{name}?" for name in BY_CHANCE.values())], _NUMBER)
@@ -42,7 +42,7 @@ class HeadsContent(TypedDict):
 
 
 class SplitContent(TypedDict):
-    """Which cases a fold was trained on and which it held out."""
+    """Training and validation cases of a fold."""
 
     training: list[Name]
     validation: list[Name]
@@ -55,7 +55,7 @@ class _FoldModelLater(TypedDict, total=False):
 
 
 class FoldModel(_FoldModelLater):
-    """What identifies the network of a fold."""
+    """Identity of a fold's network."""
 
     dataset: Name
     trainer: Name
@@ -75,7 +75,7 @@ class _FoldContentLater(TypedDict, total=False):
 
 
 class FoldContent(_FoldContentLater):
-    """What folds are merged by: a part of a fold's summary.json."""
+    """Part of a fold's summary.json that merging folds needs."""
 
     model: FoldModel
     heads: HeadsContent
@@ -92,9 +92,9 @@ class _RecordedModel(TypedDict, total=False):
 
 
 class TemperatureContent(TypedDict, total=False):
-    """What temperature.json says of a calibrator, besides its own values."""
+    """Content of temperature.json, apart from the calibrator's own values."""
 
-    kind: str  # none is a temperature
+    kind: str  # absent for a temperature
     standard_error: float | None
     at_bound: bool | None
     in_sample: bool | None
@@ -110,7 +110,7 @@ class _ReportedRowLater(TypedDict, total=False):
 
 
 class ReportedRow(_ReportedRowLater):
-    """A case in summary.json, besides the values of the calibrator that it is judged by."""
+    """Row of a case in summary.json, apart from the values of its calibrator."""
 
     case: Name
     voxels: int
@@ -126,7 +126,7 @@ class _SummaryLater(TypedDict, total=False):
 
 
 class Summary(_SummaryLater):
-    """What a report says and draws: a part of summary.json."""
+    """Part of summary.json that a report needs."""
 
     nnunet_calib: str
     model: dict[str, Any]
@@ -143,14 +143,14 @@ SPLIT = form_of(SplitContent)
 FOLD = form_of(FoldContent)
 TEMPERATURE = form_of(TemperatureContent)
 SUMMARY = form_of(Summary)
-CALIBRATOR_FITS = TEMPERATURE | {"calibrators": {str: {"fit": dict}}}  # of calibrators.json
+CALIBRATOR_FITS = TEMPERATURE | {"calibrators": {str: {"fit": dict}}}  # form of calibrators.json
 
 
 def in_sample_note(fit: Mapping[str, Any]) -> str | None:
-    """What must be said wherever a temperature is used that is not of new cases.
+    """Return the warning for a temperature that was fitted in sample, or None.
 
     Args:
-        fit: the "temperature" of a summary.json, or the content of a temperature.json.
+        fit: the entry `temperature` of a summary.json, or the content of a temperature.json.
     """
     if not fit.get("in_sample"):
         return None
@@ -163,11 +163,11 @@ def in_sample_note(fit: Mapping[str, Any]) -> str | None:
 
 
 def untrained_note(model: dict[str, Any], name: str) -> str | None:
-    """Return what must be said of results of a model that was trained without a calibration loss it promises.
+    """Return the warning for a model that was trained without a calibration loss its trainer promises, or None.
 
     Args:
-        model: the "model" of a summary.json.
-        name: of the model, for the sentence.
+        model: the entry `model` of a summary.json.
+        name: the model's name for the sentence.
     """
     terms = (model.get("hyperparameters") or {}).get(UNTRAINED)
     if not terms:

@@ -1,8 +1,8 @@
-"""Which cases a fold was trained on and which it held out, written down by the training itself.
+"""The training and validation cases of a fold, as recorded by the training itself.
 
-`splits_final.json` may change afterwards, and its two lists may share cases, which nnU-Net allows. So a training of a
-trainer of this package leaves `calibration_split.json` in the fold's folder, and everything that is said of training
-cases comes from there. Other trainers leave none: their split is that of `splits_final.json`.
+`splits_final.json` may change after the training, and nnU-Net allows its two lists to share cases. The trainers of this
+package therefore write `calibration_split.json` to the fold's folder, and every statement about training cases relies
+on that file. Other trainers write none; for them, the split is that of `splits_final.json`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ FILE = "calibration_split.json"
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the cases of a fold, sorted.
+    """Training and validation cases of a fold.
 
     Attributes:
-        training: those that its network was trained on.
-        validation: those that it is validated on.
+        training: sorted names of the training cases.
+        validation: sorted names of the validation cases.
     """
 
     training: tuple[str, ...]
@@ -33,7 +33,7 @@ class Split:
 
     @classmethod
     def of(cls, training: Iterable[str], validation: Iterable[str]) -> Split:
-        """Make a split of two lists in any order."""
+        """Make a split from two lists in any order."""
         return cls(tuple(sorted({*map(str, training)})), tuple(sorted({*map(str, validation)})))
 
     @property
@@ -51,7 +51,7 @@ class Split:
 
 
 def read_split(fold_folder: Path) -> Split | None:
-    """Return what the training of a fold has written down, or None if it left nothing.
+    """Return the split that the training of a fold recorded, or None if it recorded none.
 
     Raises:
         ValueError: in one sentence, if the file is damaged.

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of the numbers of a summary.json: of means over cases, and of their means over classes."""
+"""Bootstrap intervals and sampling errors of the numbers in a summary.json."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class _Resampled(NamedTuple):
 
 
 def intervals(per_case: Sequence[Tree], heads: Heads) -> Tree:
-    """[low, high] for each number of `average(per_case, heads)`.
+    """Return [low, high] for each number of `average(per_case, heads)`.
 
-    All numbers share their resamples. A mean over classes is taken in each resample; one that draws no case of a class
-    that the cases have is left out of it, since its mean would be of other classes.
+    All numbers share their resamples. The mean over classes is taken within each resample. A resample without any case
+    of a class that the cases have is left out of its interval, since the mean would be one of other classes.
     """
     counts = resampling_counts(len(per_case))
 
@@ -39,7 +39,7 @@ def intervals(per_case: Sequence[Tree], heads: Heads) -> Tree:
         return _Resampled(resampled_means(values, counts), int(np.count_nonzero(~np.isnan(values))))
 
     result: Tree = {}
-    for scope in per_case[0]:  # one by one: resamples take memory
+    for scope in per_case[0]:  # one at a time: resamples take memory
         tree = combine(resampled, *(case[scope] for case in per_case))
         for name, keys in (("mean", heads.keys), ("foreground_mean", heads.foreground)):
             tree[name] = combine(_over_classes, *(tree["per_class"][key] for key in keys))
@@ -50,7 +50,7 @@ def intervals(per_case: Sequence[Tree], heads: Heads) -> Tree:
 def means_with_intervals(
     before: Sequence[Tree], after: Sequence[Tree], heads: Heads, boundary_mm: float
 ) -> dict[str, Any]:
-    """The entries `metrics` and `intervals` of a summary.json, from the same cases before and after temperature."""
+    """Return the entries `metrics` and `intervals` of a summary.json, from the errors before and after calibration."""
     change = [combine(lambda pair: pair[1] - pair[0], *pair) for pair in zip(before, after, strict=True)]
     stages = dict(zip(STAGES, (before, after), strict=True))
     return {
@@ -73,8 +73,8 @@ def pooled_with_intervals(stages: Mapping[str, PooledCases], heads: Heads, bound
     """Return the entries `pooled` and `pooled_intervals` of a summary.json.
 
     Args:
-        stages: by name, the same cases in the same order.
-        heads: of the network.
+        stages: stage -> cases, the same ones in the same order.
+        heads: heads of the network.
         boundary_mm: half width of the boundary scope.
     """
     values = {name: pooled_tree(cases.errors(), heads) for name, cases in stages.items()}
@@ -97,7 +97,7 @@ def pooled_with_intervals(stages: Mapping[str, PooledCases], heads: Heads, bound
 
 
 def pooled_tree(errors: PoolErrors, heads: Heads) -> Tree:
-    """Return pooled errors as a tree with an array (pools,) at each place, and their means over classes.
+    """Return a tree of pooled errors and their means over classes, with an array (pools,) at each leaf.
 
     A mean over classes is NaN for a pool without one of the classes that the cases have.
     """
@@ -119,7 +119,7 @@ def _mean_of_present(classes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _limits(resampled: Tree, values: Tree, cases: int, lowest: float) -> Tree:
-    """Return [low, high] at each place of resampled errors; `values` also has errors by chance."""
+    """Return [low, high] for each leaf of the resampled errors; `values` may have more leaves (errors by chance)."""
     return {
         name: _limits(entry, values[name], cases, lowest)
         if isinstance(entry, dict)
@@ -129,16 +129,16 @@ def _limits(resampled: Tree, values: Tree, cases: int, lowest: float) -> Tree:
 
 
 class SampledErrors:
-    """Standard errors of averages after temperature that come from keeping a sample of the voxels only.
+    """Standard errors of averages after calibration, due to keeping only a sample of the voxels.
 
-    Cases are added one after the other. Only sums over them are kept.
+    Cases are added one at a time, and only sums over them are kept.
     """
 
     def __init__(self, heads: Heads) -> None:
         self._heads, self._sums = heads, RunningMeans()
 
     def add(self, case: CaseStatistics, voxels: int, calibrator: Calibrator, calibrated: Tree) -> None:
-        """Add a case: its statistics, of how many voxels they are, and its errors after calibration."""
+        """Add a case, given its statistics, its number of voxels, and its errors after calibration."""
         if len(case.sample) == voxels:
             self._sums.add(combine(lambda values: np.repeat(values, REPLICATES + 1), calibrated))
         else:
@@ -146,5 +146,5 @@ class SampledErrors:
             self._sums.add(combine(np.array, calibrated, *others))
 
     def spread(self) -> Tree:
-        """The sampling errors of all numbers of `average`."""
+        """Return the sampling errors of all numbers of `average`."""
         return combine(lambda values: float(rms_deviation(values[0][0], values[0][1:])), self._sums.means(self._heads))
