@@ -1,1 +1,1 @@
-"""What calibrated probabilities are for: thresholds that keep a promise."""
+"""Thresholds of probabilities with a guaranteed recall or precision."""

@@ -1,12 +1,12 @@
-r"""Conformal risk control: choose a threshold whose expected loss in a new case is at most what was asked for.
+r"""Conformal risk control: thresholds whose expected loss in a new case is at most a given level.
 
-A case's loss at a threshold is a number in [0, 1] that can only rise, or only fall, with the threshold: the share of a
-structure that the mask misses, or the share of the mask that is wrong. With n cases that are exchangeable with the new
-one, the threshold is the boldest that keeps
+The loss of a case at a threshold lies in [0, 1] and only rises, or only falls, with the threshold: the share of a
+structure that the mask misses, or the share of the mask that is wrong. Given n cases that are exchangeable with the new
+one, the chosen threshold is the boldest with
 
 .. math:: \frac{n}{n + 1} \bar L(t) + \frac{1}{n + 1} \le \alpha
 
-where :math:`\bar L` is the mean loss of the n cases. The 1 / (n + 1) stands for the new case, whose loss may be 1.
+where :math:`\bar L` is the mean loss of the n cases. The term 1 / (n + 1) stands for the new case, whose loss may be 1.
 
 References:
     Angelopoulos, Bates, Fisch, Lei and Schuster, Conformal risk control, ICLR 2024.
@@ -26,30 +26,30 @@ THRESHOLDS: NDArray[np.float64] = np.arange(FINE_BINS) / FINE_BINS  # the lower 
 
 
 def missed_shares(histograms: Histograms) -> NDArray[np.float64]:
-    r"""Return which share of each structure lies below each threshold.
+    r"""Return the share of each structure that lies below each threshold.
 
     .. math:: m_c(t) = 1 - \frac{|\{i : y_i = c, p_{ic} \ge t\}|}{|\{i : y_i = c\}|}
 
     Args:
-        histograms: of the whole image, from `Histograms.scope`.
+        histograms: histograms of the whole image, from `Histograms.scope`.
 
     Returns:
-        (heads, thresholds), rising along the thresholds; NaN for a structure that the case has not.
+        (heads, thresholds), rising along the thresholds; NaN for a structure that the case lacks.
     """
     found = _at_least(histograms.positives)
     return 1 - _ratio(found, found[:, :1])
 
 
 def wrong_shares(histograms: Histograms) -> NDArray[np.float64]:
-    r"""Return which share of the mask at each threshold, or at a higher one, is not of the structure.
+    r"""Return the largest share of the mask outside the structure, at each threshold or a higher one.
 
     .. math:: w_c(t) = \max_{s \ge t} \left(1 - \frac{|\{i : y_i = c, p_{ic} \ge s\}|}{|\{i : p_{ic} \ge s\}|}\right)
 
-    An empty mask has nothing wrong. The maximum makes a share that can rise and fall along the thresholds one that only
-    falls, as risk control needs.
+    An empty mask has a share of 0. The share itself can rise and fall along the thresholds; the maximum only falls, as
+    risk control needs.
 
     Args:
-        histograms: of the whole image, from `Histograms.scope`.
+        histograms: histograms of the whole image, from `Histograms.scope`.
 
     Returns:
         (heads, thresholds), falling along the thresholds; 1 where a case without the structure has a mask.
@@ -59,19 +59,19 @@ def wrong_shares(histograms: Histograms) -> NDArray[np.float64]:
 
 
 def relative_sizes(histograms: Histograms) -> NDArray[np.float64]:
-    """Return how many times as large as the structure the mask at each threshold is.
+    """Return the size of the mask at each threshold, relative to the structure.
 
     Args:
-        histograms: of the whole image, from `Histograms.scope`.
+        histograms: histograms of the whole image, from `Histograms.scope`.
 
     Returns:
-        (heads, thresholds); NaN for a structure that the case has not.
+        (heads, thresholds); NaN for a structure that the case lacks.
     """
     return _ratio(_at_least(histograms.counts), _at_least(histograms.positives)[:, :1])
 
 
 def _at_least(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many voxels of each head have at least each threshold; the last row of `counts` is the top label."""
+    """Count the voxels of each head at or above each threshold, without the top label in the last row of `counts`."""
     return counts[:-1, ::-1].cumsum(1)[:, ::-1]
 
 
@@ -83,16 +83,17 @@ def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.floa
 
 
 def controlled_index(total_losses: NDArray[np.float64], cases: int, alpha: float, *, rising: bool) -> int | None:
-    """Return the position of the boldest threshold whose expected loss in a new case is at most `alpha`.
+    """Return the index of the boldest threshold whose expected loss in a new case is at most `alpha`.
 
     Args:
         total_losses: (thresholds,), sums over the cases of losses in [0, 1], rising or falling with the threshold.
-        cases: n, of how many cases the sums are.
-        alpha: the expected loss that is asked for.
-        rising: whether the losses rise with the threshold, so that the largest is the boldest; else the smallest is.
+        cases: number n of cases in the sums.
+        alpha: largest allowed expected loss.
+        rising: whether the losses rise with the threshold: then the largest allowed threshold is the boldest, else the
+            smallest.
 
     Returns:
-        The position, or None if no threshold keeps the promise, as with fewer than `fewest_cases(alpha)` cases.
+        The index, or None if no threshold keeps the promise, as with fewer than `fewest_cases(alpha)` cases.
     """
     # compared as n L + 1 <= alpha (n + 1), with room for the rounding of sums
     kept = np.flatnonzero(total_losses + 1 <= alpha * (cases + 1) + 1e-9 * (cases + 1))
@@ -102,5 +103,5 @@ def controlled_index(total_losses: NDArray[np.float64], cases: int, alpha: float
 
 
 def fewest_cases(alpha: float) -> int:
-    """Return with how many cases an expected loss of `alpha` can be promised at all."""
+    """Return the smallest number of cases that can promise an expected loss of `alpha`."""
     return math.ceil(1 / alpha - 1 - 1e-9)

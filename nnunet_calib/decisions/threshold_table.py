@@ -9,14 +9,14 @@ from nnunet_calib.io.wording import aligned, number
 
 
 def threshold_table(content: Mapping[str, Any]) -> str:
-    """Return a row for each structure and level: the threshold, and what was found with it.
+    """Return the table: for each structure and level the threshold, and the recall or precision found with it.
 
     Args:
-        content: of thresholds.json.
+        content: the content of thresholds.json.
 
     Returns:
-        Lines of text. Of several folds, what was found is judged by the thresholds of the other folds, with a column
-        for each fold; "-" where there is no threshold.
+        Lines of text, with "-" where there is no threshold. For several folds, each fold is judged with the threshold
+        of the others, in a column of its own.
     """
     names = dict(zip(content["heads"]["keys"], content["heads"]["names"], strict=True))
     folds = [row["fold"] for row in content["levels"][0].get("per_fold", ())]

@@ -1,4 +1,4 @@
-"""Thresholds of probabilities that promise a recall or a precision in a new case, and how the promise was kept."""
+"""Thresholds of probabilities that promise a recall or precision in a new case, and a check of the promise."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ FOLDS_PROMISE = (
 
 @dataclass(frozen=True)
 class Goal:
-    """What is promised of a mask.
+    """A promise about a mask.
 
     Attributes:
         of: "recall" or "precision".
-        level: its expected value in a new case, between 0 and 1.
+        level: promised expected value in a new case, between 0 and 1.
     """
 
     of: Literal["recall", "precision"]
     level: float
 
     def __post_init__(self) -> None:
-        """Check the values."""
+        """Raise ValueError for values that are no promise."""
         if self.of not in _LOSSES:
             raise ValueError(f"expected recall or precision as what a threshold promises, got {self.of!r}")
         if not 0 < self.level < 1:
@@ -73,19 +73,19 @@ class Goal:
 
     @property
     def alpha(self) -> float:
-        """The expected loss that the level allows."""
+        """Expected loss that the level allows."""
         return 1 - self.level
 
     def losses(self, histograms: Histograms) -> NDArray[np.float64]:
-        """Return a case's losses, (heads, thresholds); NaN where the case tells nothing of a structure."""
+        """Return the losses of a case, (heads, thresholds); NaN for a structure that the case says nothing about."""
         return _LOSSES[self.of](histograms)
 
     def position(self, totals: NDArray[np.float64], cases: int) -> int | None:
-        """Return the position in THRESHOLDS that keeps the promise, from sums (thresholds,) of the losses of cases."""
+        """Return the index into THRESHOLDS that keeps the promise, given the summed losses (thresholds,) of cases."""
         return controlled_index(totals, cases, self.alpha, rising=self.of == "recall")
 
     def __str__(self) -> str:
-        """Return it as a table shows it."""
+        """Return the goal as tables show it."""
         return f"{self.of} {self.level:g}"
 
 
@@ -94,8 +94,8 @@ class _Choice:
     """A threshold for a goal and structure, chosen from the cases of some folds.
 
     Attributes:
-        position: in THRESHOLDS; None if no threshold keeps the promise.
-        cases: that it was chosen from.
+        position: index into THRESHOLDS; None if no threshold keeps the promise.
+        cases: number of cases it was chosen from.
     """
 
     position: int | None
@@ -103,34 +103,34 @@ class _Choice:
 
     @property
     def threshold(self) -> float:
-        """The value, NaN where there is none."""
+        """The threshold itself; NaN if there is none."""
         return float("nan") if self.position is None else float(THRESHOLDS[self.position])
 
 
 class _Found(NamedTuple):
-    """What a mask of one case keeps: recall or precision, and how many times as large as the structure it is."""
+    """Recall or precision of one case's mask, and its size relative to the structure."""
 
     kept: float
     relative_size: float
 
 
 _ALL = "all folds"
-_Key = tuple[Goal, int, Any]  # goal, head, and whose cases are judged: _ALL or a fold, by the others' threshold
+_Key = tuple[Goal, int, Any]  # goal, head, and the judged cases: _ALL, or a fold with the threshold of the others
 
 
 def thresholds(cases: Sequence[MeasuredCase], heads: Heads, goals: Sequence[Goal]) -> list[dict[str, Any]]:
-    """Choose a threshold for each goal and structure, and see how its promise was kept.
+    """Choose a threshold for each goal and structure, and measure how well it keeps its promise.
 
-    The files of the cases are read twice; in memory stay sums, and a few numbers of each case.
+    The files of the cases are read twice. Only sums, and a few numbers per case, stay in memory.
 
     Args:
-        cases: of one model, or of its folds.
-        heads: of the network; the background gets no threshold.
-        goals: what is promised.
+        cases: cases of one model, or of its folds.
+        heads: heads of the network; the background gets no threshold.
+        goals: the promises to keep.
 
     Returns:
-        A row for each goal, as thresholds.json has them: by structure its threshold and what was found with it, and, of
-        several folds, what each fold's cases found with the threshold of the others. NaN where nothing is known.
+        A row for each goal, as in thresholds.json: for each structure its threshold and the recall or precision found
+        with it; for several folds, also those of each fold with the threshold of the others. NaN for unknown values.
     """
     structures = {key: head for head, key in enumerate(heads.keys) if head != heads.background}
     folds = list(dict.fromkeys(case.fold for case in cases))
@@ -166,7 +166,7 @@ def thresholds(cases: Sequence[MeasuredCase], heads: Heads, goals: Sequence[Goal
 def _choices(
     cases: Sequence[MeasuredCase], goals: Sequence[Goal], heads: Iterable[int], folds: Sequence[Any]
 ) -> dict[_Key, _Choice]:
-    """Choose thresholds from all cases and, of several folds, for each fold from those of the others."""
+    """Choose thresholds from all cases and, given several folds, for each fold from the other ones."""
     totals: dict[tuple[Goal, Any], NDArray[np.float64]] = {}
     numbers: dict[tuple[Goal, Any], NDArray[np.int64]] = {}
     for case in tqdm(cases, desc="choosing thresholds", delay=_SECONDS_WITHOUT_BAR):
@@ -190,7 +190,7 @@ def _choices(
 
 
 def _found(cases: Sequence[MeasuredCase], choices: Mapping[_Key, _Choice]) -> dict[_Key, list[_Found]]:
-    """Return what was found in each case with the threshold of all cases, and with that of the other folds."""
+    """Measure each case with the threshold of all cases, and with that of the other folds."""
     found: dict[_Key, list[_Found]] = {key: [] for key in choices}
     goals = {goal for goal, *_ in choices}
     for case in tqdm(cases, desc="judging thresholds", delay=_SECONDS_WITHOUT_BAR):
@@ -211,7 +211,7 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def too_few_note(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each goal that some structure has too few cases for."""
+    """Return a sentence for each goal for which a structure has too few cases."""
     notes = []
     for row in rows:
         fewest = fewest_cases(1 - row["level"])
@@ -234,11 +234,11 @@ def threshold_content(
     """Return the content of thresholds.json, with NaN where the file has null.
 
     Args:
-        cases: that the thresholds are chosen from.
-        heads: of the network.
-        goals: what is promised.
-        model: what identifies the model.
-        folds: of a cross-validation; None for a hold-out that the predictor itself predicted.
+        cases: cases that the thresholds are chosen from.
+        heads: heads of the network.
+        goals: the promises to keep.
+        model: identity of the model.
+        folds: folds of a cross-validation; None for a hold-out set that the deployed predictor predicted.
 
     Raises:
         ValueError: if there is no goal.

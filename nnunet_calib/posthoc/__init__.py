@@ -1,4 +1,4 @@
-"""Calibrators that are fitted after training, by their kind."""
+"""Calibrators fitted after training, by kind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from nnunet_calib.posthoc.vector import Vector, fit_vector
 
 
 class Kind(NamedTuple):
-    """A class of calibrators, and what fits them to many sets of cases.
+    """A class of calibrators and the function that fits it to many sets of cases.
 
-    `fit` takes the voxels of cases and the sets as `many_fits.fit_jointly`, and the fold of each case or None.
+    `fit` takes the voxels of cases and the sets like `many_fits.fit_jointly`, and the fold of each case or None.
     """
 
     calibrator: type[Calibrator]
@@ -44,16 +44,16 @@ def fit(
     """Fit a calibrator of a kind to each set of cases.
 
     Args:
-        kind: of `KINDS`.
-        cases: as for `many_fits.fit_jointly`, whose errors it has.
-        sets: the same.
-        groups: the fold of each case, where there are several.
+        kind: a key of `KINDS`.
+        cases: returns the voxels of the cases, as for `many_fits.fit_jointly`, which also has the errors raised.
+        sets: the cases of each set, by their index.
+        groups: the fold of each case; None for a single fold.
     """
     return KINDS[kind].fit(cases, sets, groups)
 
 
 def kind_of(content: Mapping[str, Any]) -> type[Calibrator]:
-    """Return the class that JSON values are of; a temperature's do not name it.
+    """Return the class of the calibrator in JSON values; without a kind, it is a temperature.
 
     Raises:
         ValueError: for a kind that this version does not know.
@@ -70,7 +70,7 @@ def from_json(content: Mapping[str, Any]) -> Calibrator:
     """Return the calibrator that JSON values describe.
 
     Raises:
-        ValueError: for an unknown kind, or values that a calibrator of the kind cannot have.
+        ValueError: for an unknown kind, or for values that are invalid for the kind.
     """
     kind = kind_of(content)
     if problem := next(problems(content, kind.form), None):
@@ -79,5 +79,5 @@ def from_json(content: Mapping[str, Any]) -> Calibrator:
 
 
 def calibrator_of(value: Calibrator | float) -> Calibrator:
-    """Return a calibrator as it is, and a number as a temperature."""
+    """Return a calibrator unchanged, and a number as a temperature."""
     return Temperature(value) if isinstance(value, int | float | np.number) else value

@@ -1,4 +1,4 @@
-"""The seam of post-hoc calibrators: what every kind offers to measuring, deployment and the report.
+"""The interface of post-hoc calibrators to measuring, deployment and the report.
 
 To add a kind, write a module in this folder with a class like `temperature.Temperature` and a function that fits it to
 many sets of cases like `many_fits.fit_jointly`, and enter both in `nnunet_calib.posthoc.KINDS`.
@@ -20,10 +20,10 @@ class Calibrator(Protocol):
     """A map of a network's logits to calibrated ones; immutable, hashable and picklable.
 
     Attributes:
-        kind: its name in `KINDS`.
-        noun: its name in sentences, as in "with temperature".
-        short: its name in legends and above columns, as in "ACE, T".
-        form: of its JSON values, see `nnunet_calib.io.json_forms`.
+        kind: name in `KINDS`.
+        noun: name in sentences, as in "with temperature".
+        short: name in legends and column heads, as in "ACE, T".
+        form: form of the JSON values, see `nnunet_calib.io.json_forms`.
     """
 
     kind: ClassVar[str]
@@ -37,50 +37,50 @@ class Calibrator(Protocol):
         ...
 
     def logits(self, z: Tensor, *, regions: bool) -> Tensor:
-        """Return the calibrated logits of z, (C, ...), in the same precision."""
+        """Return the calibrated logits for the logits z, (C, ...), in the same precision."""
         ...
 
     def last_layer(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return weight and bias of a last linear layer, (C, ...) each, that gives calibrated logits.
+        """Return weight and bias, (C, ...) each, of a last linear layer that outputs calibrated logits.
 
         Raises:
-            ValueError: if no linear layer does.
+            ValueError: if no linear layer can.
         """
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Return its parameters as JSON values, which stand in temperature.json and summary.json."""
+        """Return the parameters as JSON values for temperature.json and summary.json."""
         ...
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Calibrator:
-        """Return the calibrator that `to_json` described, among whatever else the content holds."""
+        """Return the calibrator that `to_json` described; other entries of the content are ignored."""
         ...
 
     def words(self, digits: str = ".4f") -> str:
-        """Return its parameters in a few words, with numbers in the given format."""
+        """Return the parameters in a few words, with numbers in the given format."""
         ...
 
     def meaning(self) -> str:
-        """Return, as a clause, what a fit of it says of the model."""
+        """Return a clause on what the fitted parameters say about the model."""
         ...
 
 
 class Fit(Protocol):
-    """A calibrator that was fitted."""
+    """Result of fitting a calibrator."""
 
     @property
     def calibrator(self) -> Calibrator:
-        """What was found."""
+        """The fitted calibrator."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Return the calibrator's values, and how well they are known."""
+        """Return the calibrator's values with their standard errors and the NLL."""
         ...
 
 
 class WeightedVoxels(Protocol):
-    """Voxels to fit on, as a `VoxelSample` has them."""
+    """Voxels to fit on, such as a `VoxelSample`."""
 
     @property
     def logits(self) -> NDArray[np.float16]:
@@ -94,7 +94,7 @@ class WeightedVoxels(Protocol):
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """How many voxels each one stands for, (n,)."""
+        """Number of voxels that each one stands for, (n,)."""
         ...
 
     def __len__(self) -> int: ...

@@ -1,4 +1,4 @@
-"""What calibrators with parameters for each class share: which classes have enough voxels, and the NLL that is left."""
+"""Counts of voxels by class, and the NLL after calibration, for calibrators with parameters for each class."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from nnunet_calib.posthoc.likelihood import Voxels
 from nnunet_calib.posthoc.many_fits import voxels_of
 from nnunet_calib.threads import one_thread
 
-MIN_VOXELS, MIN_CASES = 1_000, 10  # of a class, for parameters of its own
+MIN_VOXELS, MIN_CASES = 1_000, 10  # needed in a class to fit parameters of its own
 
 Cases = Callable[[], Iterable[WeightedVoxels]]
 
 
 class Counts(NamedTuple, Generic[Key]):
-    """How much there is to fit on.
+    """Amount of data to fit on.
 
     Attributes:
-        cases: how many there are.
-        heads: classes or regions.
+        cases: number of cases.
+        heads: number of classes or regions.
         regions: whether the heads are regions.
-        enough: for each set, which heads have at least `MIN_VOXELS` effective voxels in at least `MIN_CASES` cases.
+        enough: for each set, whether each head has `MIN_VOXELS` effective voxels in `MIN_CASES` cases or more.
     """
 
     cases: int
@@ -38,12 +38,12 @@ class Counts(NamedTuple, Generic[Key]):
 def count_voxels(cases: Cases, sets: Mapping[Key, Container[int]], members: Callable[[Voxels], Tensor]) -> Counts[Key]:
     r"""Count the voxels of each class in sets of cases, in one pass.
 
-    Weighted voxels are as good as :math:`(\sum w)^2 / \sum w^2` of equal weights.
+    Weighted voxels count as :math:`(\sum w)^2 / \sum w^2` voxels of equal weights.
 
     Args:
         cases: returns the voxels of the cases, as for `many_fits.fit_jointly`.
-        sets: which cases belong to each set.
-        members: returns which voxels belong to which class, (n, C).
+        sets: the cases of each set, by their index.
+        members: returns whether each voxel belongs to each class, (n, C).
 
     References:
         Kish, Survey sampling, Wiley 1965.
@@ -69,7 +69,7 @@ def count_voxels(cases: Cases, sets: Mapping[Key, Container[int]], members: Call
 
 
 def mean_nll(cases: Cases, judged: Mapping[Key, tuple[Container[int], Calibrator]]) -> dict[Key, float]:
-    """Return the mean NLL per voxel of sets of cases, each after its calibrator, in one pass; NaN without a voxel."""
+    """Return the mean NLL per voxel of each set of cases after its calibrator, in one pass; NaN without a voxel."""
     sums = dict.fromkeys(judged, torch.zeros(2, dtype=torch.float64))
     for number, sample in enumerate(cases()):
         found: dict[Calibrator, Tensor] = {}
@@ -82,7 +82,7 @@ def mean_nll(cases: Cases, judged: Mapping[Key, tuple[Container[int], Calibrator
 
 
 def _nll(sample: WeightedVoxels, calibrator: Calibrator) -> Tensor:
-    """Return the sums of weighted NLL and of weights."""
+    """Return the sum of the weighted NLL and the sum of the weights."""
     voxels = voxels_of(sample)
     with one_thread():
         z = calibrator.logits(voxels.logits.float().T, regions=voxels.regions).T
@@ -95,12 +95,12 @@ def _nll(sample: WeightedVoxels, calibrator: Calibrator) -> Tensor:
 
 
 def per_channel(values: Tensor, z: Tensor) -> Tensor:
-    """Return values (C,) so that they go with the channels of z, (C, ...)."""
+    """Return values (C,) in a shape that broadcasts over the channels of z, (C, ...)."""
     return values.view(-1, *[1] * (z.ndim - 1))
 
 
 def check_heads(z: Tensor, heads: int, regions: bool, expected_regions: bool) -> None:
-    """Raise ValueError for logits of other heads than a calibrator was fitted to."""
+    """Raise ValueError if logits have other heads than those the calibrator was fitted to."""
     if (len(z), regions) != (heads, expected_regions):
         names = {True: "regions", False: "classes"}
         raise ValueError(

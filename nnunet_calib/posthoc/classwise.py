@@ -2,8 +2,8 @@ r"""Class-wise temperature scaling: a temperature for each predicted class, or f
 
 .. math:: p(z) = \mathrm{softmax}(z / T_k), \quad k = \arg\max_c z_c, \qquad \text{regions: } \sigma(z_r / T_r)
 
-Each voxel keeps the order of its classes, and each region its threshold of 1/2, so that the segmentation stays as it
-is. Each T minimises a convex NLL of its own: that of the voxels predicted to be of the class, or that of the region.
+Each voxel keeps the order of its classes, and each region its threshold of 1/2, so the segmentation does not change.
+Each T minimises a convex NLL of its own: that of the voxels predicted as the class, or that of the region.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Classwise:
     """Temperatures by class.
 
     Attributes:
-        temperature: of all voxels together, which classes with too few voxels take.
-        temperatures: of each class or region, above 0.
-        regions: whether they are of regions.
+        temperature: temperature of all voxels together, which classes with too few voxels take.
+        temperatures: temperature of each class or region, above 0.
+        regions: whether the heads are regions.
 
     Raises:
         ValueError: for a temperature that is not a positive number.
@@ -54,11 +54,11 @@ class Classwise:
 
     @property
     def at_bound(self) -> bool:
-        """Whether the temperature of all voxels lies on a bound of the search; no other one does."""
+        """Whether the temperature of all voxels lies on a bound of the search; the others never do."""
         return self.temperature in TEMPERATURE_BOUNDS
 
     def logits(self, z: Tensor, *, regions: bool) -> Tensor:
-        """Return z / T_k with k the largest of each voxel's classes, or z_r / T_r."""
+        """Return z / T_k, where k is the class with the largest logit in the voxel, or z_r / T_r for regions."""
         check_heads(z, len(self.temperatures), regions, self.regions)
         t = torch.tensor(self.temperatures, dtype=z.dtype, device=z.device)
         return z / (per_channel(t, z) if regions else t[z.argmax(0)])
@@ -84,7 +84,7 @@ class Classwise:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Classwise:
-        """Return what `to_json` described."""
+        """Return the calibrator that `to_json` described."""
         return cls(float(content["temperature"]), tuple(map(float, content["temperatures"])), content["regions"])
 
     def words(self, digits: str = ".4f") -> str:
@@ -92,7 +92,7 @@ class Classwise:
         return f"T by {self._what} from {min(self.temperatures):{digits}} to {max(self.temperatures):{digits}}"
 
     def meaning(self) -> str:
-        """Return for how many classes the model is too sure of itself."""
+        """Return a clause on how many classes the model is overconfident for."""
         sure = sum(t > 1 for t in self.temperatures)
         heads = "regions" if self.regions else "predicted classes"
         return (
@@ -110,11 +110,11 @@ class ClasswiseFit:
     """Fitted temperatures by class.
 
     Attributes:
-        calibrator: that was found.
-        of_all: the fit of one temperature to all voxels.
-        standard_errors: of each temperature, with cases as independent.
-        take_temperature: the numbers of the classes that take the temperature of all voxels, because they have too few
-            or because these do not determine one.
+        calibrator: the fitted calibrator.
+        of_all: fit of one temperature to all voxels.
+        standard_errors: standard error of each temperature, with cases as independent.
+        take_temperature: indices of the classes that take the temperature of all voxels, because their own are too few
+            or do not determine one.
         nll_after: mean negative log-likelihood per voxel, in nats (regions: mean over heads).
     """
 
@@ -125,7 +125,7 @@ class ClasswiseFit:
     nll_after: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fit as a file has it."""
+        """Return the fit as JSON values."""
         return (
             self.of_all.to_json()
             | self.calibrator.to_json()
@@ -140,10 +140,10 @@ class ClasswiseFit:
 def fit_classwise(cases: Cases, sets: Mapping[Key, Container[int]]) -> dict[Key, ClasswiseFit]:
     """Fit temperatures by class to each set of cases; arguments and errors as `many_fits.fit_jointly`.
 
-    All searches share their passes over the cases with that of the temperature of all voxels.
+    All searches, including the one for all voxels together, share their passes over the cases.
     """
     counts = count_voxels(cases, sets, _members)
-    parts = counts.heads + 1  # of a case: all its voxels, and those of each class
+    parts = counts.heads + 1  # of each case: all its voxels, then those of each class
     numbers = {key: [case for case in range(counts.cases) if case in sets[key]] for key in sets}
     fits = fit_jointly(
         lambda: (part for sample in cases() for part in (sample, *_parts(sample))),
@@ -177,7 +177,7 @@ def fit_classwise(cases: Cases, sets: Mapping[Key, Container[int]]) -> dict[Key,
 
 @dataclass(frozen=True)
 class _Part:
-    """Some voxels of a case."""
+    """Voxels of one part of a case."""
 
     logits: NDArray[np.float16]
     labels: NDArray[Any]
@@ -188,7 +188,7 @@ class _Part:
 
 
 def _parts(sample: WeightedVoxels) -> Iterator[_Part]:
-    """Yield the voxels predicted to be of each class, or each region's column of all voxels."""
+    """Yield the voxels predicted as each class, or for regions each region's column of all voxels."""
     if sample.labels.ndim == 2:
         for head in range(sample.logits.shape[1]):
             columns = slice(head, head + 1)
@@ -202,7 +202,7 @@ def _parts(sample: WeightedVoxels) -> Iterator[_Part]:
 
 
 def _members(voxels: Voxels) -> Tensor:
-    """Return which voxels are predicted to be of a class; of a region, which are or are predicted to be in it."""
+    """Return whether each voxel is predicted as each class; for regions, whether it is labelled or predicted as one."""
     if voxels.regions:
         return voxels.labels.bool() | (voxels.logits > 0)
     return voxels.logits.float().argmax(1)[:, None] == torch.arange(voxels.logits.shape[1])

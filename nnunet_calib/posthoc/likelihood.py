@@ -1,4 +1,4 @@
-"""The negative log-likelihood of voxels as a function of one number, beta = 1 / temperature, and its minimum."""
+"""The negative log-likelihood (NLL) of voxels as a function of beta = 1 / temperature, and its minimum."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_TOLERANCE = 1e-7  # of log beta
-_NEAR = 1e-4  # of log beta: a point this near gives the NLL at the minimum to 1e-12 and the standard error to 1e-4
-_MAX_NEWTON = 12  # passes, after which the bracket is halved; 9 is the most ever seen
-_CHUNK = 1 << 18  # logits at a time: what is computed from them stays in the cache
+_TOLERANCE = 1e-7  # in log beta
+_NEAR = 1e-4  # in log beta: a point this near gives the NLL at the minimum to 1e-12 and the standard error to 1e-4
+_MAX_NEWTON = 12  # passes before the bracket is halved instead; no fit has needed more than 9
+_CHUNK = 1 << 18  # logits at a time: intermediate results stay in the cache
 _SEED = 20240306
 
 
 class Sums(NamedTuple):
-    """Sums over voxels of weight times a term; with regions a term is the mean over the heads.
+    """Sums over voxels of weight times a term; for regions, a term is the mean over the heads.
 
-    With d = z - max(z), the logits below the largest one (regions: -|z|, as a sigmoid is the softmax of 0 and z):
+    With d = z - max(z), the logits relative to the largest one (regions: -|z|, as a sigmoid is the softmax of 0 and z):
 
     Attributes:
         nll: log sum_c exp(beta d_c) - beta d_y.
         expected: -E_p[d] with p = softmax(beta d). It falls with beta, from the mean of -d to 0.
-        observed: -d_y. The derivative of the NLL is observed - expected; at its minimum they are equal.
+        observed: -d_y. The derivative of the NLL is observed - expected; at the minimum the two are equal.
         curvature: Var_p[d], the second derivative.
-        squares: the sum over groups of the square of their derivative; without groups over voxels.
+        squares: the sum over groups (without groups, over voxels) of their squared derivatives.
     """
 
     nll: float
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
 
 
 class Voxels(NamedTuple):
-    """Logits (n, C), labels (n,) or for regions (n, C), and optionally (n,) weights and (n,) groups."""
+    """Logits (n, C), labels (n,) or for regions (n, C), and optional weights (n,) and groups (n,)."""
 
     logits: Tensor
     labels: Tensor
@@ -47,15 +47,15 @@ class Voxels(NamedTuple):
     regions: bool
 
     def sample(self, size: int) -> Voxels:
-        """Seeded random voxels, with replacement; their groups are left out."""
+        """Draw voxels at random with a fixed seed, with replacement and without their groups."""
         picked = torch.randint(len(self.logits), (size,), generator=torch.Generator().manual_seed(_SEED))
         weights = None if self.weights is None else self.weights[picked]
         return Voxels(self.logits[picked], self.labels[picked], weights, None, self.regions)
 
     def sums(self, betas: Sequence[float]) -> list[Sums]:
-        """The sums at each beta, in one pass over the voxels.
+        """Return the sums at each beta, in one pass over the voxels.
 
-        Terms are computed in the logits' own precision, in float32 at least, and added up in float64.
+        Terms are computed in the logits' own precision, but at least in float32, and summed in float64.
         """
         dtype = torch.float64 if self.logits.dtype == torch.float64 else torch.float32
         heads = self.logits.shape[1]
@@ -83,31 +83,31 @@ class Voxels(NamedTuple):
         return [Sums(*row) for row in sums.tolist()]
 
     def _per_voxel(self, term: Tensor, part: slice) -> Tensor:
-        """The term's mean over heads, for regions, times the weight."""
+        """Return the weighted term of each voxel; for regions, the mean over its heads."""
         if self.regions:
             term = term.view(-1, self.logits.shape[1]).mean(1)
         return term if self.weights is None else term * self.weights[part].to(term.dtype)
 
     def _below(self, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A part's d (C, n), the labels' index into it (1, n), and d of the labels (n,).
+        """Return d of a part (C, n), the labels' index into it (1, n), and d of the labels (n,).
 
-        Each head of a region is a voxel of its own, in which d is that of the less probable answer, (1, n * C), and the
-        other's is 0 and left out; so there is no index.
+        For regions, each head counts as a voxel of its own with two answers. Only d of the less probable answer is
+        returned, (1, n * C), without an index, since that of the other one is 0.
         """
         logits, labels = self.logits[part], self.labels[part]
         if self.regions:
             z = logits.to(dtype).reshape(-1)
             below = -z.abs()
             return below[None], None, torch.where((z > 0) == labels.reshape(-1).bool(), 0, below)
-        below = torch.stack(logits.unbind(1)).to(dtype)  # several times as fast as a copy of the transpose
+        below = torch.stack(logits.unbind(1)).to(dtype)  # several times faster than copying the transpose
         below -= below.amax(0)
         index = labels.long()[None]
         return below, index, below.gather(0, index)[0]
 
 
 def _terms(below: Tensor, label_index: Tensor | None, below_label: Tensor, beta: float) -> tuple[Tensor, ...]:
-    """NLL, -E_p[d] and Var_p[d], each (n,)."""
-    powers = below.mul(beta * math.log2(math.e)).exp2_()  # several times as fast as exp, above all where it is 0
+    """Return NLL, -E_p[d] and Var_p[d], each (n,)."""
+    powers = below.mul(beta * math.log2(math.e)).exp2_()  # several times faster than exp, most of all at 0
     first = powers * below
     if label_index is not None:
         # takes away the largest class, whose power is 1, before the small ones are lost in the sum; where the label is
@@ -115,9 +115,9 @@ def _terms(below: Tensor, label_index: Tensor | None, below_label: Tensor, beta:
         powers.scatter_add_(0, label_index, powers.new_full((1, 1), -1).expand_as(label_index))
     rest = powers.sum(0)
     total = rest + 1
-    log_total = total.log().sub_((total - 1).sub_(rest).div_(total))  # log1p(rest), which is ten times slower
+    log_total = total.log().sub_((total - 1).sub_(rest).div_(total))  # equals log1p(rest), which is ten times slower
     expected = first.sum(0).neg_().div_(total)
-    # p of the largest class is at least 1 / C, so that this difference keeps its precision
+    # p of the largest class is at least 1 / C, so this difference keeps its precision
     variance = first.mul_(below).sum(0).div_(total).addcmul_(expected, expected, value=-1)
     return log_total.sub_(below_label, alpha=beta), expected, variance
 
@@ -130,13 +130,14 @@ class Point(NamedTuple):
 
     @property
     def gradient(self) -> float:
-        """Derivative of the NLL by beta."""
+        """Derivative of the NLL with respect to beta."""
         return self.sums.observed - self.sums.expected
 
     def log_ratio(self) -> tuple[float, float]:
-        """log(expected / observed), whose root is sought, and its derivative by theta; NaN where there is none.
+        """Return log(expected / observed) and its derivative with respect to theta; NaN if undefined.
 
-        It is nearly linear in theta (quite so where the logits' differences follow a power law), unlike the gradient.
+        The search looks for the root of this ratio, which is nearly linear in theta (exactly so if the differences of
+        the logits follow a power law), unlike the gradient.
         """
         expected, observed = self.sums.expected, self.sums.observed
         if min(expected, observed, self.sums.curvature) <= 0:
@@ -145,10 +146,10 @@ class Point(NamedTuple):
 
 
 def _root(point: Point, other: Point | None) -> tuple[float, float]:
-    """The theta at which the log ratio becomes 0, and the error of Newton's estimate of it; NaN where there is none.
+    """Estimate the theta at which the log ratio is 0, and the error of Newton's estimate; NaN if undefined.
 
-    The cubic of theta in the log ratio that fits values and slopes of both points converges with order 2.7, so that
-    its difference to Newton's step is the error of the latter and more than its own.
+    The estimate is the cubic, theta as a function of the log ratio, through values and slopes of both points. It
+    converges with order 2.7, so its distance from Newton's estimate is the error of the latter and exceeds its own.
     """
     value, slope = point.log_ratio()
     newton = point.theta - value / slope
@@ -166,7 +167,7 @@ def _root(point: Point, other: Point | None) -> tuple[float, float]:
 
 
 class Found(NamedTuple):
-    """The theta of the smallest NLL within the bounds, the points tried, the last one near it, and the passes made."""
+    """Theta of the smallest NLL within the bounds, the points tried (the last one is near it), and number of passes."""
 
     theta: float
     points: list[Point]
@@ -174,7 +175,7 @@ class Found(NamedTuple):
 
 
 def minimise(voxels: Voxels, thetas: list[float], bounds: tuple[float, float]) -> Found:
-    """The smallest NLL of voxels; see `search`."""
+    """Minimise the NLL of voxels; see `search`."""
     asking = search(thetas, bounds)
     betas = next(asking)
     try:
@@ -186,10 +187,10 @@ def minimise(voxels: Voxels, thetas: list[float], bounds: tuple[float, float]) -
 
 
 def search(thetas: list[float], bounds: tuple[float, float]) -> Generator[list[float], list[Sums], Found]:
-    """Looks for the smallest NLL within the bounds: yields betas, and is sent the sums at them, until it returns.
+    """Minimise the NLL within bounds, as a coroutine: yields betas, receives their sums, returns the minimum.
 
-    The first pass tries all `thetas`, of which the last is the best guess. Who asks may so look for several minima in
-    the same passes over voxels.
+    The first pass tries all `thetas`, of which the last is the best guess. As a coroutine, several searches can share
+    their passes over the voxels.
     """
     low, high = bounds
     points: list[Point] = []
@@ -204,7 +205,7 @@ def search(thetas: list[float], bounds: tuple[float, float]) -> Generator[list[f
             low, high = (max(low, theta), high) if points[-1].gradient < 0 else (low, min(high, theta))
         last = points[-1]
         end = high if last.gradient < 0 else low
-        if last.gradient == 0 or end == last.theta:  # at a bound, and better beyond
+        if last.gradient == 0 or end == last.theta:  # at a bound, with the minimum beyond
             return Found(last.theta, points, passes)
         target, error = _root(last, points[-2] if len(points) > 1 else None)
         step = abs(target - last.theta)

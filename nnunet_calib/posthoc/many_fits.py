@@ -1,4 +1,4 @@
-"""Temperatures of many sets of cases in the same few passes over the cases, of which one is in memory at a time."""
+"""Temperatures of many sets of cases in the same few passes, with one case in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from nnunet_calib.posthoc.likelihood import Found, Sums, Voxels, search
 from nnunet_calib.posthoc.temperature import THETA_BOUNDS, TemperatureFit, fit_of
 from nnunet_calib.threads import one_thread
 
-_FIRST = [0.0, -0.5]  # of theta: T = 1, and 1.6, which is nearer to most
+_FIRST = [0.0, -0.5]  # theta: T = 1, and 1.6, which is nearer to most fits
 
 
 def fit_jointly(
     cases: Callable[[], Iterable[WeightedVoxels]], sets: Mapping[Key, Container[int]]
 ) -> dict[Key, TemperatureFit]:
-    """A temperature for each set of cases, as `fit_temperature` with the cases as groups would find it.
+    """Fit a temperature to each set of cases, as `fit_temperature` would with the cases as groups.
 
-    A case's sums add up to those of every set that it is in. All searches go on in step, and need four or five passes.
-    A search knows nothing of the cases of others, and the result is the same to the last digit with any number of
-    threads.
+    The sums of a case are added to every set it belongs to. All searches run in step and need four or five passes. No
+    search depends on the cases of other sets, and the results do not depend on the number of threads, to the last
+    digit.
 
     Args:
-        cases: gives the voxels of the cases, the same ones in the same order each time that it is called.
-        sets: which cases, by their number from 0, belong to each set.
+        cases: returns the voxels of the cases, the same ones in the same order at each call.
+        sets: the cases of each set, by their index.
 
     Raises:
         ValueError: for a set without a voxel, or if a logit is NaN or infinite.
@@ -52,7 +52,7 @@ def fit_jointly(
 def _one_pass(
     cases: Iterable[WeightedVoxels], asked: Mapping[Key, tuple[Container[int], list[float]]]
 ) -> tuple[dict[Key, list[Sums]], dict[Key, float]]:
-    """The sums of each set at its betas, and its weight."""
+    """Return the sums of each set at its betas, and its total weight."""
     sums = {key: [Sums(0, 0, 0, 0, 0)] * len(betas) for key, (_, betas) in asked.items()}
     weights = dict.fromkeys(asked, 0.0)
     for number, sample in enumerate(cases):
@@ -71,7 +71,7 @@ def _one_pass(
 
 
 def _sums(sample: WeightedVoxels, betas: list[float]) -> dict[float, Sums]:
-    """Return the sums of one case, which counts as one in the standard error."""
+    """Return the sums of one case, which is one independent unit in the standard error."""
     with one_thread():
         found = voxels_of(sample).sums(betas)
     return {

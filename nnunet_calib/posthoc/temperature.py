@@ -1,7 +1,7 @@
-"""Temperature scaling: one number T > 0 that makes a model's logits as sure as they should be.
+"""Temperature scaling: one number T > 0 that calibrates a model's logits.
 
 p(T) = softmax(z / T), or sigmoid(z / T) for regions. T keeps the order of the classes and the regions' threshold of
-1/2, so that the segmentation stays as it is.
+1/2, so the segmentation does not change.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from nnunet_calib.posthoc.logits import Array, as_tensor, calibrated, log_probab
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 THETA_BOUNDS = (-math.log(TEMPERATURE_BOUNDS[1]), -math.log(TEMPERATURE_BOUNDS[0]))  # of theta = log beta = -log T
-_LARGEST_IN_FLOAT32 = 1e30  # of a logit: differences of such, times 1 / T, are still finite, unlike those of 3e38
-_WARM_START = 1 << 17  # voxels to begin with, where there are more than twice as many
+_LARGEST_IN_FLOAT32 = 1e30  # of a logit: its differences times 1 / T are still finite, unlike those of 3e38
+_WARM_START = 1 << 17  # voxels to begin with, if there are more than twice as many
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """A temperature, by which logits are divided: the simplest `Calibrator`.
+    """A temperature that divides logits, the simplest `Calibrator`.
 
     Attributes:
         value: T > 0.
@@ -74,7 +74,7 @@ class Temperature:
         return f"T = {self.value:{digits}}"
 
     def meaning(self) -> str:
-        """Return whether the model is too sure of itself."""
+        """Return a clause on whether the model is overconfident."""
         sure = (
             "too sure of itself"
             if self.value > 1
@@ -91,11 +91,11 @@ class TemperatureFit:
 
     Attributes:
         temperature: T; above 1 the model was overconfident.
-        standard_error: of T, see `fit_temperature`; inf where the data do not determine T.
+        standard_error: standard error of T, see `fit_temperature`; inf if the data do not determine T.
         nll_before: mean negative log-likelihood per voxel at T = 1, in nats (regions: mean over heads).
         nll_after: the same at T.
-        at_bound: T lies on a bound of the search interval: the minimum is there or beyond.
-        iterations: passes over all voxels.
+        at_bound: whether T lies on a bound of the search interval, with the minimum there or beyond.
+        iterations: number of passes over all voxels.
     """
 
     temperature: float
@@ -116,7 +116,7 @@ class TemperatureFit:
 
 
 def apply_temperature(probabilities: Array, temperature: float, *, regions: bool = False) -> Array:
-    r"""Probabilities as the model would have given them with logits divided by T.
+    r"""Return the probabilities of the model with its logits divided by T.
 
     .. math:: p_c(T) = \frac{p_c^{1/T}}{\sum_k p_k^{1/T}}, \qquad \text{regions: } \sigma(\mathrm{logit}(p) / T)
 
@@ -143,31 +143,33 @@ def fit_temperature(
     regions: bool = False,
     groups: ArrayLike | None = None,
 ) -> TemperatureFit:
-    r"""The temperature that minimises the mean negative log-likelihood of voxels.
+    r"""Fit the temperature that minimises the mean negative log-likelihood of voxels.
 
     In beta = 1 / T the likelihood is convex:
 
     .. math:: \frac{d\,\mathrm{NLL}_i}{d\beta} = E_p[z_i] - z_{i,y_i}, \qquad
               \frac{d^2\,\mathrm{NLL}_i}{d\beta^2} = \mathrm{Var}_p[z_i]
 
-    so that Newton's method, safeguarded by a bracket, finds the one minimum within T in [0.05, 20], to 1e-7 of T. It
-    starts from the minimum of a seeded random part, where voxels are many. Voxels are passed in parts, in the logits'
-    own precision but at least in float32 (T is still good to 1e-6), and summed in float64: there is no full-size copy.
+    so Newton's method, safeguarded by a bracket, finds the one minimum for T in [0.05, 20], to 1e-7 of T. With many
+    voxels, it starts from the minimum of a random part, drawn with a fixed seed. Voxels are processed in parts, without
+    a full-size copy: in the logits' own precision but at least in float32 (T is still good to 1e-6), with sums in
+    float64.
 
     Args:
-        logits: (n, C); log-probabilities do.
+        logits: (n, C); log-probabilities will do.
         labels: (n,) integers in [0, C), or (n, C) binary with `regions`.
         weights: (n,) how many voxels each one stands for, 0 or more; None means 1.
         regions: whether the columns are sigmoids of their own rather than a softmax.
-        groups: (n,) integers from 0, e.g. the case a voxel comes from. Voxels of a case resemble each other; with
-            groups the standard error takes only the groups as independent (the sandwich estimate), else every voxel.
+        groups: (n,) integers from 0, e.g. the case a voxel comes from. Voxels of a case resemble each other: with
+            groups, the standard error takes only the groups as independent (the sandwich estimate); without, every
+            voxel.
 
     Returns:
-        The fit. Where no temperature changes the likelihood, T = 1 with an infinite standard error.
+        The fit. If no temperature changes the likelihood, T = 1 with an infinite standard error.
 
     Raises:
-        ValueError: if there are no voxels, if shapes do not belong together, if a label is none of the classes, if a
-            weight is negative or all are 0, if a group is no number from 0, or if a logit is NaN or infinite.
+        ValueError: if there are no voxels, if shapes do not match, if a label is not a class, if a weight is negative
+            or all are 0, if a group is not an integer from 0, or if a logit is NaN or infinite.
 
     References:
         Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
@@ -181,13 +183,13 @@ def fit_temperature(
 
 
 def fit_of(found: Found, total: float) -> TemperatureFit:
-    """The fit that a search has found, which began at T = 1, among voxels of some total weight."""
+    """Return the fit of a search that began at T = 1, given the total weight of the voxels."""
     theta, points, passes = found
     last = points[-1]
     beta = math.exp(theta)
-    change = beta - math.exp(last.theta)  # so small that two terms of the Taylor series give the NLL to 1e-12
+    change = beta - math.exp(last.theta)  # small enough for two terms of the Taylor series to give the NLL to 1e-12
     nll_after = last.sums.nll + change * last.gradient + change**2 / 2 * last.sums.curvature
-    # exactly the bound, where it is one
+    # a bound is returned exactly, without rounding
     ends = dict(zip(THETA_BOUNDS, TEMPERATURE_BOUNDS[::-1], strict=True))
     temperature = ends.get(theta, 1 / beta)
     known = last.sums.curvature > 0
@@ -209,20 +211,20 @@ def nll_at(
     weights: ArrayLike | None = None,
     regions: bool = False,
 ) -> NDArray[np.float64]:
-    """The mean negative log-likelihood per voxel at some temperatures, in nats, in one pass over the voxels.
+    """Return the mean negative log-likelihood per voxel at each temperature, in nats, in one pass over the voxels.
 
     Args:
-        logits: as for `fit_temperature`, and so are the others.
-        labels: the same.
-        temperatures: above 0.
-        weights: the same.
-        regions: the same.
+        logits: (n, C); log-probabilities will do.
+        labels: (n,) integers in [0, C), or (n, C) binary with `regions`.
+        temperatures: temperatures above 0.
+        weights: (n,) how many voxels each one stands for, 0 or more; None means 1.
+        regions: whether the columns are sigmoids of their own rather than a softmax.
 
     Returns:
-        One value per temperature; for regions the mean over heads.
+        One value per temperature; for regions, the mean over heads. It is not finite if a logit is not.
 
     Raises:
-        ValueError: as `fit_temperature`, but for logits that are not finite, whose NLL is not finite either.
+        ValueError: as for `fit_temperature`, except for logits that are not finite.
     """
     voxels, total = _checked(logits, labels, weights, regions, None)
     return np.array([sums.nll / total for sums in voxels.sums([1 / t for t in temperatures])])
@@ -231,7 +233,7 @@ def nll_at(
 def _checked(
     logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, regions: bool, groups: ArrayLike | None
 ) -> tuple[Voxels, float]:
-    """The voxels, and the sum of their weights."""
+    """Check the arguments, and return the voxels and the sum of their weights."""
     z, y = as_tensor(logits), as_tensor(labels)
     w = None if weights is None else as_tensor(weights)
     if z.ndim != 2 or len(z) == 0 or y.shape != (z.shape if regions else z.shape[:1]):
@@ -251,7 +253,7 @@ def _checked(
 
 
 def _check_whole(numbers: Tensor, what: str, largest: int | None = None) -> None:
-    """Raise ValueError for anything but whole numbers from 0."""
+    """Raise ValueError for anything but integers from 0."""
     low, high = numbers.min().item(), numbers.max().item()
     whole = not numbers.is_floating_point() or bool((numbers == numbers.floor()).all())
     if not (whole and low >= 0 and high <= (math.inf if largest is None else largest)):
@@ -260,10 +262,10 @@ def _check_whole(numbers: Tensor, what: str, largest: int | None = None) -> None
 
 
 def _numbered(groups: ArrayLike, voxels: int) -> Tensor:
-    """The groups of voxels, with numbers that are no larger than the number of voxels."""
+    """Return the groups of voxels, renumbered unless all numbers are below the number of voxels."""
     found = as_tensor(groups)
     if found.shape != (voxels,):
         raise ValueError(f"expected groups ({voxels},), one for each voxel, got {tuple(found.shape)}")
     _check_whole(found, "groups")
-    # sums are kept for each number up to the largest
+    # there is a sum for each number up to the largest
     return found.long() if found.max() < voxels else torch.unique(found, return_inverse=True)[1]

@@ -2,14 +2,13 @@ r"""Vector scaling: a factor and an offset for the logit of each class, or of ea
 
 .. math:: p(z) = \mathrm{softmax}(w \odot (z - \bar z) + b), \qquad \text{regions: } \sigma(w_r z_r + b_r)
 
-Probabilities tell the logits of a voxel's classes only up to a common number. Taking away the mean over the classes
-makes the map the same for logits and log-probabilities, and leaves it linear. The NLL is convex in w and b. A penalty
-pulls them towards one temperature,
+Probabilities determine the logits of a voxel only up to a constant. Subtracting the mean over the classes makes the map
+the same for logits and log-probabilities, and keeps it linear. The NLL is convex in w and b. A penalty pulls them
+towards a single temperature,
 
 .. math:: \mathrm{NLL} + \tfrac{\lambda}{2} \sum_c \big((w_c - 1 / T)^2 + b_c^2\big),
 
-with the strength that does best on cases that were left out. The order of the classes may change, and so the
-segmentation.
+with the strength that does best on left-out cases. The order of the classes can change, and with it the segmentation.
 
 References:
     Guo et al., On calibration of modern neural networks, ICML 2017, arXiv 1706.04599.
@@ -34,10 +33,10 @@ from nnunet_calib.posthoc.many_fits import fit_jointly, voxels_of
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS, TemperatureFit
 from nnunet_calib.threads import one_thread
 
-STRENGTHS = (1.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the penalty, of the NLL in nats per voxel
-GROUPS = 5  # into which cases of one fold are dealt to choose the strength
-MAX_CLASSES = 8  # of more, a voxel sample does not keep the logits of all
-_TOLERANCE = 1e-12  # nats per voxel that another step would gain
+STRENGTHS = (1.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the penalty, relative to the NLL in nats per voxel
+GROUPS = 5  # cases of one fold are dealt into these to choose the strength
+MAX_CLASSES = 8  # with more, a voxel sample keeps only the largest logits
+_TOLERANCE = 1e-12  # stop when another step would gain less, in nats per voxel
 _MAX_STEPS = 60
 
 
@@ -46,13 +45,13 @@ class Vector:
     """Factors and offsets of logits.
 
     Attributes:
-        temperature: that the penalty pulled towards, which classes with too few voxels take.
+        temperature: temperature that the penalty pulls towards, and that classes with too few voxels take.
         factors: w of each class or region.
         offsets: b of each class or region.
-        regions: whether they are of regions.
+        regions: whether the heads are regions.
 
     Raises:
-        ValueError: for numbers that are not finite, or not as many factors as offsets.
+        ValueError: if a number is not finite, or if the numbers of factors and offsets differ.
     """
 
     temperature: float
@@ -72,17 +71,17 @@ class Vector:
 
     @property
     def at_bound(self) -> bool:
-        """Whether the temperature that the penalty pulled towards lies on a bound of its search."""
+        """Whether the temperature that the penalty pulls towards lies on a bound of its search."""
         return self.temperature in TEMPERATURE_BOUNDS
 
     def logits(self, z: Tensor, *, regions: bool) -> Tensor:
-        """Return w (z - mean over classes of z) + b, for regions w z + b."""
+        """Return w (z - mean of z over classes) + b, or w z + b for regions."""
         check_heads(z, len(self.factors), regions, self.regions)
         w, b = (torch.tensor(x, dtype=z.dtype, device=z.device) for x in (self.factors, self.offsets))
         return per_channel(w, z) * (z if regions else z - z.mean(0)) + per_channel(b, z)
 
     def last_layer(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return weight and bias of a layer whose outputs are calibrated; without a bias it gets one."""
+        """Return weight and bias of a layer that outputs calibrated logits; a layer without a bias gets one."""
         w, b = (torch.tensor(x, dtype=torch.float64) for x in (self.factors, self.offsets))
 
         def scaled(x: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ class Vector:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Vector:
-        """Return what `to_json` described."""
+        """Return the calibrator that `to_json` described."""
         factors, offsets = (tuple(map(float, content[name])) for name in ("factors", "offsets"))
         return cls(float(content["temperature"]), factors, offsets, content["regions"])
 
@@ -112,7 +111,7 @@ class Vector:
         return ", ".join(f"{name} from {min(x):{digits}} to {max(x):{digits}}" for name, x in parts)
 
     def meaning(self) -> str:
-        """Return what is done with the logits."""
+        """Return a clause on what is done with the logits."""
         return "w z + b of its logits gives the smallest NLL on these cases, and may change the segmentation"
 
 
@@ -121,12 +120,12 @@ class VectorFit:
     """Fitted factors and offsets.
 
     Attributes:
-        calibrator: that was found.
-        of_all: the fit of one temperature.
+        calibrator: the fitted calibrator.
+        of_all: fit of one temperature.
         factor_errors: standard errors of the factors, with cases as independent; 0 for a class that takes 1 / T.
-        offset_errors: the same of the offsets.
-        strength: of the penalty.
-        take_temperature: numbers of the classes with too few voxels, which take the temperature.
+        offset_errors: the same for the offsets.
+        strength: strength of the penalty.
+        take_temperature: indices of the classes with too few voxels, which take the temperature.
         nll_after: mean negative log-likelihood per voxel, in nats (regions: mean over heads).
     """
 
@@ -139,7 +138,7 @@ class VectorFit:
     nll_after: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fit as a file has it."""
+        """Return the fit as JSON values."""
         return (
             self.of_all.to_json()
             | self.calibrator.to_json()
@@ -154,7 +153,7 @@ class VectorFit:
 
 
 class _Sums(NamedTuple):
-    """Sums over voxels, at one w and b: NLL, its gradient (2C) and Hessian (2C, 2C), squared gradients of cases."""
+    """Sums over voxels at given w and b: NLL, its gradient (2C) and Hessian (2C, 2C), squared gradients of cases."""
 
     weight: Tensor
     nll: Tensor
@@ -164,19 +163,19 @@ class _Sums(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """A fit: to which cases, and which classes have enough voxels for a factor and an offset of their own."""
+    """A fit to a set of cases, with the classes that have enough voxels for a factor and an offset of their own."""
 
     members: frozenset[int]
     enough: tuple[bool, ...]
 
     @property
     def free(self) -> Tensor:
-        """Which parameters (2C) are fitted."""
+        """Whether each parameter (2C) is fitted."""
         return torch.tensor(self.enough * 2)
 
 
 class _Penalty(NamedTuple):
-    """What the penalty pulls the parameters towards, and how strongly."""
+    """Centre that the penalty pulls the parameters towards, and its strength."""
 
     centre: Tensor
     strength: float
@@ -195,12 +194,12 @@ def fit_vector(
 
     Args:
         cases: returns the voxels of the cases.
-        sets: which cases belong to each set.
-        groups: the fold of each case. The strength of the penalty is the one with the smallest NLL of cases whose fold
-            was left out; within one fold, and without `groups`, every fifth case is left out.
+        sets: the cases of each set, by their index.
+        groups: the fold of each case. The strength of the penalty is chosen by the smallest NLL of left-out folds;
+            within one fold, or without `groups`, every fifth case is left out in turn.
 
     Raises:
-        ValueError: for more than `MAX_CLASSES` classes, too.
+        ValueError: also for more than `MAX_CLASSES` classes.
     """
     counts = count_voxels(cases, sets, _members)
     if not counts.regions and counts.heads > MAX_CLASSES:
@@ -215,7 +214,7 @@ def fit_vector(
         )
         for key in sets
     }
-    # sets of cases that are fitted alike are fitted once
+    # equal sets of cases are fitted only once
     left_out = {problem: _left_out(problem.members, groups) for problem in {*wanted.values()}}
     without = {
         (problem, group): problem._replace(members=problem.members - group)
@@ -254,7 +253,7 @@ def fit_vector(
 
 
 def _left_out(members: frozenset[int], groups: Sequence[int] | None) -> list[frozenset[int]]:
-    """Return the parts of a set of cases that are left out in turn; none of a single case."""
+    """Return the parts of a set of cases to leave out in turn; none for a single case."""
     folds = {case: groups[case] for case in members} if groups is not None else {}
     if len({*folds.values()}) < 2:
         folds = {case: place % GROUPS for place, case in enumerate(sorted(members))}
@@ -263,7 +262,7 @@ def _left_out(members: frozenset[int], groups: Sequence[int] | None) -> list[fro
 
 
 def _members(voxels: Voxels) -> Tensor:
-    """Return which voxels are of a class."""
+    """Return whether each voxel belongs to each class."""
     if voxels.regions:
         return voxels.labels.bool()
     return voxels.labels.long()[:, None] == torch.arange(voxels.logits.shape[1])
@@ -283,7 +282,7 @@ def _calibrator(of_all: TemperatureFit, theta: Tensor, regions: bool) -> Vector:
 def _minimise(
     cases: Cases, penalties: Mapping[_Problem, _Penalty], start: Mapping[_Problem, Tensor]
 ) -> dict[_Problem, _Point]:
-    """Minimise all problems by Newton's method, in the same passes; a step that does not gain is halved."""
+    """Minimise all problems by Newton's method in the same passes; a step without gain is halved."""
     points: dict[_Problem, _Point] = {}
     asked = dict(start)
     for _ in range(_MAX_STEPS):
@@ -291,7 +290,7 @@ def _minimise(
         for problem in [*asked]:
             theta, penalty, best = asked[problem], penalties[problem], points.get(problem)
             value = _value(sums[problem], theta, penalty)
-            if best is not None and not value <= best.value:  # further than the NLL is quadratic, or at its minimum
+            if best is not None and not value <= best.value:  # beyond the quadratic range, or at the minimum
                 if value - best.value < _TOLERANCE:
                     del asked[problem]
                 else:
@@ -313,14 +312,14 @@ def _value(sums: _Sums, theta: Tensor, penalty: _Penalty) -> float:
 
 
 def _penalised(point: _Point, free: Tensor, penalty: _Penalty) -> tuple[Tensor, Tensor]:
-    """Return gradient and Hessian of the penalised mean NLL by the free parameters."""
+    """Return gradient and Hessian of the penalised mean NLL with respect to the free parameters."""
     gradient = point.sums.gradient / point.sums.weight + penalty.strength * (point.theta - penalty.centre)
     hessian = point.sums.hessian / point.sums.weight + penalty.strength * torch.eye(len(free), dtype=torch.float64)
     return gradient[free], hessian[free][:, free]
 
 
 def _step(point: _Point, problem: _Problem, penalty: _Penalty) -> tuple[Tensor, float]:
-    """Return Newton's step, and what it would gain where the NLL was quadratic."""
+    """Return Newton's step and its gain if the NLL were quadratic."""
     step, free = torch.zeros_like(point.theta), problem.free
     if not free.any():
         return step, 0.0
@@ -330,7 +329,7 @@ def _step(point: _Point, problem: _Problem, penalty: _Penalty) -> tuple[Tensor, 
 
 
 def _standard_errors(point: _Point, problem: _Problem, penalty: _Penalty) -> Tensor:
-    """Return the sandwich estimate of the standard errors, with cases as independent."""
+    """Return the sandwich estimates of the standard errors, with cases as independent."""
     errors, free = torch.zeros_like(point.theta), problem.free
     if free.any():
         _, hessian = _penalised(point, free, penalty)

@@ -61,9 +61,9 @@ class Chunks:
         return scaled, index, place
 
     def look_up(self, table: Tensor, p: Tensor, row: Tensor | None = None) -> Tensor:
-        """What a table (b, R, M + 1) holds for the bins of a chunk.
+        """Return the entries of a table (b, R, M + 1) for the bins of a chunk.
 
-        With a further row (b, 1, n) within each row of the table, (b, R, rows (M + 1)).
+        With `row` (b, 1, n), which selects a row within each row of the table, the table is (b, R, rows (M + 1)).
         """
         _, index, place = self.bins(p)
         if row is not None:
@@ -115,7 +115,7 @@ class BinSums:
         self.added = 0
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Number and sum (B, C, M), where p = 1 is in the last bin; (B, C, 1) for M = 0."""
+        """Return number and sum (B, C, M), with p = 1 in the last bin; (B, C, 1) for M = 0."""
         self._unpack()
         self.tables[..., -2:-1] += self.tables[..., -1:]
         number, total = self.tables[..., : self.largest]

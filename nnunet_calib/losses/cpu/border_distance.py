@@ -39,7 +39,7 @@ class DistanceToBorders(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(ctx: Any, z: Tensor, borders: Borders, squared: bool) -> tuple[Tensor, Tensor]:
-        """The sum, in float64, over the voxels of (B, C, N) that count."""
+        """Return the logits (B, C, N) and the sum of distances over the voxels that count, in float64."""
         valid, voxels, total = borders.valid, z.shape[2], 0.0
         for image, where in _pieces(z):
             part = z[image, :, where]
@@ -87,7 +87,7 @@ class DistanceToBorders(torch.autograd.Function):
     @without_autocast
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, d_total: Tensor | None) -> tuple[Tensor | None, None, None]:
-        """The gradient with scaled signs, or twice the distances, added: first those to 0, then what differs."""
+        """Return the gradient plus that of the distances: first of those from 0, then corrected where tau > 0."""
         (z, at, change), (valid, squared) = ctx.saved_tensors, ctx.options
         if d_total is None:
             return gradient, None, None

@@ -66,15 +66,15 @@ def _bits(row: PaddedRow) -> int:
 
 
 def _word(bits: int) -> torch.dtype | None:
-    """The shortest type with so many bits below its sign; None if there is none."""
+    """Return the shortest integer type with this many bits besides its sign bit; None if there is none."""
     return next((dtype for dtype in (torch.int16, torch.int32, torch.int64) if bits < torch.iinfo(dtype).bits), None)
 
 
 def _words(row: PaddedRow, of: range) -> Tensor:
-    """An entry for each of the row's: a word of the classes `of`, with 1 in the bits of that which the label says.
+    """Encode each label of the row as a word with a 1 in the bit field of its class, for the classes `of`.
 
-    The next class after the first ones may have what bits are left above theirs: sums there are not whole counts, but
-    agree for the same neighbourhoods.
+    After the first classes, the next one may take the bits that are left above their fields: its sums overflow, but are
+    equal for equal neighbourhoods.
     """
     bits, highest = _bits(row), int(row.labels.max())
     used = bits * len(of)

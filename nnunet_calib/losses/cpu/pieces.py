@@ -46,13 +46,17 @@ class Piece:
         return x[self.images, :, self.where]
 
     def own(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A flat view of the images of x, and where the entries of the voxels' own classes lie in it."""
+        """Return a flat view of the images of x, and the flat indices of the voxels' own classes."""
         images = x[self.images]
         return images.view(-1), own_entries(self.y, images.shape, self.where)
 
 
 def pieces(shape: torch.Size, labels: Tensor, ignore_label: int | None) -> Iterator[Piece]:
-    """The voxels of labels (B, N), where the shape is (B, C, N); ValueError for a label that has no class."""
+    """Yield pieces of the voxels of labels (B, N), for logits of shape (B, C, N).
+
+    Raises:
+        ValueError: for a label without a class.
+    """
     images, classes, voxels = shape
     together = min(max(CHUNK // (classes * voxels), 1), images)
     length = -(-voxels // -(-classes * voxels // PIECE))
@@ -76,7 +80,7 @@ def few(unsure: Tensor) -> Tensor | None:
 
 
 def sum_of(p: Tensor) -> Tensor:
-    """The sum over the last axis, in float64."""
+    """Return the sum over the last axis, in float64."""
     whole = p.shape[-1] // BLOCK * BLOCK
     blocks = p[..., :whole].view(*p.shape[:-1], BLOCK, whole // BLOCK).sum(-2)
     return blocks.sum(-1, dtype=torch.float64) + p[..., whole:].sum(-1, dtype=torch.float64)

@@ -59,7 +59,7 @@ def _both(t: Tensor) -> Tensor:
 
 
 def _by_sign(x: Tensor) -> Tensor:
-    """The sums (b, 2) over what is above 0, and over the negative of what is below, in float64."""
+    """Return the sums (b, 2) of the positive values and of the negated negative ones, in float64."""
     return torch.stack([sum_of(x.clamp_min(0)), -sum_of(x.clamp_max(0))], 1)
 
 
@@ -76,7 +76,7 @@ class TwoClassSums(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
-        """What `voxel_sums.SoftmaxSums` returns, for C = 2."""
+        """Return the sums of `voxel_sums.SoftmaxSums`, for C = 2."""
         images = len(logits)
         nll = torch.zeros((), dtype=torch.float64)
         number, other = (nll.new_zeros((images, 2)) for _ in range(2))  # voxels of a class, and the sum of their r
@@ -124,7 +124,7 @@ class TwoClassSums(torch.autograd.Function):
     def backward(
         ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor
     ) -> tuple[Tensor, None, None, None]:
-        """The gradient of the logits, given those of the sums."""
+        """Return the gradient of the logits, given the gradients of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options
         if ctx.kept is None:
@@ -144,11 +144,11 @@ class TwoClassSums(torch.autograd.Function):
         chunks = Chunks(num_bins, p.numel())
 
         def differentiate(u: Tensor, p_y: Tensor, r: Tensor) -> Tensor:
-            """The derivative of t, in place of u = u_r - u_y."""
+            """Return the derivative of t, which overwrites u = u_r - u_y."""
             return u.mul_(p_y).add_(d_nll).mul_(r)
 
         def differentiate_unsure(b: slice, t: Tensor, s: Tensor) -> Tensor:
-            """The same, a chunk at a time, with u as it is in the bins of p_y and r."""
+            """Return the same a chunk at a time, with u from the bins of p_y and r."""
             both, row, d_t = _both(t), _row(s), torch.empty_like(t)
             for where in chunks.of(both):
                 part = both[..., where]

@@ -52,7 +52,7 @@ UNDERFLOW = 1e-9  # below, -log p_y is taken from the logits; a product of four 
 
 
 def _negative_log_likelihood(p_y: Tensor, lowest: float, piece: Piece, logits: Tensor) -> Tensor:
-    """The sum of -log p_y (b, 1, n), in float64."""
+    """Return the sum of -log p_y, for p_y (b, 1, n), in float64."""
     of_small = torch.zeros((), dtype=torch.float64)
     if lowest < UNDERFLOW:
         image, _, voxel = index = (p_y < UNDERFLOW).nonzero(as_tuple=True)
@@ -63,7 +63,7 @@ def _negative_log_likelihood(p_y: Tensor, lowest: float, piece: Piece, logits: T
 
 
 def _of_class(table: Tensor, row: Tensor) -> Tensor:
-    """What a table (b, R) holds for the rows (b, n), as (b, 1, n)."""
+    """Return the entries of a table (b, R) for the rows (b, n), as (b, 1, n)."""
     first = torch.arange(0, table.numel(), table.shape[1], dtype=torch.int32)
     return table.reshape(-1).index_select(0, (row + first[:, None]).view(-1)).view(len(row), 1, -1)
 
@@ -101,7 +101,7 @@ class SoftmaxSums(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
-        """Sums of logits (B, C, N) with labels (B, N), in float64.
+        """Sum over logits (B, C, N) with labels (B, N), in float64.
 
         Returns:
             -log p_y of all voxels together; p_c, p_c where y = c, number of voxels with y = c (B, C); of each bin
@@ -165,7 +165,7 @@ class SoftmaxSums(torch.autograd.Function):
     def backward(
         ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor
     ) -> tuple[Tensor, None, None, None]:
-        """The gradient of the logits, given those of the sums."""
+        """Return the gradient of the logits, given the gradients of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options
         if ctx.kept is None:
