@@ -1,4 +1,7 @@
-"""Figures of single cases: slices of the worst, and reliability diagrams; matplotlib is imported only when drawn."""
+"""Figures of single cases: slices of the worst cases, and reliability diagrams.
+
+matplotlib is imported only when a figure is drawn.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +27,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-# Returns the image of a case, (channels, *spatial) on the grid of its label map, or None if there is none.
+# A function that returns the image of a case, (channels, *spatial) on the grid of its label map, or None.
 ImageOf = Callable[[str], NDArray[Any] | None]
 
-_WIDTH = 16  # characters above a third of a column
+_WIDTH = 16  # characters that fit above a third of a column
 
 
 def no_image(case: str) -> None:
-    """Return None: the pictures show the label map."""
+    """Return None, so that pictures show the label map."""
 
 
 def draw_case(axes: Sequence[Axes], picture: CasePicture) -> AxesImage:
-    """Draw the image with outlines and the probability before and after calibration, on three axes.
+    """Draw the image with outlines, and the probability before and after calibration, on three axes.
 
     Returns:
-        The image of a probability, for a colour bar.
+        The drawn probability, for a colour bar.
     """
     panels = ((picture.background, "gray"), (picture.before, COLOUR_MAP), (picture.after, COLOUR_MAP))
     for ax, (pixels, colours) in zip(axes, panels, strict=True):
@@ -60,15 +63,15 @@ def worst_cases_figure(
     image_of: ImageOf,
     number: int = 4,
 ) -> Figure:
-    """Draw a row for each of the cases with the largest ACE: image with outlines, probability before and after.
+    """Draw the cases with the largest ACE, one per row: image with outlines, probability before and after calibration.
 
     Args:
-        cases: of a fold or of merged folds.
-        names: of the heads.
-        regions: the label values of each head, None for classes.
-        ignore_label: of voxels without annotation, or None.
-        image_of: gives a case's image.
-        number: of rows; cases without a slice have none.
+        cases: cases of a fold or of merged folds.
+        names: names of the heads.
+        regions: label values of each head; None for classes.
+        ignore_label: label of voxels without annotation, or None.
+        image_of: returns a case's image.
+        number: largest number of rows; cases without a slice are skipped.
     """
     from matplotlib.lines import Line2D
 
@@ -100,7 +103,7 @@ def worst_cases_figure(
     figure.suptitle("Cases with the largest ACE, which is their mean over\nthe foreground classes in the whole image")
     handles = [Line2D([], [], color=colour, linestyle=line, label=name) for name, colour, line in OUTLINES]
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    legend.get_frame().set_facecolor("0.45")  # yellow is not seen on white
+    legend.get_frame().set_facecolor("0.45")  # yellow is invisible on white
     for text in legend.get_texts():
         text.set_color("white")
     return figure
@@ -108,20 +111,19 @@ def worst_cases_figure(
 
 @in_style
 def reliability_of_cases_figure(cases: Sequence[ReportedCase], keys: Sequence[str], names: Sequence[str]) -> Figure:
-    """Draw the reliability of the cases of largest, median and smallest ACE, before and after calibration.
+    """Draw the reliability of the cases with the largest, median and smallest ACE, before and after calibration.
 
-    Of each case, the foreground class with the largest ACE before calibration is drawn; of a case without any, the top
-    label.
+    Each case shows the foreground class with the largest ACE before calibration, or the top label if no class has one.
 
     Args:
-        cases: of a fold or of merged folds, at least one.
-        keys: of the heads in summary.json.
-        names: of the heads, and of the top label.
+        cases: at least one case of a fold or of merged folds.
+        keys: keys of the heads in summary.json.
+        names: names of the heads and of the top label.
     """
     ranked = worst_cases(cases)
     known = [case for case in ranked if not np.isnan(case_error(case.row[UNCALIBRATED]["image"], "ace"))] or ranked
     which = {"largest": 0, "median": (len(known) - 1) // 2, "smallest": len(known) - 1}
-    chosen = {place: word for word, place in reversed(which.items())}  # of few cases one may be two of them
+    chosen = {place: word for word, place in reversed(which.items())}  # with few cases, one case can be two of them
     figure, axes = new_figure(2.25 * len(chosen) + 0.75, len(chosen), 2)
     for line, place in zip(axes, sorted(chosen), strict=True):
         case = known[place]

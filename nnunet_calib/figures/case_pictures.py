@@ -1,4 +1,4 @@
-"""One slice of a case: the image, where the segmentation is right and wrong, and its probabilities, as pixels."""
+"""Pixels of one slice of a case: the image, right and wrong parts of the segmentation, and the probabilities."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from nnunet_calib.posthoc.logits import calibrated, log_probabilities
 
 Regions = Sequence[Sequence[int]] | None
 
-# Right, wrongly found, missed: apart for colour-blind readers by hue, in grey print by brightness and line style.
+# Colour-blind readers can tell the outlines apart by hue, readers of a grey print by brightness and line style.
 OUTLINES: tuple[tuple[str, str, Literal["solid", "dashed", "dotted"]], ...] = (
     ("true positive", "#56B4E9", "solid"),
     ("false positive", "#D55E00", "dashed"),
     ("false negative", "#F0E442", "dotted"),
 )
-COLOUR_MAP = "cividis"  # made for colour-blind readers, even in grey; unlike magma no outline is lost in it
-_SMALL = 20_000  # bytes of a PNG that need not become less exact
-_LINE = 2  # pixels of an outline in a web page, where pictures are shown smaller than they are
-_TILE = 180  # pixels that the shorter side of a tile has at least in a web page, in whole multiples of its own
+COLOUR_MAP = "cividis"  # safe for colour-blind readers and in grey; unlike in magma, every outline stays visible
+_SMALL = 20_000  # bytes; a lossy WebP replaces a larger PNG
+_LINE = 2  # pixels of an outline on a web page, which scales pictures down
+_TILE = 180  # smallest shorter side of a tile on a web page, in pixels; slices are enlarged by whole factors
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class CasePicture:
     """A slice of one head.
 
     Attributes:
-        background: (rows, columns) float in [0, 1]: the image, or where there is none the label map.
-        before: (rows, columns) probabilities as the network gives them.
+        background: (rows, columns) float in [0, 1]: the image, or the label map if there is none.
+        before: (rows, columns) probabilities before calibration.
         after: the same after calibration.
         outcome: (3, rows, columns) bool: true positive, false positive, false negative.
-        head: which head it is of.
-        aspect: height of a pixel, with a width of 1.
+        head: index of the head.
+        aspect: height of a pixel relative to its width.
     """
 
     background: NDArray[np.float32]
@@ -59,17 +59,18 @@ class CasePicture:
         ignore_label: int | None,
         image: NDArray[Any] | None = None,
     ) -> CasePicture:
-        """Return the picture of the head that has the most foreground, true or predicted, in the slice.
+        """Return the picture of the head with the most foreground, true or predicted, in the slice.
 
         Args:
             shown: the slice.
-            calibrator: of any kind; a number is a temperature.
-            regions: the label values of each head, None for classes (of which 0 is the background).
-            ignore_label: voxels with it are neither right nor wrong.
-            image: (channels, *spatial) of the whole case, on the grid of the label map; the first channel is shown.
+            calibrator: a calibrator of any kind, or a number as a temperature.
+            regions: label values of each head; None for classes (0 is the background).
+            ignore_label: label of voxels that count as neither right nor wrong.
+            image: image of the whole case, (channels, *spatial), on the grid of the label map; its first channel is
+                shown.
 
         Raises:
-            ValueError: if the image has another size than the label map must have had.
+            ValueError: if the size of the image differs from that of the label map.
         """
         p = shown.probabilities.astype(np.float32) / 255
         if regions is None:
@@ -117,10 +118,10 @@ def _background(shown: RepresentativeSlice, image: NDArray[Any] | None) -> NDArr
 
 
 def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
-    """Draw the three panels side by side as a small image, several hundred times as fast as a figure.
+    """Draw the three panels side by side as a small image, several hundred times faster than a figure.
 
     Returns:
-        The file's content (PNG, or WebP where that is much smaller), its media type, and its width and height.
+        The file's content (PNG, or WebP instead of a large PNG), its media type, and its width and height.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
@@ -151,7 +152,7 @@ def picture_bytes(picture: CasePicture) -> tuple[bytes, str, tuple[int, int]]:
 
 
 def _eroded(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
-    """Return the mask without `times` layers of its border pixels."""
+    """Return the mask eroded by `times` layers of border pixels."""
     for _ in range(times):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -159,7 +160,7 @@ def _eroded(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
 
 
 def colour_bar() -> bytes:
-    """Return a PNG of the colours of the probabilities from 0 (left) to 1, a row of 256 pixels."""
+    """Return a PNG of the colours of the probabilities from 0 (left) to 1, as a row of 256 pixels."""
     from matplotlib import colormaps
     from PIL import Image
 

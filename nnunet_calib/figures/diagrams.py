@@ -1,4 +1,4 @@
-"""Diagrams of one head on given axes, from bins alone; matplotlib is imported only when one is drawn."""
+"""Diagrams of one head on given axes, drawn from bins alone; matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def draw_reliability(
     title: str,
     interval: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> None:
-    """Draw the reliability diagram of one head, with the number of voxels in each bin in a strip above it.
+    """Draw the reliability diagram of one head, with a strip above it for the number of voxels in each bin.
 
     Bars end at the observed frequency; the hatched part reaches to the mean probability of the bin. The curve can be
-    that of a case or of pooled cases.
+    that of one case or of pooled cases.
 
     Args:
-        ax: where to draw.
+        ax: axes to draw on.
         curve: bins, from `reliability_curve`.
-        row: which head; -1 is the top label.
-        title: above the diagram.
+        row: index of the head; -1 is the top label.
+        title: title above the diagram.
         interval: lower and upper limits (heads + 1, M) of the observed frequency, from `ratio_intervals` over cases;
-            drawn as whiskers where they are numbers.
+            drawn as whiskers unless NaN.
     """
     counts, confidence, frequency = (x[row] for x in (curve.counts, curve.confidence, curve.frequency))
     edges = np.linspace(0, 1, len(counts) + 1)
@@ -78,17 +78,17 @@ def draw_reliability(
 def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: int, title: str) -> AxesImage:
     """Draw the dataset reliability histogram of one head: cases by predicted and observed frequency.
 
-    Each case adds one count per bin that holds a voxel, at the frequency it observed there: a calibrated model gathers
-    on the diagonal, and the spread shows what pooling all voxels hides (Barfoot et al. 2024).
+    Each case adds one count per non-empty bin, at the frequency observed there. The counts of a calibrated model gather
+    on the diagonal, and their spread shows what pooling all voxels hides (Barfoot et al. 2024).
 
     Args:
-        ax: where to draw.
-        curves: one per case, from `reliability_curve`; cases without the class must be left out.
-        row: which head; -1 is the top label.
-        title: above the diagram.
+        ax: axes to draw on.
+        curves: one curve per case, from `reliability_curve`; leave out cases without the class.
+        row: index of the head; -1 is the top label.
+        title: title above the diagram.
 
     Returns:
-        The image, for a colour bar; its values are shares of the cases.
+        The drawn shares of the cases, for a colour bar.
     """
     from matplotlib.colors import PowerNorm
 
@@ -99,7 +99,7 @@ def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: 
         observed = np.minimum((curve.frequency[row][filled] * bins).astype(int), bins - 1)
         joint[observed, filled] += 1
     share = np.ma.masked_equal(joint / max(len(curves), 1), 0)
-    # most shares are small: a square root keeps them apart; from light to dark, empty cells stay white
+    # most shares are small: a square root separates them; light to dark, so that empty cells stay white
     image = ax.imshow(share, origin="lower", extent=(0, 1, 0, 1), cmap="YlGnBu", norm=PowerNorm(0.5, 0, 1))
     _square(ax, "observed frequency")
     ax.set_title(title, fontsize="medium")
@@ -107,16 +107,17 @@ def draw_dataset_reliability(ax: Axes, curves: Sequence[ReliabilityCurve], row: 
 
 
 def draw_reliability_boxes(ax: Axes, curves: Sequence[ReliabilityCurve], row: int, title: str) -> None:
-    """Draw the box-plot reliability of one head: in each bin, the spread over cases of the observed frequency.
+    """Draw the box-plot reliability of one head: the spread over cases of the observed frequency in each bin.
 
-    Boxes reach from the first to the third quartile with the median as a line, whiskers to the furthest case within
-    1.5 times the box's height, dots are the cases beyond. Each case counts once, however many voxels it has in a bin.
+    Boxes reach from the first to the third quartile, with the median as a line. Whiskers reach to the furthest case
+    within 1.5 times the box's height, and dots are the cases beyond. Each case counts once, however many voxels it has
+    in a bin.
 
     Args:
-        ax: where to draw.
-        curves: one per case, from `reliability_curve`; cases without the class must be left out.
-        row: which head; -1 is the top label.
-        title: above the diagram.
+        ax: axes to draw on.
+        curves: one curve per case, from `reliability_curve`; leave out cases without the class.
+        row: index of the head; -1 is the top label.
+        title: title above the diagram.
     """
     bins = curves[0].counts.shape[1] if curves else NUM_BINS
     spread, middles = [], []
@@ -145,15 +146,15 @@ def draw_reliability_boxes(ax: Axes, curves: Sequence[ReliabilityCurve], row: in
 def draw_confidence(
     ax: Axes, before: ReliabilityCurve, after: ReliabilityCurve, row: int, title: str, label: str = "with T"
 ) -> None:
-    """Draw the confidence histogram of one head: the share of the voxels in each bin, before and after calibration.
+    """Draw the confidence histogram of one head: the share of voxels in each bin, before and after calibration.
 
     Args:
-        ax: where to draw.
+        ax: axes to draw on.
         before: bins before calibration, from `reliability_curve`.
-        after: the same voxels after it.
-        row: which head; -1 is the top label.
-        title: above the diagram.
-        label: of the voxels after calibration, in the legend.
+        after: bins of the same voxels after calibration.
+        row: index of the head; -1 is the top label.
+        title: title above the diagram.
+        label: legend entry for the voxels after calibration.
     """
     for curve, colour, name in ((before, FILLED, "T = 1"), (after, LINE, label)):
         counts = curve.counts[row]
@@ -168,11 +169,11 @@ def draw_nll(ax: Axes, temperatures: ArrayLike, nll: ArrayLike, optimum: float |
     """Draw the NLL against temperature, with the optimum and the interval of two standard errors around it.
 
     Args:
-        ax: where to draw.
-        temperatures: rising, above 0.
-        nll: mean negative log-likelihood per voxel at each, in nats, from `nll_at`.
+        ax: axes to draw on.
+        temperatures: rising temperatures above 0.
+        nll: mean negative log-likelihood per voxel at each temperature, in nats, from `nll_at`.
         optimum: the fitted temperature; None if none was fitted.
-        standard_error: of it; infinity draws no interval.
+        standard_error: standard error of the fitted temperature; infinity draws no interval.
     """
     temperatures = np.asarray(temperatures)
     ax.plot(temperatures, nll, color=LINE, linewidth=1.6)

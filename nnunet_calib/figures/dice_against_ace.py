@@ -1,4 +1,7 @@
-"""Dice against ACE and MCE of several models, before and after temperature; matplotlib is imported only when drawn."""
+"""Dice against ACE and MCE of several models, before and after temperature scaling.
+
+matplotlib is imported only when a figure is drawn.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
 
 NAME = "dice_against_ace"
 
-# tell models apart in grey print, and where two share a colour
+# tell models apart in grey print, and models that share a colour
 _MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
 
 
 class Estimate(NamedTuple):
-    """A mean with its interval; NaN or None where there is none."""
+    """A mean with its interval; NaN or None for missing values."""
 
     mean: float
     low: float
@@ -32,7 +35,7 @@ class Estimate(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What is drawn of a model: its Dice, and its ACE or MCE."""
+    """Dice of a model, and its ACE or MCE before and after temperature scaling."""
 
     name: str
     dice: Estimate
@@ -41,15 +44,15 @@ class Point(NamedTuple):
 
 
 def draw_dice_against_ace(ax: Axes, points: Sequence[Point], error: str = "ACE") -> None:
-    """Each model a pair of points, open at T = 1 and filled with temperature, joined by a pale line.
+    """Draw each model as a pair of points, open at T = 1 and filled with temperature, joined by a pale line.
 
-    Bars are the intervals: of the error with wide caps at T = 1 and narrow ones with temperature, since they lie on one
-    line; of the Dice, which is the same for both, once. `ax.legend()` names models and stages.
+    Bars show the intervals. Those of the error lie on one line, so they have wide caps at T = 1 and narrow caps with
+    temperature. That of the Dice is drawn once, since no temperature changes it. `ax.legend()` names models and stages.
 
     Args:
-        ax: where to draw.
-        points: of the models; those without Dice or error are left out.
-        error: what the points hold beside Dice, for the label.
+        ax: axes to draw on.
+        points: points of the models; models without Dice or error are left out.
+        error: name of the error for the axis label.
     """
     for i, point in enumerate(points):
         colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
@@ -74,12 +77,12 @@ def draw_dice_against_ace(ax: Axes, points: Sequence[Point], error: str = "ACE")
 
 @in_style
 def dice_against_ace_figure(comparison: dict[str, Any]) -> Figure:
-    """The figure of a comparison: Dice against ACE above Dice against MCE.
+    """Draw the figure of a comparison: Dice against ACE above Dice against MCE.
 
     Args:
-        comparison: the content of comparison.json, with null or NaN where there is no value.
+        comparison: the content of comparison.json, with null or NaN for missing values.
     """
-    # a line of the legend for each model, so that many of them do not squeeze the axes
+    # the legend has a line for each model: make room, so that many models do not squeeze the axes
     figure, axes = new_figure(4.3 + 0.15 * len(comparison["models"]), 2)
     for ax, error in zip(axes[:, 0], ("ace", "mce"), strict=True):
         draw_dice_against_ace(ax, points_of(comparison, error), error.upper())
@@ -91,7 +94,7 @@ def dice_against_ace_figure(comparison: dict[str, Any]) -> Figure:
 
 
 def points_of(comparison: dict[str, Any], error: str = "ace") -> list[Point]:
-    """Dice and error ("ace" or "mce") of the foreground in the whole image, from the content of comparison.json."""
+    """Return Dice and error ("ace" or "mce") of the foreground in the whole image for each model of a comparison."""
     found: dict[str, dict[str, Estimate]] = {model["name"]: {} for model in comparison["models"]}
     for group in comparison["results"]:
         if group["metric"] in ("dice", error) and (group["of"], group["scope"]) == ("foreground_mean", "image"):
@@ -102,7 +105,7 @@ def points_of(comparison: dict[str, Any], error: str = "ace") -> list[Point]:
 
 
 def draw_comparison(comparison: dict[str, Any], folder: Path) -> None:
-    """Write dice_against_ace as PNG, SVG and PDF, or remove those of before where no model has a Dice."""
+    """Write dice_against_ace as PNG, SVG and PDF, or remove existing ones if no model has a Dice."""
     if all(missing(point.dice.mean) for point in points_of(comparison)):
         for ending in ENDINGS:
             forget(folder / f"{NAME}.{ending}")
@@ -111,7 +114,7 @@ def draw_comparison(comparison: dict[str, Any], folder: Path) -> None:
 
 
 def _reach(estimate: Estimate) -> list[list[float]] | None:
-    """How far the interval reaches to either side; the mean may lie outside that of very few cases."""
+    """Return the lengths of the error bar; with very few cases, the mean may lie outside its interval."""
     if missing(estimate.low) or missing(estimate.high):
         return None
     return [[max(estimate.mean - estimate.low, 0)], [max(estimate.high - estimate.mean, 0)]]

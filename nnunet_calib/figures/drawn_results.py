@@ -1,6 +1,6 @@
-"""What a report is drawn from: the files of a calibration folder, of one fold or of merged folds.
+"""Data for reports, read from the calibration folder of one fold or of merged folds.
 
-Cases are read one after the other. What stays of each are the bins of its diagrams, which take kilobytes.
+Cases are read one at a time, and only the bins of their diagrams, a few kilobytes, stay in memory.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class DrawnCases:
     """Bins of each case, and the sums over all of them.
 
     Attributes:
-        curves: of the cases.
-        present: for each of them (heads + 1,) bool: whether it has the class; the last is the top label.
+        curves: bins of each case.
+        present: for each case, (heads + 1,) bool: whether it has the class; the last entry is the top label.
     """
 
     def __init__(self, cases: Iterable[CaseStatistics] = ()) -> None:
@@ -48,7 +48,7 @@ class DrawnCases:
             self.add(case)
 
     def add(self, case: CaseStatistics) -> None:
-        """Add a case, of which its bins stay."""
+        """Add a case, keeping only its bins."""
         self.curves.append(reliability_curve(case))
         self.present.append(case.histograms.positives.sum((0, 2)) > 0)
         if self._pooled is None:
@@ -58,7 +58,7 @@ class DrawnCases:
 
     @property
     def pooled(self) -> CaseStatistics:
-        """Histograms of the voxels of all cases."""
+        """Histograms of the voxels of all cases together."""
         if self._pooled is None:
             raise ValueError("expected at least one case to draw, got none")
         return self._pooled
@@ -67,18 +67,18 @@ class DrawnCases:
         return len(self.curves)
 
     def having(self, row: int, present: Sequence[NDArray[np.bool_]]) -> list[ReliabilityCurve]:
-        """Return the bins of the cases that have a class, as `present` says."""
+        """Return the bins of the cases that have a class, according to `present`."""
         return [*compress(self.curves, (there[row] for there in present))]
 
 
 @dataclass(frozen=True)
 class ReportedCase:
-    """A case as it is judged.
+    """A case of a report, whose statistics are read from its file at each access, to keep memory low.
 
     Attributes:
-        row: its entry of `metric_per_case` in summary.json.
-        calibrator: that it is judged by.
-        read: its statistics, from its file: what follows reads them each time, and keeps nothing in memory.
+        row: the case's entry of `metric_per_case` in summary.json.
+        calibrator: calibrator that the case is judged with.
+        read: returns the case's statistics, from its file.
     """
 
     row: ReportedRow
@@ -87,22 +87,22 @@ class ReportedCase:
 
     @property
     def before(self) -> CaseStatistics:
-        """Its statistics as the network gives them."""
+        """Statistics before calibration."""
         return self.read()
 
     @property
     def after(self) -> CaseStatistics:
-        """Its statistics with the calibrator that it is judged by."""
+        """Statistics after calibration."""
         return _judged(self.read(), self.calibrator)
 
     @property
     def shown(self) -> RepresentativeSlice | None:
-        """Its slice for pictures, before calibration."""
+        """Slice for pictures, before calibration."""
         return self.read().shown
 
     @property
     def name(self) -> str:
-        """The case's name."""
+        """Name of the case."""
         return str(self.row["case"])
 
 
@@ -111,13 +111,13 @@ class Results:
     """The content of a calibration folder.
 
     Attributes:
-        summary: of summary.json.
-        cases: in its order.
-        calibrator: of all cases.
-        before: the cases as the network gives them.
-        after: each with the calibrator that it is judged by.
-        temperatures: (n,) around the fitted temperature and 1; around 1 where the calibrator has none.
-        nll: (n,) mean NLL per voxel of all cases at each of them, in nats.
+        summary: content of summary.json.
+        cases: cases in the order of summary.json.
+        calibrator: calibrator fitted to all cases.
+        before: cases before calibration.
+        after: cases after calibration, each with the calibrator it is judged with.
+        temperatures: (n,) temperatures around the fitted one and 1; around 1 if the calibrator has none.
+        nll: (n,) mean NLL per voxel of all cases at each temperature, in nats.
     """
 
     summary: Summary
@@ -130,7 +130,7 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """Names of the heads, and of the top label."""
+        """Names of the heads and of the top label."""
         return [*self.summary["heads"]["names"], "top label"]
 
     @classmethod
@@ -138,8 +138,8 @@ class Results:
         """Read summary.json and the case files that it names.
 
         Raises:
-            FileNotFoundError: if one of them is not there.
-            ValueError: if one is damaged, or is not of the case, or of the heads, that summary.json names.
+            FileNotFoundError: if a file is missing.
+            ValueError: if a file is damaged, or does not match the case or the heads in summary.json.
         """
         file = calibration_folder / "summary.json"
         summary: Summary = read_json(file, SUMMARY, _AGAIN)
@@ -151,10 +151,10 @@ class Results:
         nll, voxels, cases = np.zeros(len(temperatures)), 0.0, []
         before, after = DrawnCases(), DrawnCases()
         for row in tqdm(summary["metric_per_case"], desc="reading cases", unit="case"):
-            # merged folds: the cases stay where they are
+            # the cases of merged folds stay in the folders of their folds
             folder = calibration_of_fold(calibration_folder, row["fold"]) if "fold" in row else calibration_folder
             case = _load(folder, row, summary)
-            # a fold of one case has no calibrator that was fitted without it
+            # for a fold with a single case, no calibrator can be fitted without it
             calibrator = _calibrator(row, file) if is_calibrated(row) else fitted
             before.add(case)
             if len(case.sample):
@@ -177,7 +177,7 @@ def _calibrator(content: Mapping[str, Any], file: Path) -> Calibrator:
 
 
 def _load(folder: Path, row: ReportedRow, summary: Summary) -> CaseStatistics:
-    """Load a case, which must be the one that was summarised: while a fold is measured again, others replace it."""
+    """Load a case, and check that it is the summarised one, which measuring the fold again replaces."""
     advice = "measure the fold again with nnunet_calib validate, and merge folds again with nnunet_calib crossval"
     file = case_file(folder, row["case"])
     try:
@@ -203,7 +203,7 @@ def _judged(case: CaseStatistics, calibrator: Calibrator) -> CaseStatistics:
 
 
 def worst_cases(cases: Sequence[ReportedCase], scope: str = "image") -> list[ReportedCase]:
-    """Return the cases by falling ACE before calibration, the mean over their foreground classes; without one, last."""
+    """Return the cases by falling mean foreground ACE before calibration; cases without one come last."""
 
     def error(case: ReportedCase) -> float:
         value = case_error(case.row[UNCALIBRATED][scope], "ace")

@@ -1,4 +1,4 @@
-"""Whole figures of a fold or of merged folds, a column wide; matplotlib is imported only when one is drawn."""
+"""Figures of a fold or of merged folds, one column wide; matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 def _when(calibrator: Calibrator | float) -> tuple[str, str]:
-    """Return what the left and the right column of panels show; each case has a calibrator near this one."""
+    """Return the titles of the left and right columns of panels; each case has a calibrator close to this one."""
     words = (IDENTITY.words(".0f"), calibrator_of(calibrator).words(".2f").replace("=", "≈"))
-    before, after = (text.replace(" ≈ ", "\xa0≈\xa0").replace(" = ", "\xa0=\xa0") for text in words)  # on one line
+    before, after = (text.replace(" ≈ ", "\xa0≈\xa0").replace(" = ", "\xa0=\xa0") for text in words)  # keep on one line
     return before, after
 
 
@@ -43,10 +43,10 @@ def reliability_figure(
     """Draw pooled reliability diagrams of each head and the top label, before (left) and after calibration (right).
 
     Args:
-        before: the cases of a fold.
-        after: the same cases, each with a calibrator fitted without it.
-        calibrator: the fold's, for the titles; a number is a temperature.
-        names: of the heads, and of the top label.
+        before: cases of a fold before calibration.
+        after: the same cases after calibration, each with a calibrator fitted without it.
+        calibrator: the fold's calibrator, for the titles; a number is a temperature.
+        names: names of the heads and of the top label.
     """
     figure, axes = new_figure(2.12 * len(names) + 0.8, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(calibrator), strict=True):
@@ -75,7 +75,7 @@ def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray,
 def dataset_reliability_figure(
     before: DrawnCases, after: DrawnCases, calibrator: Calibrator | float, names: Sequence[str]
 ) -> Figure:
-    """Draw dataset reliability histograms of every head and the top label; arguments as `reliability_figure`."""
+    """Draw dataset reliability histograms of every head and the top label; see `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.9, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(calibrator), strict=True):
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
@@ -90,7 +90,7 @@ def dataset_reliability_figure(
 
 @in_style
 def boxes_figure(before: DrawnCases, after: DrawnCases, calibrator: Calibrator | float, names: Sequence[str]) -> Figure:
-    """Draw box-plot reliability of every head and the top label; arguments as `reliability_figure`."""
+    """Draw the box-plot reliability of every head and the top label; see `reliability_figure`."""
     figure, axes = new_figure(1.8 * len(names) + 0.6, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(calibrator), strict=True):
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
@@ -106,7 +106,7 @@ def boxes_figure(before: DrawnCases, after: DrawnCases, calibrator: Calibrator |
 def confidence_figure(
     before: DrawnCases, after: DrawnCases, names: Sequence[str], calibrator: Calibrator = IDENTITY
 ) -> Figure:
-    """Draw confidence histograms of every head and the top label; arguments as `reliability_figure`."""
+    """Draw confidence histograms of every head and the top label; see `reliability_figure`."""
     rows = -(-len(names) // 2)
     figure, axes = new_figure(1.5 * rows + 0.6, rows, 2)
     curves = [reliability_curve(cases.pooled) for cases in (before, after)]
@@ -154,10 +154,10 @@ class FigureSpec:
     """A figure of a fold or of merged folds.
 
     Attributes:
-        name: of its files, without ending; one of `results.layout.FIGURES`.
-        title: above it on a page.
-        caption: below the title.
-        draw: of what was measured, and of what gives the images behind slices.
+        name: name of its files without the ending, one of `results.layout.FIGURES`.
+        title: title above it on a page.
+        caption: caption below the title.
+        draw: function that draws it, given the results and the function that returns images.
     """
 
     name: str
@@ -218,11 +218,11 @@ FIGURES = (
 
 
 def draw_fold(calibration_folder: Path, image_of: ImageOf = no_image) -> None:
-    """Write all figures, as PNG, SVG and PDF, from the files of a fold or of merged folds.
+    """Write all figures of a fold or of merged folds, as PNG, SVG and PDF.
 
     Args:
-        calibration_folder: with summary.json.
-        image_of: gives a case's image for its slice, or None; without images the label map is shown.
+        calibration_folder: the calibration folder, with summary.json.
+        image_of: returns the image behind a case's slice, or None to show the label map.
     """
     results = Results.read(calibration_folder)
     for spec in FIGURES:

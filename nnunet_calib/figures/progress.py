@@ -1,4 +1,4 @@
-"""The figure of a running training, from logged values alone; matplotlib is imported only when it is drawn."""
+"""The figure of a running training, drawn from logged values; matplotlib is imported only when it is drawn."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _LINES = ("solid", "dashed", "dotted")
 def draw_pseudo_ace(
     ax: Axes, mean: Sequence[float], per_class: Sequence[Sequence[float]], names: Sequence[str]
 ) -> None:
-    """The pseudo ACE of every epoch: of each class a thin line, of their mean a thick one.
+    """Draw the pseudo ACE of every epoch: a thin line for each class, and a thick one for their mean.
 
-    Classes differ in colour, and beyond six of them in the style of the line; more than eighteen cannot be told apart
+    Classes differ in colour, and more than six of them also in line style. More than eighteen could not be told apart
     and are grey.
 
     Args:
-        ax: where to draw.
-        mean: over the foreground classes, of every epoch from 0; NaN where it was not measured.
-        per_class: of every epoch, one value per class.
-        names: of the classes.
+        ax: axes to draw on.
+        mean: mean over the foreground classes of every epoch from 0; NaN for epochs that were not measured.
+        per_class: for every epoch, one value per class.
+        names: names of the classes.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -46,7 +46,7 @@ def draw_pseudo_ace(
 
 
 def _line(ax: Axes, values: Sequence[float], width: float, **look: Any) -> None:
-    """A line, with dots at epochs that it would not show since both neighbours have no value."""
+    """Draw a line, with dots at epochs whose neighbours have no value, which it would not show."""
     known = np.pad(np.isfinite(np.asarray(values, float)), 1)
     alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
     ax.plot(values, linewidth=width, marker=".", markersize=3 * width + 1, markevery=[*map(int, alone)], **look)
@@ -54,7 +54,7 @@ def _line(ax: Axes, values: Sequence[float], width: float, **look: Any) -> None:
 
 @in_style
 def progress_figure(mean: Sequence[float], per_class: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
-    """The pseudo ACE of a training; arguments as `draw_pseudo_ace`."""
+    """Draw the pseudo ACE of a training; see `draw_pseudo_ace`."""
     columns = 3 if max(map(len, names), default=0) <= 10 else 2
     figure, axes = new_figure(2.4 + 0.13 * min(len(names), 18) / columns)
     draw_pseudo_ace(axes[0, 0], mean, per_class, names)
@@ -69,5 +69,5 @@ def progress_figure(mean: Sequence[float], per_class: Sequence[Sequence[float]],
 def draw_progress(
     output_folder: Path, mean: Sequence[float], per_class: Sequence[Sequence[float]], names: Sequence[str]
 ) -> None:
-    """Write progress_calibration.png and .svg, beside nnU-Net's progress.png; the rest as `draw_pseudo_ace`."""
+    """Write progress_calibration.png and .svg, beside nnU-Net's progress.png; see `draw_pseudo_ace`."""
     save_figure(lambda: progress_figure(mean, per_class, names), output_folder, NAME, ("png", "svg"))

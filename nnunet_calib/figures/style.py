@@ -1,4 +1,4 @@
-"""What all figures share: a column's width, fonts, colours, files; matplotlib is imported only when one is drawn."""
+"""Shared width, fonts, colours and files of all figures; matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 
-COLUMN = 3.46  # inches: 88 mm, a column of most journals
+COLUMN = 3.46  # inches: 88 mm, the width of a column in most journals
 
-# Hues that stay apart for colour-blind readers, and mostly in grey print (Okabe and Ito).
+# Hues that colour-blind readers can tell apart, most of them also in grey print (Okabe and Ito).
 BARS, GAP, LINE = "#56B4E9", "#D55E00", "#0072B2"
 COLOURS = ("#000000", GAP, LINE, "#009E73", "#CC79A7", "#E69F00", BARS)
 FILLED = "0.6"
@@ -47,25 +47,25 @@ _STYLE: Any = {
     "axes.labelpad": 2,
     "axes.titlepad": 4,
     "hatch.linewidth": 0.5,
-    # the same numbers give the same bytes; publishers refuse fonts of Type 3
+    # equal numbers give equal bytes; publishers reject Type 3 fonts
     "svg.hashsalt": "nnunet_calib",
     "pdf.fonttype": 42,
 }
-_DPI, _LARGEST = 300, 60_000  # pixels: matplotlib draws none with a side of 65536
+_DPI, _LARGEST = 300, 60_000  # pixels: matplotlib cannot draw a side of 65536
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Fonts and lines for a column's width, whatever was set before."""
+    """Set fonts and lines for the width of a column, whatever the previous settings."""
     from matplotlib import rc_context, style
 
-    # nnU-Net's logger leaves seaborn's settings with fonts 2.5 times as large in the training process
+    # in the training process, nnU-Net's logger leaves seaborn's settings, with fonts 2.5 times as large
     with style.context("default"), rc_context(_STYLE):
         yield
 
 
 def in_style(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Draws a figure in that style."""
+    """Decorate a function that draws a figure, to draw it in this style."""
 
     @wraps(draw)
     def drawn(*args: _P.args, **options: _P.kwargs) -> Figure:
@@ -78,7 +78,7 @@ def in_style(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 def new_figure(
     height: float, rows: int = 1, columns: int = 1, height_ratios: Sequence[float] | None = None
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of a column's width with its panels, which no window system and no global state of pyplot knows."""
+    """Return a figure one column wide and its panels, without a window or pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(COLUMN, height), layout="constrained")
@@ -89,19 +89,19 @@ def new_figure(
 
 
 def _fix_ticks(ax: Axes) -> None:
-    """Ticks are made when they are drawn, maybe in another style."""
+    """Set the size of ticks now, since matplotlib creates them at drawing time, perhaps in another style."""
     ax.tick_params(labelsize=_TICKS, width=_THIN, length=2.5)
 
 
 def colour_bar(figure: Figure, image: AxesImage, axes: np.ndarray, label: str) -> None:
-    """The colours of all panels, below them."""
+    """Draw the colour bar of all panels below them."""
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, aspect=30, pad=0.02)
     bar.set_label(label)
     _fix_ticks(bar.ax)
 
 
 def outer_labels(axes: np.ndarray) -> None:
-    """Leave the axes' labels to the leftmost and the lowest panels, which share them."""
+    """Remove axis labels except those of the leftmost and lowest panels."""
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
     for ax in axes[:-1].flat:
@@ -109,26 +109,26 @@ def outer_labels(axes: np.ndarray) -> None:
 
 
 def make_room(figure: Figure, axes: np.ndarray, lines: int) -> None:
-    """Make a figure higher, whose height is right for titles of so many lines, where rows have titles of more."""
+    """Grow the figure for panel titles longer than `lines`."""
     more = (max(ax.get_title().count("\n") + 1 for ax in row) - lines for row in axes)
     figure.set_figheight(figure.get_figheight() + sum(max(n, 0) for n in more) * _SIZE * 1.3 / 72)
 
 
 def in_lines(text: str, width: int = 20) -> str:
-    """The text in lines that are no wider than half a column, for a title or a legend."""
+    """Wrap a text for a title or a legend, by default to half a column."""
     return in_figure("\n".join(line for part in text.split("\n") for line in wrap(part, width)))
 
 
 def figure_bytes(draw: Callable[[], Figure], *endings: str) -> dict[str, bytes]:
-    """Draw a figure once; the content of its file with each of the endings."""
+    """Draw a figure once, and return the content of its file for each ending."""
     contents = {}
     with styled():
         figure = draw()
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # everything has its place now, for all files alike
+        figure.set_layout_engine("none")  # freeze the layout, to be equal in all files
         dpi = min(_DPI, _LARGEST / max(figure.get_size_inches()))
         for ending in endings:
-            # the date would make the same figure another file each time
+            # a date would change the file each time
             metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(ending, {})
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, dpi=dpi, metadata=metadata)
@@ -137,7 +137,7 @@ def figure_bytes(draw: Callable[[], Figure], *endings: str) -> dict[str, bytes]:
 
 
 def save_figure(draw: Callable[[], Figure], folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> None:
-    """Write a figure as files of that name; each is either complete or not there."""
+    """Write a figure to files of this name, each of them atomically."""
     for ending, content in figure_bytes(draw, *endings).items():
         with replaced_when_complete(folder / f"{name}.{ending}") as temporary:
             temporary.write_bytes(content)

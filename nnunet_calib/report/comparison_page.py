@@ -1,4 +1,4 @@
-"""A comparison of models as one HTML file that needs nothing else."""
+"""The comparison of models as a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_calib.report.page import cell, column, definitions, inline_figure, t
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
 
-SURE = 0.05  # corrected p below which a difference is called one
+SURE = 0.05  # corrected p below which a difference is reported as one
 _AT = {"both": "", UNCALIBRATED: ", as trained", CALIBRATED: ", each model with its temperature"}
 _ASPECTS = {
     "dice": ("Segmentation", "Dice"),
@@ -30,9 +30,9 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
     """Write the page of a comparison.
 
     Args:
-        comparison: the content of comparison.json, with null or NaN where there is no value.
-        output: the HTML file; it appears when it is complete.
-        commands: which make the same results again.
+        comparison: the content of comparison.json, with null or NaN for missing values.
+        output: the HTML file, which is written atomically.
+        commands: commands that reproduce the results.
     """
     figures = []
     if not all(missing(point.dice.mean) for point in points_of(comparison)):
@@ -71,7 +71,7 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
 
 
 def _rows(comparison: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """A row for each case, with the numbers of all models."""
+    """Yield a row for each case, with the numbers of all models."""
     by_case: dict[str, dict[str, dict[str, Any]]] = {}
     for row in comparison["metric_per_case"]:
         by_case.setdefault(row["case"], {})[row["model"]] = row
@@ -85,10 +85,10 @@ def _rows(comparison: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
 
 
 def comparison_sentences(comparison: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Of each model but the first its name, and a sentence for each of Dice, ACE and NLL of the whole image.
+    """Yield the name of each model but the first, with sentences on Dice, ACE and NLL of the whole image.
 
     Args:
-        comparison: the content of comparison.json, with null or NaN where there is no value.
+        comparison: the content of comparison.json, with null or NaN for missing values.
     """
     for model in comparison["models"]:
         if model["name"] != comparison["first_model"]:

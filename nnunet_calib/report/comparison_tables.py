@@ -1,4 +1,4 @@
-"""A comparison of models as a table for the terminal, for a paper (Markdown), and for other programs (CSV)."""
+"""Tables of a comparison for the terminal, for a paper (Markdown), and for other programs (CSV)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ COLUMNS = (
 )
 
 _MEAN = "Mean (95 % interval; by chance: what chance alone would leave a perfectly calibrated model)."
-# The columns of a value's limits, and the entry that has both.
+# Prefix of the columns with the limits of a value -> entry that has both limits.
 _LIMITS = {
     "mean": "interval",
     "difference": "difference_interval",
@@ -93,14 +93,14 @@ _SECTIONS = (
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    """The errors of the whole image, and their differences from the first model, for the terminal.
+    """Return the errors of the whole image, and their differences from the first model, for the terminal.
 
     Args:
-        comparison: the content of comparison.json, with null or NaN where there is no value.
+        comparison: the content of comparison.json, with null or NaN for missing values.
 
     Returns:
-        Lines of text: a row for each model and stage; below it, of all models but the first, rows of the difference,
-        its interval and the corrected p-value; "-" where there is no value. Then what was left out, and the notes.
+        Lines of text, with "-" for missing values: a row for each model and stage, followed, for all models but the
+        first, by the difference, its interval and the corrected p-value. Then the cases left out, and the notes.
     """
     section = _SECTIONS[0]
     rows: list[Sequence[str]] = [("whole image", "T", *(_NAMES[metric] for metric, *_ in section.columns))]
@@ -129,7 +129,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """Tables of means and of differences with their intervals, to be pasted into a paper; see `comparison_table`."""
+    """Return tables of means and differences with their intervals, to paste into a paper; see `comparison_table`."""
     lines = [f"# Calibration on {comparison['dataset']}", "", comparison_about(comparison), ""]
     for section in comparison_sections(comparison):
         lines += [f"## {section.title}", ""]
@@ -139,7 +139,7 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
 
 
 def comparison_csv(comparison: dict[str, Any]) -> str:
-    """All numbers in long form, a line for each model, metric and stage; empty where there is no value."""
+    """Return all numbers in long form, a line for each model, metric and stage; missing values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -154,7 +154,7 @@ def comparison_csv(comparison: dict[str, Any]) -> str:
 
 
 def write_comparison(comparison: dict[str, Any], folder: Path) -> None:
-    """Write comparison.json, .md and .csv; the folder is made if need be."""
+    """Write comparison.json, .md and .csv, and make the folder if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(comparison, folder / "comparison.json")
     for name, make in (("comparison.md", comparison_markdown), ("comparison.csv", comparison_csv)):
@@ -163,7 +163,7 @@ def write_comparison(comparison: dict[str, Any], folder: Path) -> None:
 
 
 class Table(NamedTuple):
-    """What is shown of some metrics; the first cells of a row are the model and its temperature."""
+    """Table of metrics, whose rows begin with the model and its temperature."""
 
     caption: str
     header: tuple[str, ...]
@@ -171,14 +171,14 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Means, differences from the first model, and the errors of pooled voxels."""
+    """Tables of means, of differences from the first model, and of the errors of pooled voxels."""
 
     title: str
     tables: tuple[Table, Table, Table]
 
 
 def comparison_sections(comparison: dict[str, Any]) -> Iterator[Section]:
-    """The tables of a comparison, as text."""
+    """Yield the tables of a comparison, as text."""
     for section in _SECTIONS:
         first = f"Difference from {comparison['first_model']} (95 % interval), p{_over_trainings(comparison)}."
         means = _table(comparison, section, f"{section.about} {_MEAN}", _mean_cell)
@@ -190,7 +190,7 @@ def comparison_sections(comparison: dict[str, Any]) -> Iterator[Section]:
 
 
 def comparison_notes(comparison: dict[str, Any]) -> list[str]:
-    """What must be known to read the numbers."""
+    """Return the cases left out and the caveats for a reader."""
     return [*_left_out(comparison), *comparison["notes"]]
 
 
@@ -250,7 +250,7 @@ def _rows_of(comparison: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]
 
 
 def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -> dict[str, Any]:
-    """The numbers of one model; those of a metric that no temperature changes belong to both stages."""
+    """Return the numbers of one model; both stages share those of a metric that no temperature changes."""
     (group,) = (
         group
         for group in comparison["results"]
@@ -262,7 +262,7 @@ def _find(comparison: dict[str, Any], column: _Column, stage: str, model: str) -
 
 
 def comparison_about(comparison: dict[str, Any]) -> str:
-    """Which cases, and what the differences and p are."""
+    """Return a sentence on the cases, the differences and p."""
     folds, others = comparison["folds"], len(comparison["models"]) - 1
     used = {line for model in comparison["models"] for line in checkpoint_line(model)}
     checkpoint = f", {', '.join(sorted(used))}" if used else ""
@@ -289,7 +289,7 @@ def _signed(value: float | None, decimals: int) -> str:
 
 
 def _decimals(comparison: dict[str, Any], column: _Column) -> int:
-    """Four, or as many as show three digits of the largest mean: an ECE of a whole image may be 0.000123."""
+    """Return 4, or enough decimals for three digits of the largest mean: a whole image's ECE may be 0.000123."""
     rows = [_find(comparison, column, stage, model["name"]) for model, stage in _rows_of(comparison)]
     largest = max((row["mean"] for row in rows if not missing(row["mean"])), default=0.0)
     return max(4, 2 - math.floor(math.log10(largest))) if largest > 0 else 4

@@ -1,4 +1,4 @@
-"""A calibration folder as one HTML file that needs nothing else: no network, no other file, no script to be read."""
+"""The report of a calibration folder as a self-contained HTML file, readable without network or scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnunet_calib.report.page import data_uri, definitions, inline_figure, write
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import STAGES
 
-PICTURES_MIB = 4.0  # all slices together; with base64 and the figures a page stays below 10 MB
+PICTURES_MIB = 4.0  # for all slices; with base64 and the figures, a page stays below 10 MB
 
 
 def write_report(
@@ -34,14 +34,14 @@ def write_report(
     """Write the report of a fold or of merged folds.
 
     Args:
-        calibration_folder: with summary.json.
-        output: the HTML file; it appears when it is complete.
-        image_of: gives a case's image, or None.
-        dice: case -> mean foreground Dice, from nnU-Net's own summary; None leaves the column out.
-        commands: which make the same results again.
+        calibration_folder: the calibration folder, with summary.json.
+        output: the HTML file, which is written atomically.
+        image_of: returns a case's image, or None.
+        dice: case -> mean foreground Dice, from nnU-Net's own summary; None leaves out the column.
+        commands: commands that reproduce the results.
 
     Raises:
-        FileNotFoundError: if summary.json or a case file that it names is not there.
+        FileNotFoundError: if summary.json or a case file that it names is missing.
         ValueError: if one of them is damaged.
     """
     results = Results.read(calibration_folder)
@@ -87,7 +87,7 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
 
 
 def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]], bool]:
-    """Draw slices of the cases, those with the largest ACE first, until they are too much for a page."""
+    """Draw slices of the cases, largest ACE first, until they become too large for a page."""
     heads, budget = results.summary["heads"], PICTURES_MIB * 2**20
     pictures, with_image = [], False
     for case in tqdm(worst_cases(results.cases), desc="drawing slices", unit="case"):

@@ -1,4 +1,4 @@
-"""What a report says in words and tables, from summary.json alone."""
+"""Words and tables of a report, from summary.json alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Summa
 
 
 def headline(summary: Summary) -> Iterator[dict[str, Any]]:
-    """Yield the errors of the whole image, before and after calibration, each with its meaning in one sentence."""
+    """Yield the errors of the whole image before and after calibration, with a sentence on the meaning of each."""
     for group, metric in [("foreground_mean", m) for m in HEAD_ERRORS] + [("", m) for m in SCORES]:
         cells = {}
         for stage, name in ((UNCALIBRATED, "before"), (CALIBRATED, "after")):
@@ -36,7 +36,7 @@ def headline(summary: Summary) -> Iterator[dict[str, Any]]:
 
 
 def _beside(summary: Summary, group: str, metric: str) -> Iterator[str]:
-    """Yield what chance leaves of a mean over cases, and the error of the pooled voxels; files may lack both."""
+    """Yield the error by chance of a mean over cases, and the error of the pooled voxels; files may lack both."""
     if (name := BY_CHANCE.get(metric)) and name in (tree := summary["metrics"][UNCALIBRATED]["image"][group]):
         yield f"Chance alone would leave a calibrated model {number(tree[name])}."
     if "pooled" in summary:
@@ -59,7 +59,7 @@ def _meaning(metric: str, cells: dict[str, Any]) -> str:
 
 
 def notes(summary: Summary) -> Iterator[str]:
-    """Yield what a reader of the numbers must know."""
+    """Yield the caveats for a reader of the numbers."""
     fit = summary["temperature"]
     calibrator, error = from_json(fit), fit.get("standard_error")
     known = "" if error is None or isnan(error) else f" (standard error {error:.3f})"
@@ -83,10 +83,10 @@ def case_table(
     """Return the columns of the table of cases, and the cells of each case.
 
     Args:
-        cases: of a fold or of merged folds.
-        dice: case -> Dice; empty for a table without it.
-        links: case -> place of its slice on the page.
-        short: name of the calibrator.
+        cases: cases of a fold or of merged folds.
+        dice: case -> Dice; empty for a table without Dice.
+        links: case -> anchor of its slice on the page.
+        short: short name of the calibrator.
     """
     merged = any("fold" in case.row for case in cases)
     columns = [column("case", "name", is_number=False)]
@@ -109,7 +109,7 @@ def case_table(
 
 
 def facts(measured_by: str, models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Versions, and what identifies the models."""
+    """Yield the versions of the packages, and the entries that identify the models."""
     yield "nnunet_calib, which measured", measured_by
     for package in ("nnunet-calib", "nnunetv2", "torch"):
         yield f"{package}, which drew this page", metadata.version(package)

@@ -1,4 +1,4 @@
-"""What all pages of HTML share: templates, figures that a page carries in itself, and writing."""
+"""Shared parts of all HTML pages: templates, embedded figures, table cells, and writing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_calib.io.wording import number
 
 
 def write_page(template: str, output: Path, content: Mapping[str, Any]) -> None:
-    """Fill in a template; the file appears when it is complete."""
+    """Fill in a template and write the page atomically."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -30,7 +30,7 @@ def write_page(template: str, output: Path, content: Mapping[str, Any]) -> None:
 
 
 def inline_figure(draw: Callable[[], Any], title: str, caption: str) -> dict[str, Any]:
-    """A figure for a page, as vectors."""
+    """Return a figure to embed in a page, as SVG."""
     content = figure_bytes(draw, "svg")["svg"]
     size = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', content)
     assert size is not None
@@ -45,17 +45,17 @@ def inline_figure(draw: Callable[[], Any], title: str, caption: str) -> dict[str
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Content that a page carries in itself."""
+    """Return content as a data URI, to embed in a page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def column(name: str, title: str, *, is_number: bool = True) -> dict[str, Any]:
-    """A column of the table of cases; the title is shown where a mouse rests on it."""
+    """Return a column of the table of cases; its title is the tooltip."""
     return {"name": name, "number": is_number, "title": title}
 
 
 def cell(value: float, decimals: int = 4) -> dict[str, Any]:
-    """A number in the table of cases."""
+    """Return a cell of the table of cases with a number."""
     return {
         "number": True,
         "link": "",
@@ -65,12 +65,12 @@ def cell(value: float, decimals: int = 4) -> dict[str, Any]:
 
 
 def text_cell(text: str, link: str = "") -> dict[str, Any]:
-    """A text in the table of cases, with the place of the page that it links to."""
+    """Return a cell of the table of cases with a text, and the anchor that it links to."""
     return {"number": False, "text": text, "link": link}
 
 
 def definitions(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each name with its meaning."""
+    """Yield each name with its meaning, nested names with their prefix."""
     for name, meaning in tree.items():
         if isinstance(meaning, Mapping):
             yield from definitions(meaning, f"{name}: ")

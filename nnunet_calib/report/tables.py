@@ -13,15 +13,15 @@ _FINAL = "checkpoint_final.pth"
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """ECE, ACE and MCE of the whole image for each class, at T = 1 and with temperature, from a fold's summary.
+    """Return ECE, ACE and MCE of the whole image for each class, at T = 1 and with temperature, for the terminal.
 
     Args:
-        summary: the content of summary.json.
+        summary: the content of a fold's summary.json.
 
     Returns:
-        Lines of text: a row for each class, their foreground mean and the top label, "-" where no case has a value;
-        below the latter two what chance leaves of them, and the errors of the pooled voxels. Then scores, where the
-        temperature comes from, and notes.
+        Lines of text, with "-" if no case has a value: a row for each class, for the foreground mean and for the top
+        label, the last two followed by the errors by chance and those of the pooled voxels. Then scores, the origin of
+        the temperature, and notes.
     """
     before, after = (summary["metrics"][name]["image"] for name in STAGES)
     rows = [("class", "cases", *(f"{LABELS[m]}{at}" for m in HEAD_ERRORS for at in (" T=1", " T")))]
@@ -41,13 +41,13 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 def checkpoint_line(model: dict[str, Any]) -> list[str]:
-    """The name of the checkpoint that was measured, unless it is nnU-Net's final one."""
+    """Return a line with the name of the measured checkpoint, or none for nnU-Net's final one."""
     name = model.get("checkpoint", _FINAL)
     return [] if name == _FINAL else [f"checkpoint: {name or 'unknown'}"]
 
 
 def _origin(summary: dict[str, Any]) -> str:
-    """What the temperature was fitted on, and so how far the errors with it can be trusted."""
+    """Return T with the data that it was fitted on, and a caveat if its errors are too small for new cases."""
     of_all, rows = summary["temperature"], summary["metric_per_case"]
     text, own = "as given", False
     if of_all["cross_fitted"]:
@@ -64,14 +64,14 @@ def _values(pair: Sequence[dict[str, float]]) -> list[str]:
 
 
 def crossval_table(summary: dict[str, Any]) -> str:
-    """Temperatures of the folds, and errors of the whole image with their intervals.
+    """Return temperatures of the folds, and errors of the whole image with their intervals, for the terminal.
 
     Args:
         summary: the content of a merged summary.json.
 
     Returns:
-        Lines of text: a row for each fold and one for all, a row for each error, "-" where there is no value, cases
-        that were left out, notes, and what the temperature is not.
+        Lines of text, with "-" for missing values: a row for each fold and one for all, a row for each error, the cases
+        left out, and notes with the limits of the temperature.
     """
     rows: list[Sequence[str]] = [("fold", "cases", "T", "+-", "T of the other folds")]
     for fold in summary["temperature_per_fold"]:
@@ -109,7 +109,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
 
 
 def calibrators_table(compared: dict[str, Any]) -> str:
-    """Return a table of calibrators, each judged out of fold, and which one is recommended.
+    """Return a table of calibrators, each judged out of fold, and the recommended one.
 
     Args:
         compared: the content of calibrators.json.
