@@ -12,6 +12,7 @@ NEEDED = {
     "demo": [],
     "predict": ["-d", "4", "-c", "2d", "-i", "in", "-o", "out"],
     "report": ["-d", "4", "-c", "2d", "-tr", "T"],
+    "thresholds": ["-d", "4", "-c", "2d", "-tr", "T", "--recall", ".9"],
     "validate": ["-d", "4", "-c", "2d", "-tr", "T"],
 }
 

@@ -122,7 +122,7 @@ def test_crop_equals_filled_volume(mode, shape, max_voxels, slab_values, monkeyp
 
 
 def test_every_probability_is_asked_for_once(case, monkeypatch):
-    """And once more those of the voxel sample and of the slice: each may have to be computed from logits."""
+    """And once more those of the slice and of the voxel sample: each may have to be computed from logits."""
     monkeypatch.setattr(SLAB_VALUES, 100)
     asked = []
 
@@ -136,7 +136,7 @@ def test_every_probability_is_asked_for_once(case, monkeypatch):
     ours, expected = (case.with_probabilities(p).measure(max_voxels=40) for p in (Computed(), case.probabilities))
     assert_same_histograms(ours.histograms, expected.histograms)
     assert_same_sample(ours, expected)
-    *slabs, of_sample, of_slice = (p.size for p in asked)
+    *slabs, of_slice, of_sample = (p.size for p in asked)
     assert sum(slabs) == case.probabilities.size
     assert max(slabs) <= case.probabilities[:, 0].size
     assert of_sample == 40 * len(case.probabilities)

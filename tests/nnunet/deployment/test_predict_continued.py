@@ -80,7 +80,7 @@ def test_workers_killed(deployed):
     with subprocess.Popen(
         command, env=environment(deployed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        while not [*folder.glob("maps/*/*/*.nii.gz")] and process.poll() is None:
+        while not [*folder.glob("maps/[!.]*/*/*.nii.gz")] and process.poll() is None:
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
     folder = deployed.predict(*options, "--continue_prediction", output="killed")

@@ -46,7 +46,7 @@ def test_function_as_loss(trains):
     trainer, log = trains(nnUNetTrainerCalib, own.FunctionLoss)
     told = [line for line in log.splitlines() if "could not be" in line]
     assert len(told) == 1
-    assert told[0].strip().endswith("the reason: the loss is a function, and only a module can be watched")
+    assert told[0].strip().endswith("Reason (reported once): the loss is a function, and only a module can be watched")
     assert "Traceback" not in log
     assert np.isnan(trainer.logger.get_checkpoint()[MEAN]).tolist() == [True, True]
     assert summary(trainer)["metric_per_case"]
