@@ -78,7 +78,7 @@ def _targets(logits: str) -> Iterator[tuple[str, bool, bool, dict[str, str]]]:
     """Yield a description, regions or not, an ignore label or not, and types, of each kind of target."""
     kinds = [("labels", False, "*i16"), ("regions", True, "*i1")]
     if logits == "fp32":
-        kinds.append(("int64 labels", False, "*i64"))
+        kinds.append(("int32 labels", False, "*i32"))
     for name, regions, target in kinds:
         for ignore in (False, True):
             types = TYPES | {"z_ptr": f"*{logits}", "top_ptr": f"*{logits}", "y_ptr": target}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.targets import label_error
+from nnunet_calib.losses.targets import as_int32, label_error
 
-_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+_AS_THEY_ARE = (torch.int8, torch.uint8, torch.int16, torch.int32)
 _FAR = 2**30  # stands for an infinite label, which has no class, in 32 bits
 
 
 def flat_target(target: Tensor, regions: bool) -> Tensor:
-    """Return integer labels (B, N), or maps (B, C [+ 1], N), contiguous in memory."""
-    if not regions and target.dtype not in _INTEGERS:
-        target = target.clamp(-_FAR, _FAR).int() if target.is_floating_point() else target.int()
+    """Return labels (B, N) in up to 32 bits, or maps (B, C [+ 1], N), contiguous in memory."""
+    if not regions and target.dtype not in _AS_THEY_ARE:
+        target = target.clamp(-_FAR, _FAR).int() if target.is_floating_point() else as_int32(target)
     return target.flatten(2 if regions else 1).contiguous()
 
 

@@ -28,11 +28,8 @@ _SIZES = ["C", "chunks", "steps", "ignore"]  # one compiled kernel for all value
 
 @triton.jit
 def label_at(y_ptr, offsets, mask):
-    """Return labels as int32, clamped to its range, whose ends have no class either."""
-    y = tl.load(y_ptr + offsets, mask, other=0)
-    if y_ptr.dtype.element_ty == tl.int64:
-        y = tl.minimum(tl.maximum(y, -2147483648), 2147483647)
-    return y.to(tl.int32)
+    """Return labels as int32."""
+    return tl.load(y_ptr + offsets, mask, other=0).to(tl.int32)
 
 
 @triton.jit
