@@ -1,6 +1,7 @@
-"""Cost of the losses on a CPU, forward + backward, as ratios to nnU-Net's own Dice + CE on the same tensors.
+"""Cost of the losses on a CPU, forward + backward, as ratios to nnU-Net's own loss on the same tensors.
 
     python benchmarks/losses.py --classes 2 4 15 60 --sizes 64 96
+    python benchmarks/losses.py --regions --classes 1 3 15 --sizes 48 64
 
 All losses take turns in one process, and medians are compared, so that a slow spell of the machine meets all of them.
 Run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=99999999999 in the environment to keep the kernel's handling of
@@ -20,7 +21,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -29,7 +30,7 @@ from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, ml1_ace_loss, na
 from nnunet_calib.nnunet.training.loss_terms import add_term, replace_cross_entropy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-STOCK = "nnU-Net's Dice + CE"
+STOCK = "nnU-Net's own"
 TRAINED, UNDECIDED = "trained", "undecided"
 
 
@@ -80,6 +81,33 @@ def nnunet_loss() -> DC_and_CE_loss:
     return DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
 
 
+def region_batch(heads: int, size: int, images: int, kind: str) -> tuple[Tensor, Tensor, float]:
+    """Return logits of nested regions, bool maps and their share of borders, like those of `make_batch`."""
+    rng = np.random.default_rng(heads)
+    labels = [label_map(rng, heads + 1, size) for _ in range(images)]
+    target = torch.from_numpy(np.stack([[x > c for c in range(heads)] for x in labels]))
+    logits = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    if kind == TRAINED:
+        for index in np.ndindex(target.shape[:2]):
+            logits[index] += torch.from_numpy(14 * gaussian_filter(target[index].numpy().astype(np.float32), 0.8) - 7)
+    return logits.requires_grad_(), target, float(np.mean([border_share(x) for x in labels]))
+
+
+def region_losses(heads: int) -> dict[str, Loss]:
+    """Return the losses for regions by name, first nnU-Net's own."""
+
+    def stock() -> DC_and_BCE_loss:
+        dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": True, "ddp": False}
+        return DC_and_BCE_loss({}, dice, dice_class=MemoryEfficientSoftDiceLoss)
+
+    return {
+        STOCK: stock(),
+        "Dice + BCE + mL1-ACE": add_term(stock(), ML1ACELoss(regions=True), 1.0),
+        "Dice + BCE + NACL": add_term(stock(), NACLLoss(regions=True), 0.1),
+        "Dice + SVLS": replace_cross_entropy(stock(), SVLSLoss(regions=True), heads),
+    }
+
+
 def losses(classes: int, ace_checkout: Path | None = None) -> dict[str, Loss]:
     """Return the losses to measure by name; the first is the baseline."""
     chosen: dict[str, Loss] = {
@@ -111,12 +139,12 @@ def losses(classes: int, ace_checkout: Path | None = None) -> dict[str, Loss]:
     return chosen
 
 
-def step(loss: Loss, logits: Tensor, target: Tensor) -> float:
+def step(loss: Loss, logits: Tensor, target: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return the seconds of forward + backward."""
     logits.grad = None
-    start = time.perf_counter()
+    start = clock()
     loss(logits, target).backward()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_memory(name: str, classes: int, size: int, images: int, kind: str, ace_checkout: Path | None) -> float:
@@ -145,20 +173,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kinds", nargs="+", choices=(TRAINED, UNDECIDED), default=[TRAINED, UNDECIDED])
     parser.add_argument("--only", nargs="+", help="measure only losses with one of these words in their names")
+    parser.add_argument("--regions", action="store_true", help="regions instead of labels, as many as --classes says")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time, for a busy machine (with --threads 1)")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time (without MALLOC settings)")
     parser.add_argument("--ace-checkout", type=Path, help="checkout of the code of mL1-ACE's authors")
     options = parser.parse_args()
+    if options.regions and options.memory:
+        parser.error("--memory measures labels: leave out --regions")
     torch.set_num_threads(options.threads)
 
-    names = list(losses(2, options.ace_checkout))
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    names = list(region_losses(2) if options.regions else losses(2, options.ace_checkout))
     if options.only:
         names = [name for name in names if name == STOCK or any(word in name for word in options.only)]
     print("| logits | C | size | borders | " + " | ".join(names) + " |\n" + "|---" * (4 + len(names)) + "|")
     for kind in options.kinds:
         for classes in options.classes:
             for size in options.sizes:
-                logits, target, border = make_batch(classes, size, options.batch, kind)
-                chosen = {n: loss for n, loss in losses(classes, options.ace_checkout).items() if n in names}
+                make = region_batch if options.regions else make_batch
+                logits, target, border = make(classes, size, options.batch, kind)
+                measured = region_losses(classes) if options.regions else losses(classes, options.ace_checkout)
+                chosen = {n: loss for n, loss in measured.items() if n in names}
                 if options.memory:
                     of = [(name, classes, size, options.batch, kind, options.ace_checkout) for name in names]
                     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -166,7 +201,7 @@ def main() -> None:
                 else:
                     for loss in chosen.values():
                         step(loss, logits, target)
-                    rounds = [[step(loss, logits, target) for loss in chosen.values()] for _ in range(options.rounds)]
+                    rounds = [[step(x, logits, target, clock) for x in chosen.values()] for _ in range(options.rounds)]
                     seconds = [median(times) for times in zip(*rounds, strict=True)]
                     cells = [f"{1e3 * seconds[0]:.0f} ms", *(f"{s / seconds[0]:.2f}" for s in seconds[1:])]
                 print(f"| {kind} | {classes} | {size}^3 | {border:.1%} | " + " | ".join(cells) + " |", flush=True)

@@ -60,10 +60,10 @@ class PaddedRow:
         """Return the entries of the voxels (n,) in a row returned by `combine`, without the padding."""
         return x.as_strided(self.shape, self.strides).reshape(-1)
 
-    def places(self) -> Tensor:
-        """Return the positions of the entries that `inside` takes, in int32."""
+    def places(self, voxels: Tensor) -> Tensor:
+        """Return the positions, in a row returned by `combine`, of voxels given by their index (k,) into all voxels."""
         along = (torch.arange(n, dtype=torch.int32) * step for n, step in zip(self.shape, self.strides, strict=True))
-        return reduce(lambda outer, inner: outer[..., None] + inner, along).view(-1)
+        return reduce(lambda outer, inner: outer[..., None] + inner, along).view(-1).index_select(0, voxels)
 
 
 @lru_cache(maxsize=16)

@@ -100,11 +100,11 @@ def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         yield
 
 
-def repeats_another(way: str, options: dict[str, Any], regions: bool) -> bool:
+def repeats_another(way: str, options: dict[str, Any]) -> bool:
     """Whether a loss with these options is computed in another way than this one, which has a test of its own."""
     if options.get("on") == "probabilities" or options.get("prior", "mean") not in ("mean", "gaussian"):
         return way != "reference"
-    return way == "auto" and (regions or options.get("binning") == "soft")
+    return way == "auto" and options.get("binning") == "soft"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -114,8 +114,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
         if "every_way" in params:
             options = params | params.get("variant", {}) | params.get("symmetric_variant", {})
-            regions = str(params.get("label_mode")).startswith("regions")
-            if repeats_another(params["every_way"], options, regions):
+            if repeats_another(params["every_way"], options):
                 left_out.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)

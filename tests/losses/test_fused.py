@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnunet_calib.losses import ML1ACELoss, NACLLoss, SVLSLoss, use
 from nnunet_calib.losses.cpu import pieces
+from tests.losses.conftest import value_and_gradient
 from tests.losses.plain import IGNORE, SHAPES, Batch, fused_loss, make_batch, plain_loss
 
 pytestmark = pytest.mark.pairs
@@ -228,6 +230,34 @@ def test_strides_of_the_logits(classes, change):
     value.backward()
     assert torch.equal(value, expected[0])
     assert torch.equal(logits.grad, expected[1])
+
+
+@pytest.mark.parametrize("ignore", [False, True], ids=["regions", "ignore"])
+@pytest.mark.parametrize("confidence", [0.0, 12.0], ids=["undecided", "trained"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ML1ACELoss(regions=True),
+        NACLLoss(regions=True),
+        NACLLoss(5, "gaussian", "l2", regions=True),
+        SVLSLoss(regions=True),
+    ],
+    ids=["mL1-ACE", "NACL", "squared NACL", "SVLS"],
+)
+def test_regions(loss, confidence, ignore):
+    """Each head is an image of two classes, binned as a whole or, where the network is confident, in part."""
+    generator = torch.Generator().manual_seed(5)
+    maps = torch.rand(2, 3 + ignore, 5, 8, 6, generator=generator).repeat_interleave(4, 2) < 0.3
+    maps[1, 2] = False
+    logits = torch.randn(2, 3, 20, 8, 6, generator=generator) + confidence * (maps[:, :3].float() - 0.5)
+    if ignore:
+        logits = torch.where(maps[:, 3:], torch.nan, logits)
+    options = loss.options | {"ignore_label": IGNORE if ignore else None}
+    expected, actual = [], []
+    for way, results in (("reference", expected), ("cpu", actual)):
+        with use(way):
+            results += value_and_gradient(loss.function, logits, maps, **options)
+    assert_same((actual[0], actual[1]), (expected[0], expected[1]), 3e-6)  # both are rounded
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Number and sum of probabilities by class and bin, for pieces of an image on a CPU.
 
-`torch.Tensor.scatter_add_` works on the rows of a matrix in parallel, but adds in one number type, and waits for one
-addition before the next one to the same place. Therefore
+`torch.Tensor.scatter_add_` works on the rows of a matrix in parallel, but adds in one number type, and an addition
+waits for the previous one to the same place. Therefore
 
-- it adds M p + 2^k for each p: in float64 the number and the sum of fewer than 2^k / M such terms can be told apart
-  again, and what rounding loses of a term is less than 2^-24 of the largest possible one;
-- eight interleaved histograms in each row keep neighbours, which mostly fall into the same bin, from waiting for each
-  other; and a single row is cut into two.
+- each p adds M p + 2^k: in float64 the number and the sum of fewer than 2^k / M such terms can be separated again, and
+  rounding loses less than 2^-24 of the largest possible term;
+- each row has eight interleaved histograms, so that neighbours, which mostly fall into the same bin, do not wait for
+  each other; and a single row is cut into two.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-CHUNK = 2**19  # probabilities that are binned at once: they and what is computed of them fit the processor's cache
+CHUNK = 2**19  # probabilities that are binned at once: with their intermediate results they fit into the cache
 LANES = 8
-PER_LANE = 2**14  # terms that are added before their number and sum are told apart
+PER_LANE = 2**14  # terms that are added before their number and sum are separated
 
 
 @lru_cache(maxsize=16)
 def _lanes(length: int, cells: int) -> Tensor:
-    """Where the histogram of each voxel begins: 0, cells, ..., (LANES - 1) * cells, 0, cells, ..."""
+    """Return the start of each voxel's histogram: 0, cells, ..., (LANES - 1) * cells, 0, cells, ..."""
     return torch.arange(length, dtype=torch.int32).remainder_(LANES).mul_(cells)
 
 
 class Chunks:
-    """Probabilities (b, R, n) a chunk at a time, and memory for their bins, which the next chunk uses again."""
+    """Chunks of probabilities (b, R, n), and memory for their bins, which the next chunk uses again."""
 
     def __init__(self, num_bins: int, size: int) -> None:
-        """For M bins and up to `size` probabilities. M = 0 has one bin."""
+        """Reserve memory for M bins and up to `size` probabilities. M = 0 has one bin."""
         self.num_bins = num_bins
         self.size = size = min(CHUNK, size)
         self.scaled, self.index, self.place = (
@@ -39,15 +39,15 @@ class Chunks:
         )
 
     def of(self, p: Tensor) -> list[slice]:
-        """Which voxels are worked off together."""
+        """Return the voxels of each chunk."""
         step = max(min(self.size // (p.shape[0] * p.shape[1]), LANES * PER_LANE), 1)
         return [slice(start, start + step) for start in range(0, p.shape[2], step)]
 
     def bins(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """M p of a chunk, its bins, and room for places in int64.
+        """Return M p of a chunk, its bins, and room for places in int64.
 
-        M p is taken in float64, which is exact for float32. Its integer part is `binning.bin_index`, except that p = 1
-        has a bin of its own, M.
+        M p is computed in float64, which is exact for float32. Its integer part is `binning.bin_index`, except that
+        p = 1 has a bin of its own, M.
         """
         if p.numel() > len(self.scaled):  # more rows than a chunk has probabilities
             for room in (self.scaled, self.index, self.place):
@@ -63,7 +63,7 @@ class Chunks:
     def look_up(self, table: Tensor, p: Tensor, row: Tensor | None = None) -> Tensor:
         """Return the entries of a table (b, R, M + 1) for the bins of a chunk.
 
-        With `row` (b, 1, n), which selects a row within each row of the table, the table is (b, R, rows (M + 1)).
+        With `row` (b, 1, n), which selects a row within each row of the table, this is (b, R, rows (M + 1)).
         """
         _, index, place = self.bins(p)
         if row is not None:
@@ -75,7 +75,7 @@ class BinSums:
     """Number and sum of probabilities in tables (B, C, M + 1)."""
 
     def __init__(self, images: int, classes: int, num_bins: int, dtype: torch.dtype) -> None:
-        """For probabilities of this type."""
+        """Make empty tables for probabilities of this type."""
         self.tables = torch.zeros((2, images, classes, num_bins + 1), dtype=torch.float64)
         self.precise = dtype == torch.float64  # then number and sum are added one by one
         self.largest = max(num_bins, 1)
@@ -105,7 +105,7 @@ class BinSums:
             self.packed[0, :, : at.shape[1]].scatter_add_(2, at, terms.add_(self.one))
 
     def _unpack(self) -> None:
-        """Tell number and sum of what was added apart."""
+        """Separate number and sum of what was added."""
         if not self.added:
             return
         number = (self.packed[0] / self.one).floor_()

@@ -1,4 +1,4 @@
-"""Parts of a batch on a CPU that are worked off in turn, so that what is computed of them stays in the cache."""
+"""Parts of a batch on a CPU that are processed in turn, so that intermediate results stay in the cache."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnunet_calib.losses.cpu.bin_sums import CHUNK
-from nnunet_calib.losses.targets import as_int32, label_error, positions
+from nnunet_calib.losses.targets import as_int32, label_error
 
 PIECE = 2**20  # probabilities in a piece: 4 MiB
-# Well above the rounding of a softmax, so that no p of a sure voxel is on the other side of its bin's edge.
+# Well above the rounding of a softmax, so that no p of a confident voxel is on the other side of its bin's edge.
 MARGIN = 1e-4
-MOSTLY = 0.4  # share of unsure voxels above which a piece is binned as it lies
+MOSTLY = 0.4  # share of unsure voxels above which a piece is binned as a whole
 BLOCK = 64  # probabilities added in their own precision, before float64 takes over
 
 
 def own_entries(y: Tensor, shape: torch.Size, where: slice = slice(None)) -> Tensor:
-    """Where the entries of the voxels' own classes y (b, n), int32, lie in a flattened tensor (b, C, N), in int32.
+    """Return the positions in a flattened tensor (b, C, N) of the entries of the voxels' classes y (b, n), in int32.
 
-    The tensor has fewer than 2^31 entries.
-    `torch.index_select` with these is several times as fast as `torch.gather` along the classes.
+    The tensor has fewer than 2^31 entries. `torch.index_select` with these is several times as fast as `torch.gather`
+    along the classes.
     """
     images, classes, voxels = shape
     image = torch.arange(0, images * classes * voxels, classes * voxels, dtype=torch.int32)
@@ -37,46 +39,59 @@ class Piece:
 
     images: slice
     where: slice
-    y: Tensor  # (b, n) int32 labels; 0 for ignored voxels
-    row: Tensor  # (b, n) int32 labels; C for ignored voxels
+    y: Tensor  # (b, n) labels in signed integers; 0 for ignored voxels
     ignored: Tensor | None  # (b, n), None where no voxel is
 
     def of(self, x: Tensor) -> Tensor:
-        """Its part of a tensor (B, C, N)."""
+        """Return the piece of a tensor (B, C, N)."""
         return x[self.images, :, self.where]
 
+    def rows(self, classes: int) -> Tensor:
+        """Return the labels (b, n) in int32, with C for ignored voxels."""
+        y = as_int32(self.y)
+        return y if self.ignored is None else y.masked_fill(self.ignored, classes)
+
     def own(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a flat view of the images of x, and the flat indices of the voxels' own classes."""
+        """Return a flat view of the images of x, and the positions in it of the entries of the voxels' classes."""
         images = x[self.images]
-        return images.view(-1), own_entries(self.y, images.shape, self.where)
+        return images.view(-1), own_entries(as_int32(self.y), images.shape, self.where)
+
+
+def spans(images: int, classes: int, voxels: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the images and voxels of the pieces."""
+    together = min(max(min(CHUNK, PIECE) // (classes * voxels), 1), images)
+    length = -(-voxels // -(-classes * voxels // PIECE))
+    for image, start in product(range(0, images, together), range(0, voxels, length)):
+        yield slice(image, image + together), slice(start, start + length)
 
 
 def pieces(shape: torch.Size, labels: Tensor, ignore_label: int | None) -> Iterator[Piece]:
-    """Yield pieces of the voxels of labels (B, N), for logits of shape (B, C, N).
+    """Yield the pieces of labels (B, N), for logits of a shape (B, C, N).
 
     Raises:
-        ValueError: for a label without a class.
+        ValueError: for a label that has no class.
     """
-    images, classes, voxels = shape
-    together = min(max(CHUNK // (classes * voxels), 1), images)
-    length = -(-voxels // -(-classes * voxels // PIECE))
-    for image, start in product(range(0, images, together), range(0, voxels, length)):
-        of, where = slice(image, image + together), slice(start, start + length)
-        row, ignored = as_int32(labels[of, where]), None
-        y = row
-        if ignore_label is not None and (mask := row == ignore_label).any():
-            y, row, ignored = row.masked_fill(mask, 0), row.masked_fill(mask, classes), mask
+    classes = shape[1]
+    for of, where in spans(*shape):
+        y, ignored = labels[of, where], None
+        if y.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
+            y = as_int32(y)
+        if ignore_label is not None and (mask := y == ignore_label).any():
+            y, ignored = y.masked_fill(mask, 0), mask
         low, high = y.aminmax()
         if low < 0 or high >= classes:
             raise label_error(labels, classes, ignore_label)
-        yield Piece(of, where, y, row, ignored)
+        yield Piece(of, where, y, ignored)
 
 
-def few(unsure: Tensor) -> Tensor | None:
-    """Where a mask (b, n) is true, or None where a piece is to be binned as it lies."""
-    if len(unsure) > 1 or unsure.count_nonzero() >= MOSTLY * unsure.numel():
+def sparse_indices(unsure: NDArray[np.bool_]) -> Tensor | None:
+    """Return where a flattened mask is true, or None if the piece is to be binned as a whole.
+
+    The mask is NumPy's, which compares, counts and finds several times as fast as PyTorch.
+    """
+    if np.count_nonzero(unsure) >= MOSTLY * unsure.size:
         return None
-    return positions(unsure)
+    return torch.from_numpy(unsure.ravel().nonzero()[0])
 
 
 def sum_of(p: Tensor) -> Tensor:

@@ -1,36 +1,36 @@
 """The sums for Dice, cross-entropy and mL1-ACE in one pass over the voxels, on a CPU, for softmax heads.
 
-One after the other, these three losses run the softmax twice, expand the labels to C-channel maps, and keep several
-times the memory of the logits for their gradients. Yet all that they need of the voxels are a few sums over each image:
+Computed separately, these three losses run the softmax twice, expand the labels to C-channel maps, and keep several
+times the memory of the logits for their gradients. Yet they depend on the voxels only through a few sums over each
+image:
 
     Dice                        sum of p_c, sum of p_c over voxels of class c, number of voxels of class c
     cross-entropy               sum of -log p_y, y being a voxel's own class
     mL1-ACE                     for each class and bin: number of voxels, sum of p_c, voxels of class c
 
-So `SoftmaxSums` computes these sums, and `losses.joined` writes the losses down as formulas of small tensors, which
-autograd differentiates. What comes back to its `backward` is the derivative with respect to each sum: a number per
-class, a number per class and bin. The derivative u_c with respect to a voxel's probability p_c is the total over the
-sums that p_c was added to, hence a look-up by class and bin, and the softmax makes p_c (u_c - sum_k p_k u_k) of it. The
-cross-entropy adds p_c - 1[c = y] times its own derivative.
+So `SoftmaxSums` computes these sums, and `losses.joined` evaluates the losses as formulas of small tensors, which
+autograd differentiates. `backward` receives the derivative by each sum: a number per class, a number per class and bin.
+The derivative u_c by a voxel's probability p_c is the total over the sums that p_c was added to, a look-up by class and
+bin. Through the softmax it becomes p_c (u_c - sum_k p_k u_k). The cross-entropy adds p_c - 1[c = y] times its own
+derivative.
 
 What makes it fast and small:
 
 - **One buffer.** The softmax is computed once, and the backward pass turns it, in place, into the gradient. (A second
   backward pass through the same graph computes it again.)
-- **Pieces** that fit the processor's cache are worked off in turn: parts of a large image, or several small images,
-  since each of some hundred operations has a fixed cost. All intermediate results lie in memory that the next piece
-  uses again.
-- **Sure voxels.** Where p_y > 1 - 1 / M, p_y lies in the last bin and all other p_c in the first: their sums follow
-  from the sums over all voxels. A trained network is sure of nearly all voxels; only the others, the unsure, are copied
-  out and binned one by one. Where a network is sure of little, the whole piece is binned as it lies.
-- **Rows.** What is binned has a row for each class, and `bin_sums` adds up, and looks up, all rows at once.
+- **Pieces** that fit into the processor's cache are processed in turn: parts of a large image, or several small images,
+  since each of some hundred operations has a fixed cost. Each piece reuses the memory of the previous one.
+- **Confident voxels.** Where p_y > 1 - 1 / M, p_y lies in the last bin and all other p_c in the first: their sums
+  follow from the sums over all voxels. A trained network is confident in nearly all voxels; only the others, the
+  unsure, are copied out and binned one by one. If a network is confident in few, the whole piece is binned.
+- **Rows.** The binned probabilities have a row for each class, and `bin_sums` adds up, and looks up, all rows at once.
 - **Few logarithms**: one for the product of four p_y.
-- **Flat indices.** The p_y are picked out, and the gradient's share of y is added, by their places in the flattened
+- **Flat indices.** The p_y are picked out, and the gradient's share of y is added, by their positions in the flattened
   tensor, several times as fast as with `gather` and `scatter` along the classes.
-- **Ignored voxels** get p = 0 and a class of their own, whose sums nobody reads.
-- **Two classes** need no softmax, only one number for each voxel: `two_class_sums` has the same sums in half the time.
+- **Ignored voxels** get p = 0 and a class of their own, whose sums are not used.
+- **Two classes, and regions,** need no softmax, only one number for each voxel: see `two_class_sums`.
 
-The plain composition is the reference: tests/losses/test_fused.py holds this file to it.
+The plain composition is the reference; tests/losses/test_fused.py compares with it.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from torch.nn.functional import pad
 
 from nnunet_calib.losses.cpu.autocast import without_autocast
 from nnunet_calib.losses.cpu.bin_sums import BinSums, Chunks
-from nnunet_calib.losses.cpu.pieces import MARGIN, Piece, few, pieces, sum_of
+from nnunet_calib.losses.cpu.pieces import MARGIN, Piece, pieces, sparse_indices, sum_of
 
 FACTORS = 4  # p_y in a product
 UNDERFLOW = 1e-9  # below, -log p_y is taken from the logits; a product of four is a normal float32
 
 
 def _negative_log_likelihood(p_y: Tensor, lowest: float, piece: Piece, logits: Tensor) -> Tensor:
-    """Return the sum of -log p_y, for p_y (b, 1, n), in float64."""
+    """Return the sum of -log p_y (b, 1, n), in float64."""
     of_small = torch.zeros((), dtype=torch.float64)
     if lowest < UNDERFLOW:
         image, _, voxel = index = (p_y < UNDERFLOW).nonzero(as_tuple=True)
@@ -94,14 +94,14 @@ def _differentiate_binned(p: Tensor, by_bin: Tensor, of_true: Tensor, d_nll: Ten
 
 
 class SoftmaxSums(torch.autograd.Function):
-    """The sums over the voxels that count."""
+    """Sums over the voxels that count."""
 
     @staticmethod
     @without_autocast
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, num_bins: int, ignore_label: int | None
     ) -> tuple[Tensor, ...]:
-        """Sum over logits (B, C, N) with labels (B, N), in float64.
+        """Return sums of logits (B, C, N) with labels (B, N), in float64.
 
         Returns:
             -log p_y of all voxels together; p_c, p_c where y = c, number of voxels with y = c (B, C); of each bin
@@ -116,7 +116,7 @@ class SoftmaxSums(torch.autograd.Function):
         whole, chunks = (Chunks(m, logits.numel()) for m in (0, num_bins))
         p, ctx.kept = torch.softmax(logits, 1), []
         for piece in pieces(p.shape, labels, ignore_label):
-            b, q, row, index = piece.images, piece.of(p), piece.row[:, None], None
+            b, q, row, index = piece.images, piece.of(p), piece.rows(classes)[:, None], None
             flat, own = piece.own(p)
             p_y = flat.index_select(0, own).view(row.shape)
             if piece.ignored is not None:
@@ -133,7 +133,7 @@ class SoftmaxSums(torch.autograd.Function):
             by_class.add(b, p_y, whole, row)
             if num_bins:
                 unsure, unsure_y = q, p_y
-                index = few(p_y < sure_above)
+                index = sparse_indices(p_y.numpy() < sure_above) if len(q) == 1 else None
                 if index is not None:
                     index = index.expand(1, classes, -1)
                     unsure = q.gather(2, index)
@@ -165,7 +165,7 @@ class SoftmaxSums(torch.autograd.Function):
     def backward(
         ctx: Any, d_nll: Tensor, d_total: Tensor, d_of_true: Tensor, _: Tensor, d_bins: Tensor, *__: Tensor
     ) -> tuple[Tensor, None, None, None]:
-        """Return the gradient of the logits, given the gradients of the sums."""
+        """Return the gradient of the logits, given those of the sums."""
         logits, labels = ctx.saved_tensors
         num_bins, ignore_label = ctx.options
         if ctx.kept is None:
@@ -177,19 +177,19 @@ class SoftmaxSums(torch.autograd.Function):
         chunks = Chunks(num_bins, p.numel())
 
         for piece, (p_y, index) in zip(pieces(p.shape, labels, ignore_label), ctx.kept, strict=True):
-            b, q = piece.images, piece.of(p)
+            b, q, row = piece.images, piece.of(p), piece.rows(p.shape[1])
             if piece.ignored is not None:
                 q.masked_fill_(piece.ignored[:, None], 0)
             if num_bins and index is None:
-                of_true = _of_class(more[b], piece.row).mul_(p_y)
+                of_true = _of_class(more[b], row).mul_(p_y)
                 _differentiate_binned(q, by_bin[b], of_true, d_nll, chunks)
             else:
                 if index is not None:
                     unsure = q.gather(2, index)
-                    unsure_y, unsure_row = (x.gather(2, index[:, :1]) for x in (p_y, piece.row[:, None]))
+                    unsure_y, unsure_row = (x.gather(2, index[:, :1]) for x in (p_y, row[:, None]))
                     of_unsure = _of_class(more[b], unsure_row[:, 0]).mul_(unsure_y)
                     _differentiate_binned(unsure, by_bin[b], of_unsure, d_nll, chunks)
-                of_true = _of_class(more_sure[b], piece.row).mul_(p_y)
+                of_true = _of_class(more_sure[b], row).mul_(p_y)
                 _differentiate(q, u_sure[b, :, None], torch.bmm(u_sure[b, None], q), of_true, d_nll)
                 if index is not None:
                     q.scatter_(2, index, unsure)
