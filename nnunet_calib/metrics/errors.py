@@ -42,7 +42,10 @@ def reliability_curve(statistics: CaseStatistics, num_bins: int = NUM_BINS, scop
     Raises:
         ValueError: for an unknown scope, or for a number of bins that does not divide 1200.
     """
-    sums = BinSums.of(statistics, num_bins, scope)
+    return _curve(BinSums.of(statistics, num_bins, scope))
+
+
+def _curve(sums: BinSums) -> ReliabilityCurve:
     with np.errstate(invalid="ignore", divide="ignore"):
         return ReliabilityCurve(sums.counts, sums.probability / sums.counts, sums.positives / sums.counts)
 
@@ -107,7 +110,8 @@ def calibration_errors(
     """
     if not min_count >= 1:
         raise ValueError(f"expected min_count to be at least 1, got {min_count}")
-    sums, curve = BinSums.of(statistics, num_bins, scope), reliability_curve(statistics, num_bins, scope)
+    sums = BinSums.of(statistics, num_bins, scope)
+    curve = _curve(sums)
     h = statistics.histograms.scope(scope)
     total = curve.counts.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):

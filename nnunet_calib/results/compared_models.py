@@ -219,8 +219,7 @@ def dice_of_cases(model_folder: ModelFolder, folds: Sequence[Fold]) -> dict[str,
     """Return case -> nnU-Net's mean foreground Dice, without the cases of folds that lack nnU-Net's summary.json."""
     dice: dict[str, float] = {}
     description = model_folder.path / "dataset.json"
-    restore = "restore nnU-Net's"
-    ending = read_json(description, {"file_ending": NAME}, restore)["file_ending"] if description.is_file() else ""
+    ending = _file_ending(description) if description.is_file() else ""
     for fold in folds:
         ours = model_folder.calibration(fold) / "summary.json"
         theirs = model_folder.validation(fold) / "summary.json"

@@ -61,8 +61,7 @@ class Quantity(NamedTuple):
         return None if name is None else mean_of_known(self._of_case(case, stage, name) for case in cases)
 
     def _of_case(self, case: JudgedCase, stage: str, metric: str) -> float:
-        errors = case.errors[stage][self.scope]
-        return float(errors["top_label"][metric]) if self.of == "top_label" else case_error(errors, metric)
+        return case_error(case.errors[stage][self.scope], metric, self.of)
 
     def pooled(self, tree: Tree) -> Any:
         """Return the quantity's values from a tree of pooled errors."""

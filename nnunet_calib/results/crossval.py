@@ -33,7 +33,7 @@ from nnunet_calib.results.measured_folds import (
     read_measured,
     versions_note,
 )
-from nnunet_calib.results.schemas import CALIBRATED, Tree, untrained_note
+from nnunet_calib.results.schemas import CALIBRATED, untrained_note
 from nnunet_calib.results.uncertainty import intervals
 
 ENSEMBLE_NOTE = (
@@ -142,7 +142,9 @@ def compare_calibrators(
         fits = fit_folds(cases, {None: pool, **sets}, kind)
         used = [fits[case.fold].calibrator for case in cases]
         after, _ = errors_after(cases, used, heads)
-        values[kind] = {(metric, of): [_error(tree["image"], metric, of) for tree in after] for metric, of in _COMPARED}
+        values[kind] = {
+            (metric, of): [case_error(tree["image"], metric, of) for tree in after] for metric, of in _COMPARED
+        }
         dice = np.array([_dice(case, calibrator, heads) for case, calibrator in zip(cases, used, strict=True)])
         width = cases[0].boundary_mm
         entries[kind] = {
@@ -181,11 +183,6 @@ def recommended(nll: Mapping[str, Sequence[float]], counts: NDArray[np.float64])
         return found.mean > 0 and found.p < SURE
 
     return next(kind for kind, values in nll.items() if not is_worse(values))
-
-
-def _error(errors: Tree, metric: str, of: str | None) -> float:
-    """Return an error of a case: of the foreground, of the top label, or of all classes."""
-    return float(errors["top_label"][metric]) if of == "top_label" else case_error(errors, metric)
 
 
 def _difference(values: Sequence[float], baseline: Sequence[float], counts: NDArray[np.float64]) -> dict[str, Any]:

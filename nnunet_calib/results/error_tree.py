@@ -35,7 +35,7 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
     result: Tree = {}
     for scope in SCOPES:
         errors = dict(calibration_errors(statistics, NUM_BINS, scope))
-        ace = BinSums.of(statistics, NUM_BINS, scope).errors(MIN_COUNT)["ace"]
+        ace = BinSums.of(statistics, NUM_BINS, scope).gap_errors(MIN_COUNT)["ace"]
         errors["ace_min_count"] = np.where(np.isnan(errors["ece"]), np.nan, ace[:-1])  # absent classes have no errors
         errors["top_label_ace_min_count"] = ace[-1]
         result[scope] = {
@@ -122,14 +122,17 @@ def mean_of_known(values: Iterable[float | None]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def case_error(errors: Tree, metric: str) -> float:
+def case_error(errors: Tree, metric: str, of: str | None = None) -> float:
     """Return a metric of a case in a scope: a score, or the foreground mean of an error; NaN without a value.
 
     Args:
         errors: the case's errors in the scope, as from `brief`, with null or NaN for missing values. Files of older
             versions lack errors by chance.
         metric: name of the metric.
+        of: "top_label" for the error of the top label.
     """
+    if of == "top_label":
+        return float(errors["top_label"][metric])
     if metric in errors:
         return mean_of_known([errors[metric]])
     return mean_of_known(of_class.get(metric) for key, of_class in errors["per_class"].items() if key != BACKGROUND)
