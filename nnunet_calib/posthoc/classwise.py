@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -169,10 +169,7 @@ def fit_classwise(cases: Cases, sets: Mapping[Key, Container[int]]) -> dict[Key,
             math.nan,
         )
     after = mean_nll(cases, {key: (sets[key], found[key].calibrator) for key in sets})
-    return {
-        key: ClasswiseFit(fit.calibrator, fit.of_all, fit.standard_errors, fit.take_temperature, after[key])
-        for key, fit in found.items()
-    }
+    return {key: replace(fit, nll_after=after[key]) for key, fit in found.items()}
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
-from nnunet_calib.losses.backends import compute
 from nnunet_calib.losses.joined import JoinedLoss
 from nnunet_calib.losses.module import FunctionalLoss, check_options
-from nnunet_calib.losses.pointwise.sums import pointwise_sums
+from nnunet_calib.losses.pointwise.sums import joined_sums, pointwise_sums
 from nnunet_calib.losses.pooling import Pool, pool_images
 from nnunet_calib.losses.targets import activate, loss_type
 
@@ -153,12 +152,9 @@ class DicePlusPlusLoss(FunctionalLoss):
         if not self.fits(joined):
             return False
         labels = {name: self.options[name] for name in ("regions", "ignore_label")}
-        computed = compute(
-            "pointwise", joined.logits, joined.target, formula=DicePlusPlus(self.options["gamma"]), **labels
-        )
-        if computed is None:
+        sums = joined_sums(joined, formula=DicePlusPlus(self.options["gamma"]), **labels)
+        if sums is None:
             return False
-        joined.logits, sums = computed
         background = self.options["background"] or self.options["regions"]
         value = _of_sums(sums, self.options["smooth"], background, self.options["pool"])
         joined.values.append(weight * value.to(loss_type(joined.logits)))

@@ -44,6 +44,17 @@ def _mean(sums: Tensor, target: Tensor, regions: bool, ignore_label: int | None)
     return sums.sum() / (voxels * (heads if regions else 1)).clamp_min(1)
 
 
+def joined_sums(joined: JoinedLoss, *, formula: Formula, regions: bool, ignore_label: int | None) -> Tensor | None:
+    """Return the sums (K, B, C) of a formula's terms and pass the logits on; None if no backend can."""
+    computed = compute(
+        "pointwise", joined.logits, joined.target, formula=formula, regions=regions, ignore_label=ignore_label
+    )
+    if computed is None:
+        return None
+    joined.logits, sums = computed
+    return sums
+
+
 class MeanLoss(FunctionalLoss):
     """Module form of `mean_loss` with a formula."""
 
@@ -54,10 +65,9 @@ class MeanLoss(FunctionalLoss):
         """Add the mean of the formula's term, and pass the logits on."""
         if not self.fits(joined):
             return False
-        computed = compute("pointwise", joined.logits, joined.target, **self.options)
-        if computed is None:
+        sums = joined_sums(joined, **self.options)
+        if sums is None:
             return False
-        joined.logits, sums = computed
         mean = _mean(sums, joined.target, self.options["regions"], self.options["ignore_label"])
         joined.values.append(weight * mean.to(loss_type(joined.logits)))
         return True
