@@ -12,12 +12,12 @@ from nnunet_calib.commands.arguments import Commands, add_folds, add_model, add_
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints while it is imported, and while it reads
         from nnunet_calib.decisions.threshold_table import threshold_table
-        from nnunet_calib.decisions.thresholds import THRESHOLDS_FILE, Goal
+        from nnunet_calib.decisions.thresholds import goals_of
         from nnunet_calib.io.atomic_files import write_json
+        from nnunet_calib.results.layout import THRESHOLDS_FILE
 
-        _check(args)
-        goals = [Goal("recall", level) for level in args.recall]
-        goals += [Goal("precision", level) for level in args.precision]
+        _check_source(args)
+        goals = goals_of(args.recall, args.precision)
         folder, content = _of_folds(args, goals) if args.predictions is None else _of_hold_out(args, goals)
         folder = args.output or folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,8 +26,8 @@ def _run(args: argparse.Namespace) -> None:
     print(folder / THRESHOLDS_FILE)
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Raise ValueError unless a model's folds or a labelled folder of predictions is named, and something is asked."""
+def _check_source(args: argparse.Namespace) -> None:
+    """Raise ValueError unless either a model's folds or a labelled folder of predictions is named."""
     named = [value is not None for value in (args.dataset, args.configuration, args.trainer)]
     labelled = [value is not None for value in (args.predictions, args.labels)]
     if not ((all(named) and not any(labelled)) or (all(labelled) and not any(named))):
@@ -35,8 +35,6 @@ def _check(args: argparse.Namespace) -> None:
             "expected the folds of a model (-d, -c and -tr), or predictions with their labels (-i and -gt): name one "
             "of the two in full"
         )
-    if not args.recall and not args.precision:
-        raise ValueError("expected a recall or a precision to promise, got none: name one as in --recall .95")
 
 
 def _of_folds(args: argparse.Namespace, goals: list[Any]) -> tuple[Path, dict[str, Any]]:

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import nnunet_calib
 from nnunet_calib.decisions.risk_control import (
@@ -21,12 +20,11 @@ from nnunet_calib.decisions.risk_control import (
 )
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.metrics.significance import mean_interval
+from nnunet_calib.results.error_tree import mean_of_known
 from nnunet_calib.results.fold_summary import FORMAT_VERSION
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.judged_cases import MeasuredCase
+from nnunet_calib.results.judged_cases import MeasuredCase, read_each
 
-THRESHOLDS_FILE = "thresholds.json"
-_SECONDS_WITHOUT_BAR = 2
 _LOSSES: dict[str, Callable[[Histograms], NDArray[np.float64]]] = {"recall": missed_shares, "precision": wrong_shares}
 
 DEFINITIONS = {
@@ -84,9 +82,17 @@ class Goal:
         """Return the index into THRESHOLDS that keeps the promise, given the summed losses (thresholds,) of cases."""
         return controlled_index(totals, cases, self.alpha, rising=self.of == "recall")
 
-    def __str__(self) -> str:
-        """Return the goal as tables show it."""
-        return f"{self.of} {self.level:g}"
+
+def goals_of(recall: Sequence[float], precision: Sequence[float]) -> list[Goal]:
+    """Return a goal for each level, each once.
+
+    Raises:
+        ValueError: for a level that is none, and if there is no goal.
+    """
+    goals = [*(Goal("recall", level) for level in recall), *(Goal("precision", level) for level in precision)]
+    if not goals:
+        raise ValueError("expected a recall or a precision to promise, got none: name one as in --recall .95")
+    return list(dict.fromkeys(goals))
 
 
 @dataclass(frozen=True)
@@ -169,8 +175,8 @@ def _choices(
     """Choose thresholds from all cases and, given several folds, for each fold from the other ones."""
     totals: dict[tuple[Goal, Any], NDArray[np.float64]] = {}
     numbers: dict[tuple[Goal, Any], NDArray[np.int64]] = {}
-    for case in tqdm(cases, desc="choosing thresholds", delay=_SECONDS_WITHOUT_BAR):
-        histograms = case.read().histograms.scope("image")
+    for case, statistics in read_each(cases, "choosing thresholds"):
+        histograms = statistics.histograms.scope("image")
         for goal in goals:
             losses, key = goal.losses(histograms), (goal, case.fold)
             totals[key] = totals.get(key, 0) + np.nan_to_num(losses)
@@ -193,8 +199,8 @@ def _found(cases: Sequence[MeasuredCase], choices: Mapping[_Key, _Choice]) -> di
     """Measure each case with the threshold of all cases, and with that of the other folds."""
     found: dict[_Key, list[_Found]] = {key: [] for key in choices}
     goals = {goal for goal, *_ in choices}
-    for case in tqdm(cases, desc="judging thresholds", delay=_SECONDS_WITHOUT_BAR):
-        histograms = case.read().histograms.scope("image")
+    for case, statistics in read_each(cases, "judging thresholds"):
+        histograms = statistics.histograms.scope("image")
         sizes, losses = relative_sizes(histograms), {goal: goal.losses(histograms) for goal in goals}
         for (goal, head, whose), choice in choices.items():
             if whose in (_ALL, case.fold) and choice.position is not None:
@@ -204,10 +210,7 @@ def _found(cases: Sequence[MeasuredCase], choices: Mapping[_Key, _Choice]) -> di
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
-    known = np.asarray(values, np.float64)
-    known = known[~np.isnan(known)]
-    low, high = mean_interval(known)
-    return {"mean": float(known.mean()) if known.size else float("nan"), "interval": [low, high]}
+    return {"mean": mean_of_known(values), "interval": [*mean_interval(values)]}
 
 
 def too_few_note(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -236,16 +239,11 @@ def threshold_content(
     Args:
         cases: cases that the thresholds are chosen from.
         heads: heads of the network.
-        goals: the promises to keep.
+        goals: the promises to keep, from `goals_of`.
         model: identity of the model.
         folds: folds of a cross-validation; None for a hold-out set that the deployed predictor predicted.
-
-    Raises:
-        ValueError: if there is no goal.
     """
-    if not goals:
-        raise ValueError("expected a recall or a precision to promise, got none: name one as in --recall .95")
-    rows = thresholds(cases, heads, list(dict.fromkeys(goals)))
+    rows = thresholds(cases, heads, goals)
     return {
         "format_version": FORMAT_VERSION,
         "nnunet_calib": nnunet_calib.__version__,

@@ -140,9 +140,15 @@ def cross_fitting_groups(kept: Sequence[int]) -> list[int | None]:
     return groups
 
 
+def read_each(cases: Sequence[MeasuredCase], doing: str) -> Iterator[tuple[MeasuredCase, CaseStatistics]]:
+    """Yield each case with its statistics, with a progress bar once it takes a while."""
+    for case in tqdm(cases, desc=doing, delay=_SECONDS_WITHOUT_BAR):
+        yield case, case.read()
+
+
 def _samples(cases: Sequence[MeasuredCase]) -> Callable[[], Iterator[VoxelSample]]:
     """Return a function that reads the voxel samples of all cases, with a progress bar, each time it is called."""
-    return lambda: (case.read().sample for case in tqdm(cases, desc="fitting temperatures", delay=_SECONDS_WITHOUT_BAR))
+    return lambda: (statistics.sample for _, statistics in read_each(cases, "fitting temperatures"))
 
 
 def errors_after(

@@ -16,6 +16,7 @@ IDENTITY = ("dataset", "trainer", "plans", "configuration")
 CALIBRATION_FOLDER = "calibration"
 PAGE = "report.html"
 CALIBRATORS = "calibrators.json"
+THRESHOLDS_FILE = "thresholds.json"
 FIGURES = (
     "reliability",
     "dataset_reliability_histogram",
