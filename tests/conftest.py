@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.selection import leave_out_combinations, skip_reading_of_checkpoints
-from tests.worlds.made_once import made_once  # noqa: F401
+from tests.worlds.made_once import made_once, shared_folder  # noqa: F401
 
 # nnU-Net reads the first at import; one export worker and no augmentation process are enough for a few tiny cases.
 os.environ["nnUNet_def_n_proc"] = "1"

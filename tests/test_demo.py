@@ -43,18 +43,21 @@ def earlier_demo(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(shared_folder):
     """The folder of a demo that replaced an earlier one, and what was printed. It ran beside an empty folder."""
-    base = tmp_path_factory.mktemp("demo")
-    (base / "working").mkdir()
-    folder = earlier_demo(base / "demo")
-    environment, printed = dict(os.environ), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        shorten(patch)
-        patch.chdir(base / "working")
-        demo.run_demo(Path("..") / "demo")
-    assert dict(os.environ) == environment
-    return folder, printed.getvalue()
+    with shared_folder("demo_of_all") as (base, first):
+        place, record = base / "place", base / "printed.txt"
+        if first:
+            (place / "working").mkdir(parents=True)
+            earlier_demo(place / "demo")
+            environment, printed = dict(os.environ), io.StringIO()
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+                shorten(patch)
+                patch.chdir(place / "working")
+                demo.run_demo(Path("..") / "demo")
+            assert dict(os.environ) == environment
+            record.write_text(printed.getvalue(), encoding="utf-8")
+        return place / "demo", record.read_text(encoding="utf-8")
 
 
 def test_table(finished):

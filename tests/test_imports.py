@@ -46,7 +46,7 @@ LIBRARIES = {
     "jinja2": {"report/"},
     "triton": {"losses/"},
     "scipy": {"results/", "metrics/", "measuring/", "posthoc/", "synthetic"},
-    "tqdm": {"decisions/", "demo", "figures/", "nnunet/", "report/", "results/"},
+    "tqdm": {"demo", "figures/", "nnunet/", "report/", "results/"},
     "SimpleITK": {"demo", "demo_truth", "nnunet/"},
     "nibabel": {"nnunet/"},
     "skimage": {"nnunet/"},
