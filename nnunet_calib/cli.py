@@ -9,11 +9,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import nnunet_calib
 from nnunet_calib.commands import (
     bake,
     compare,
     crossval,
     demo,
+    doctor,
     evaluate,
     export,
     fit,
@@ -27,7 +29,21 @@ from nnunet_calib.io.processes import Terminated, sigterm_interrupts
 
 # In the order of use. A command imports what it needs when it runs, so that --help and errors appear at once and a
 # failing import is reported in one sentence.
-COMMANDS = (demo, trainers, validate, crossval, compare, report, thresholds, bake, predict, evaluate, fit, export)
+COMMANDS = (
+    demo,
+    doctor,
+    trainers,
+    validate,
+    crossval,
+    compare,
+    report,
+    thresholds,
+    bake,
+    predict,
+    evaluate,
+    fit,
+    export,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Calibrated probabilities for nnU-Net v2.",
         epilog="nnunet_calib COMMAND --help explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"nnunet_calib {nnunet_calib.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)

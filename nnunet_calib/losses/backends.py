@@ -207,6 +207,11 @@ def choice() -> str:
     return named
 
 
+def backend_of(device: str) -> str:
+    """Return the name of the backend that is tried first on a type of device, such as "cuda", where it can run."""
+    return next(name for name in AUTOMATIC.get(device, ELSEWHERE) if _load(name).why_missing() is None)
+
+
 @overload
 def compute(
     operation: Literal["voxel_sums"], logits: Tensor, target: Tensor, *, regions: bool, **options: Any
