@@ -51,7 +51,7 @@ def reliability_figure(
     figure, axes = new_figure(2.12 * len(names) + 0.8, len(names), 2)
     for column, cases, when in zip(axes.T, (before, after), _when(calibrator), strict=True):
         curve, errors = reliability_curve(cases.pooled), calibration_errors(cases.pooled)
-        interval = _frequency_interval(cases.curves)
+        interval = frequency_interval(cases.curves)
         for row, (ax, name) in enumerate(zip(column, names, strict=True)):
             top = row == len(names) - 1
             ece, ace = (float(errors[f"top_label_{m}"] if top else errors[m][row]) for m in ("ece", "ace"))
@@ -64,7 +64,7 @@ def reliability_figure(
     return figure
 
 
-def _frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray, np.ndarray]:
+def frequency_interval(curves: Sequence[ReliabilityCurve]) -> tuple[np.ndarray, np.ndarray]:
     """Return bootstrap limits of the pooled observed frequency in each bin."""
     counts = np.stack([curve.counts for curve in curves]).astype(np.float64)
     positives = np.stack([np.nan_to_num(curve.frequency) for curve in curves]) * counts
