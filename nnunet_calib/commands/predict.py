@@ -27,6 +27,7 @@ def _run(args: argparse.Namespace) -> None:
             maps=map_options(args),
             temperature=args.temperature,
             calibrator=args.calibrator,
+            thresholds=args.masks,
             average=args.average,
             checkpoint=args.checkpoint,
             trust=args.trust,
@@ -72,6 +73,12 @@ def add(commands: Commands) -> None:
     add_checkpoint(command)
     add_maps(command)
     command.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FILE",
+        help="a thresholds.json of nnunet_calib thresholds: also write into OUT/masks the masks that keep its promises",
+    )
+    command.add_argument(
         "--temperature",
         metavar="T",
         help="a number (1 for none), a temperature.json, or folds for that of each fold (default: that of nnunet_calib "
@@ -101,7 +108,7 @@ def add(commands: Commands) -> None:
         "--continue_prediction",
         dest="continued",
         action="store_true",
-        help="predict the cases that lack their segmentation or one of their maps",
+        help="predict the cases that lack their segmentation, a map or a mask",
     )
     for flag, variable, what in (("-npp", "nnUNet_npp", "preprocessing"), ("-nps", "nnUNet_nps", "export and maps")):
         command.add_argument(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.io.wording import one_line, reason, shortened
@@ -67,29 +67,53 @@ class Deployed:
 
     def check(self, model_folder: ModelFolder, fold: Fold, weights_sha256: str) -> None:
         """Raise ValueError, in one sentence, if the recorded model is another one."""
-        recorded = self.content.get("model") or {}
-        weights = recorded.get("weights_sha256")
-        if weights is not None and (weights.get(str(fold)) if isinstance(weights, dict) else weights) == weights_sha256:
-            return  # the same network, whatever the name of its dataset
-        for name, value in model_folder.identity.items():
-            if recorded.get(name) not in (None, value):
-                raise ValueError(
-                    f"expected a temperature of {name} {value}, found one of {one_line(str(recorded[name]))} in "
-                    f"{self.source}: name another with --temperature, or give a number to use it all the same"
-                )
-        if isinstance(weights, dict) and str(fold) not in weights:
-            raise ValueError(
-                f"expected a temperature of fold {fold}, found one of folds {one_line(' '.join(weights))} in "
-                f"{self.source}: name another with --temperature, or give a number to use it all the same"
-            )
-        if isinstance(weights, dict):
-            weights = weights[str(fold)]
-        if weights not in (None, weights_sha256):
-            raise ValueError(
-                f"expected a temperature of the weights in this checkpoint of fold {fold}, found one of other weights "
-                f"in {self.source}: {_measure(model_folder, [fold])}, or name the checkpoint that was measured with "
-                f"-chk"
-            )
+        difference = model_difference(self.content.get("model") or {}, model_folder, fold, weights_sha256)
+        if difference is None:
+            return
+        advice = "name another with --temperature, or give a number to use it all the same"
+        if difference.of == _WEIGHTS:
+            advice = f"{_measure(model_folder, [fold])}, or name the checkpoint that was measured with -chk"
+        raise ValueError(
+            f"expected a temperature of {difference.expected}, found one of {difference.found} in {self.source}: "
+            f"{advice}"
+        )
+
+
+class ModelDifference(NamedTuple):
+    """A difference between the model that a file was made for and a deployed one, in words for a message."""
+
+    of: str
+    expected: str
+    found: str
+
+
+_WEIGHTS = "weights_sha256"
+
+
+def model_difference(
+    recorded: Mapping[str, Any], model_folder: ModelFolder, fold: Fold, weights_sha256: str
+) -> ModelDifference | None:
+    """Return how the model recorded in a file differs from a fold of a model; None if it does not, as far as it says.
+
+    Args:
+        recorded: the entry `model` of the file.
+        model_folder: the deployed model.
+        fold: its fold.
+        weights_sha256: hash of the fold's weights.
+    """
+    weights = recorded.get(_WEIGHTS)
+    if weights is not None and (weights.get(str(fold)) if isinstance(weights, dict) else weights) == weights_sha256:
+        return None  # the same network, whatever the name of its dataset
+    for name, value in model_folder.identity.items():
+        if recorded.get(name) not in (None, value):
+            return ModelDifference(name, f"{name} {value}", one_line(str(recorded[name])))
+    if isinstance(weights, dict) and str(fold) not in weights:
+        return ModelDifference("fold", f"fold {fold}", f"folds {one_line(' '.join(weights))}")
+    if isinstance(weights, dict):
+        weights = weights[str(fold)]
+    if weights not in (None, weights_sha256):
+        return ModelDifference(_WEIGHTS, f"the weights in this checkpoint of fold {fold}", "other weights")
+    return None
 
 
 def find_temperature(

@@ -143,6 +143,13 @@ SPLIT = form_of(SplitContent)
 FOLD = form_of(FoldContent)
 TEMPERATURE = form_of(TemperatureContent)
 SUMMARY = form_of(Summary)
+THRESHOLDS = {  # form of thresholds.json
+    "model": form_of(_RecordedModel),
+    "heads": HEADS,
+    "promise": str,
+    "definitions": {str: str},
+    "levels": [{"of": NAME, "level": float, "structures": {str: {"threshold": _NUMBER, "cases": int}}}],
+}
 CALIBRATOR_FITS = TEMPERATURE | {"calibrators": {str: {"fit": dict}}}  # form of calibrators.json
 
 

@@ -104,21 +104,7 @@ class MapFolder:
             OSError: if the folder cannot be written.
         """
         check_format(self.reader, self.file_ending, self.options)
-        file = self.folder / "maps.json"
-        content = json.loads(json.dumps(self._content(about)))
-        if file.is_file():
-            try:
-                found = read_json(file, dict)
-                differing = [key for key in content if key != "nnunet_calib" and found.get(key) != content[key]]
-            except ValueError:
-                differing = ["no JSON of this command"]
-            if differing:
-                raise ValueError(
-                    f"expected maps made in the same way, or none, in {self.folder}, found others "
-                    f"({', '.join(differing)}): name another folder with -o, or remove this one"
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(content, file)
+        claim_folder(self.folder / "maps.json", self._content(about), "maps")
 
     def _content(self, about: dict[str, Any]) -> dict[str, Any]:
         regions = self.heads.regions is not None
@@ -133,6 +119,35 @@ class MapFolder:
             "layout": options.layout,
             "maps": describe_maps(options, len(self.heads.keys), regions=regions),
         }
+
+
+def claim_folder(file: Path, content: dict[str, Any], what: str) -> None:
+    """Write the file that says how the images in its folder were made.
+
+    Args:
+        file: its path.
+        content: its content, as JSON values.
+        what: what the folder holds, for a message.
+
+    Raises:
+        ValueError: if the file is there with another content but for the version, so that the folder may hold images
+            made in another way.
+        OSError: if the folder cannot be written.
+    """
+    content = json.loads(json.dumps(content))
+    if file.is_file():
+        try:
+            found = read_json(file, dict)
+            differing = [key for key in content if key != "nnunet_calib" and found.get(key) != content[key]]
+        except ValueError:
+            differing = ["no JSON of this command"]
+        if differing:
+            raise ValueError(
+                f"expected {what} made in the same way, or none, in {file.parent}, found others "
+                f"({', '.join(differing)}): name another folder with -o, or remove this one"
+            )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(content, file)
 
 
 def channel_folders(heads: Heads) -> list[str]:

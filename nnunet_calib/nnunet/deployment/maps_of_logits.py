@@ -1,4 +1,4 @@
-"""The work of nnU-Net's export worker at prediction: the export itself, then the maps of the case.
+"""The work of nnU-Net's export worker at prediction: the export itself, then the masks and maps of the case.
 
 With z_f the calibrated logits of fold f on the image's grid, z / T for a temperature, the maps show
 
@@ -24,6 +24,7 @@ import torch
 from nnunet_calib.io.atomic_files import hidden_folder
 from nnunet_calib.measuring.volume import Probabilities, slab_slices
 from nnunet_calib.nnunet.deployment.map_folder import MapFolder
+from nnunet_calib.nnunet.deployment.mask_folder import MaskFolder
 from nnunet_calib.nnunet.export_tap import LazyProbabilities, TappedConfiguration, on_image_axes
 from nnunet_calib.posthoc import IDENTITY
 from nnunet_calib.posthoc.calibrator import Calibrator
@@ -40,12 +41,24 @@ class ExportWithMaps:
         maps: folder of the maps.
         calibrators: calibrators of the folds.
         average: one of `AVERAGES`.
+        masks: folder of the masks; None writes none.
     """
 
     export: Callable[..., None]
     maps: MapFolder
     calibrators: tuple[Calibrator, ...]
     average: str = LOGITS
+    masks: MaskFolder | None = None
+
+    def complete(self, case: str) -> bool:
+        """Return whether all maps and masks of a case exist."""
+        return self.maps.complete(case) and (self.masks is None or self.masks.complete(case))
+
+    def forget(self, case: str) -> None:
+        """Remove the maps and masks of a case."""
+        self.maps.forget(case)
+        if self.masks is not None:
+            self.masks.forget(case)
 
     @property
     def wants_folds(self) -> bool:
@@ -55,7 +68,7 @@ class ExportWithMaps:
         return len({*self.calibrators}) > 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Export as nnU-Net does, then write the maps: if these are complete, so are nnU-Net's files."""
+        """Export as nnU-Net does, then write masks and maps: if these are complete, so are nnU-Net's files."""
         call = inspect.signature(self.export).bind(*args, **kwargs)
         arguments = call.arguments
         tapped = arguments["configuration_manager"] = TappedConfiguration(arguments["configuration_manager"])
@@ -69,11 +82,8 @@ class ExportWithMaps:
             self.export(*call.args, **call.kwargs)
             for file in sorted(folder.iterdir()):
                 os.replace(file, output.with_name(file.name))
-        if not self.wants_folds:
-            logits = [tapped.logits]
-        tapped.logits = arguments["predicted_array_or_file"] = None  # memory
-
         dataset = arguments["dataset_json_dict_or_file"]
+        segmentation = output.with_name(f"{output.name}{dataset['file_ending']}")
         labels = arguments["plans_manager"].get_label_manager(dataset)
         nonlinearity, regions = labels.apply_inference_nonlin, labels.has_regions
 
@@ -81,6 +91,14 @@ class ExportWithMaps:
             on_axes, shape, crop = on_image_axes(resampled, arguments)
             calibrated = partial(calibrator.logits, regions=regions)
             return LazyProbabilities(on_axes, lambda z: nonlinearity(calibrated(z.float()))), shape, crop
+
+        if self.masks is not None:  # of the mean logits in any case, like the segmentation
+            uncalibrated, shape, crop = on_image(tapped.logits, IDENTITY)
+            self.masks.write(output.name, uncalibrated, segmentation, shape, crop)
+            del uncalibrated
+        if not self.wants_folds:
+            logits = [tapped.logits]
+        tapped.logits = arguments["predicted_array_or_file"] = None  # memory
 
         probabilities: Probabilities
         if not self.wants_folds:
@@ -94,7 +112,6 @@ class ExportWithMaps:
             for z, calibrator in zip(logits[1:], self.calibrators[1:], strict=True):
                 _add(mean, on_image(tapped.resample_alike(z), calibrator)[0], 1 / len(logits))
             probabilities = mean
-        segmentation = output.with_name(f"{output.name}{dataset['file_ending']}")
         self.maps.write(output.name, probabilities, segmentation, shape=shape, crop=crop)
 
     def _mean(self, logits: Sequence[Any], regions: bool) -> Any:

@@ -15,6 +15,7 @@ from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_calib.decisions.promised_masks import Promises, read_promises
 from nnunet_calib.io.atomic_files import forget_leftovers
 from nnunet_calib.io.processes import workers_end_with_us
 from nnunet_calib.io.wording import reason
@@ -24,9 +25,10 @@ from nnunet_calib.nnunet.deployment.input_images import check_images
 from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
 from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
+from nnunet_calib.nnunet.deployment.mask_folder import MASKS_FOLDER, MaskFolder
 from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.results.deployed_temperature import find_temperatures
+from nnunet_calib.results.deployed_temperature import find_temperatures, model_difference
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
 from nnunet_calib.results.schemas import in_sample_note
@@ -40,6 +42,7 @@ class PredictionOptions:
         maps: which maps are written, and how.
         temperature: see `find_temperatures`.
         calibrator: kind of calibrator, see `find_temperatures`.
+        thresholds: a thresholds.json whose masks are written; None writes none.
         average: what is averaged over the folds for the maps, one of `AVERAGES`.
         checkpoint: file name of the checkpoint in each fold.
         trust: also read checkpoints that hold objects whose code then runs.
@@ -49,7 +52,7 @@ class PredictionOptions:
         on_device: whether the logits of a case are kept on the GPU.
         previous_stage: segmentations of the previous stage, for a cascade.
         save_probabilities: whether nnU-Net also writes its .npz, without a temperature.
-        continued: predict only the cases that lack a segmentation or a map.
+        continued: predict only the cases that lack a segmentation, a map or a mask.
         preprocessing_processes: number of processes that preprocess.
         export_processes: number of processes that export; with 0 for both, everything runs in one process.
         part: which part of the cases to predict, from 0.
@@ -61,6 +64,7 @@ class PredictionOptions:
     maps: MapOptions
     temperature: str | None = None
     calibrator: str | None = None
+    thresholds: Path | None = None
     average: str = LOGITS
     checkpoint: str = FINAL
     trust: bool = False
@@ -107,7 +111,7 @@ class PredictionOptions:
 def predict(
     model_folder: ModelFolder, folds: Sequence[Fold], images: Path, output: Path, options: PredictionOptions
 ) -> Path:
-    """Predict as nnUNetv2_predict does, and write the maps of each case into `output`/maps.
+    """Predict as nnUNetv2_predict does, and write the maps of each case into `output`/maps, its masks beside them.
 
     Args:
         model_folder: nnU-Net's folder of the model, with `fold_X`.
@@ -136,24 +140,33 @@ def predict(
         deployed.check(model_folder, fold, weights[str(fold)])
 
     calibrators = tuple(deployed.calibrator for deployed in temperatures)
-    maps = MapFolder(
-        output / MAPS_FOLDER,
-        options.maps,
-        Heads.of(nnunet.label_manager),
-        nnunet.plans_manager.image_reader_writer_class(),
-        nnunet.dataset_json["file_ending"],
-    )
+    heads, reader = Heads.of(nnunet.label_manager), nnunet.plans_manager.image_reader_writer_class()
+    ending = nnunet.dataset_json["file_ending"]
+    maps = MapFolder(output / MAPS_FOLDER, options.maps, heads, reader, ending)
+    masks = None
+    if options.thresholds is not None:
+        promises = read_promises(options.thresholds, heads)
+        for fold in folds:
+            _check_promises(promises, model_folder, fold, weights[str(fold)])
+        masks = MaskFolder(output / MASKS_FOLDER, promises, heads, reader, ending)
+    predictor = {
+        "model": {**model_folder.identity, "checkpoint": options.checkpoint, "weights_sha256": weights},
+        "step_size": nnunet.tile_step_size,
+        "mirroring": nnunet.use_mirroring,
+    }
     maps.claim(
         {
-            "model": {**model_folder.identity, "checkpoint": options.checkpoint, "weights_sha256": weights},
-            "step_size": nnunet.tile_step_size,
-            "mirroring": nnunet.use_mirroring,
+            **predictor,
             "average": options.average if len(folds) > 1 else None,
             **_by_fold(folds, calibrators),
             "temperature_from": {str(f): d.source for f, d in zip(folds, temperatures, strict=True)},
         }
     )
-    nnunet.export = ExportWithMaps(export_prediction_from_logits, maps, calibrators, options.average)
+    if masks is not None:
+        masks.claim(predictor)
+        if masks.promises.without_threshold:
+            print(f"no mask, for want of a threshold: {', '.join(masks.promises.without_threshold)}", file=sys.stderr)
+    nnunet.export = ExportWithMaps(export_prediction_from_logits, maps, calibrators, options.average, masks)
     try:
         with workers_end_with_us(), exporting_through(nnunet.export):
             _run(nnunet, images, output, options)
@@ -194,6 +207,15 @@ def _by_fold(folds: Sequence[Fold], calibrators: Sequence[Calibrator]) -> dict[s
         for name, value in calibrator.to_json().items():
             values.setdefault(name, {})[str(fold)] = value
     return values
+
+
+def _check_promises(promises: Promises, model_folder: ModelFolder, fold: Fold, weights_sha256: str) -> None:
+    """Raise ValueError, in one sentence, for thresholds that were chosen for another model."""
+    if difference := model_difference(promises.model, model_folder, fold, weights_sha256):
+        raise ValueError(
+            f"expected thresholds of {difference.expected}, found those of {difference.found} in {promises.file}: "
+            f"choose them for this model with nnunet_calib thresholds"
+        )
 
 
 def _check_checkpoints(model_folder: ModelFolder, folds: Sequence[Fold], options: PredictionOptions) -> None:
@@ -287,16 +309,15 @@ class MapPredictor(nnUNetPredictor):
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """Return nnU-Net's lists of the cases to predict.
 
-        A case is finished only if its maps, which are written last, exist.
+        A case is finished only if its masks and maps, which are written last, exist.
         """
         every = super()._manage_input_and_output_lists(inputs, output, previous, True, part_id, num_parts)
-        maps = self.export.maps
-        endings = [maps.file_ending, *([".npz"] if save_probabilities else [])]
+        endings = [self.export.maps.file_ending, *([".npz"] if save_probabilities else [])]
         pending = []
         for case in zip(*every, strict=True):
             name = Path(case[1]).name
-            if overwrite or not (maps.complete(name) and all(Path(case[1] + e).is_file() for e in endings)):
-                maps.forget(name)  # whatever exists afterwards comes from this prediction
+            if overwrite or not (self.export.complete(name) and all(Path(case[1] + e).is_file() for e in endings)):
+                self.export.forget(name)  # whatever exists afterwards comes from this prediction
                 forget_leftovers(Path(case[1]))
                 pending.append(case)
         if not overwrite:
