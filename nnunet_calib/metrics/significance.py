@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,12 @@ def resampled_means(values: ArrayLike, counts: NDArray[np.float64]) -> NDArray[n
     return means
 
 
+@cache
+def _lower_tail(cases: int, level: float) -> float:
+    """Return the probability of the lower quantile; SciPy's distributions take as long as the quantiles themselves."""
+    return float(stats.norm.cdf(-np.sqrt(cases / (cases - 1)) * stats.t.ppf((1 + level) / 2, cases - 1)))
+
+
 def percentile_interval(means: NDArray[np.float64], cases: int, level: float = LEVEL) -> tuple[float, float]:
     r"""Return the interval between two quantiles of resampled means, widened for few cases.
 
@@ -70,7 +77,7 @@ def percentile_interval(means: NDArray[np.float64], cases: int, level: float = L
     known = means[~np.isnan(means)]
     if cases < 2 or not known.size:
         return float("nan"), float("nan")
-    low = stats.norm.cdf(-np.sqrt(cases / (cases - 1)) * stats.t.ppf((1 + level) / 2, cases - 1))
+    low = _lower_tail(cases, level)
     lower, upper = np.quantile(known, (low, 1 - low))
     return float(lower), float(upper)
 

@@ -1,6 +1,7 @@
 """Folds of a model as nnU-Net and the validation hook leave them, from statistics made here."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ DATASET = "Dataset004_Synthetic"
 TRAINER = "nnUNetTrainerCalib"
 CROSSVAL = ["crossval", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER]
 LABELS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
+# what was written into a new folder -> its files: intervals take seconds, and most tests begin with the same folds
+_WRITTEN: dict[bytes, dict[str, bytes]] = {}
 
 
 def made(seed, sure=1.0, without=None, mode="labels"):
@@ -38,6 +41,14 @@ def fit_cases(cases):
     return fit_temperature(
         sample.logits, sample.labels, weights=sample.weights, regions=cases[0].regions, groups=groups
     )
+
+
+def _measure(folder: Path, cases: dict, heads: Heads, also: tuple, options: dict, split, model: dict) -> None:
+    for name, case in cases.items():
+        path = case_file(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        case.measure(case=name, model=model, **options).save(path)
+    write_fold(folder, [*cases, *also], heads, model, options.get("boundary_mm", BOUNDARY_MM), split)
 
 
 class Model:
@@ -83,12 +94,18 @@ class Model:
     ) -> None:
         """Measure and merge the cases of a fold; `also` are validation cases that could not be measured."""
         model = self.identity(fold, **changed)
-        for name, case in cases.items():
-            path = case_file(self.calibration(fold), name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            case.measure(case=name, model=model, **options or {}).save(path)
-        width = (options or {}).get("boundary_mm", BOUNDARY_MM)
-        write_fold(self.calibration(fold), [*cases, *also], heads, model, width, split)
+        folder = self.calibration(fold)
+        key = pickle.dumps((cases, heads, also, options, split, model))
+        if folder.exists():
+            _measure(folder, cases, heads, also, options or {}, split, model)
+        elif key in _WRITTEN:
+            for name, content in _WRITTEN[key].items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        else:
+            _measure(folder, cases, heads, also, options or {}, split, model)
+            written = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime_ns)
+            _WRITTEN[key] = {str(path.relative_to(folder)): path.read_bytes() for path in written}
         self.cases[fold] = cases
         self.write_splits()
 
