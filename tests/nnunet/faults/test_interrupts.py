@@ -19,7 +19,7 @@ from tests.worlds.predicted_folder import write_world
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
 SLOW = pytest.mark.slow
-INTERRUPTS = [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW)]
+# Signals differ in the handler, which all commands share: one command is stopped by each, the others by one of them.
 ALL = [pytest.param(signal.SIGINT, marks=SLOW), pytest.param(signal.SIGTERM, marks=SLOW), signal.SIGKILL]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 SECONDS = 120
@@ -124,31 +124,28 @@ def test_evaluate(tmp_path, number):
     assert bool(hidden(tmp_path)) == (number == signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", ALL)
-def test_export(tmp_path, number):
-    """Each map that is there is whole; what the workers were writing is gone, also if their parent was killed."""
+def test_export(tmp_path):
+    """Each map that is there is whole; what the workers were writing is gone, although their parent was killed."""
     big_world(tmp_path)
     command = ["export", "-i", str(tmp_path / "pred"), "-np", "2", "--maps", "entropy"]
     maps = tmp_path / "pred" / "maps" / "entropy"
-    said = stop(command, number, lambda: [*maps.glob("case*")] and hidden(maps), 3, tmp_path)
-    check_words(said, number, "export")
+    said = stop(command, signal.SIGKILL, lambda: [*maps.glob("case*")] and hidden(maps), 3, tmp_path)
+    check_words(said, signal.SIGKILL, "export")
     assert not hidden(tmp_path)
     assert len({path.read_bytes() for path in maps.iterdir()}) == 1  # of equal cases
 
 
-@pytest.mark.parametrize("number", INTERRUPTS)
-def test_one_process(tmp_path, number):
+def test_one_process(tmp_path):
     """The same without workers."""
     big_world(tmp_path)
     command = ["fit", "-i", str(tmp_path / "pred"), "-gt", str(tmp_path / "labels"), "-np", "1"]
-    said = stop(command, number, lambda: [*(tmp_path / "pred").glob(".*/cases/*.npz")], 0, tmp_path)
-    check_words(said, number, "fit")
+    said = stop(command, signal.SIGINT, lambda: [*(tmp_path / "pred").glob(".*/cases/*.npz")], 0, tmp_path)
+    check_words(said, signal.SIGINT, "fit")
     assert not hidden(tmp_path)
 
 
 @SLOW
-@pytest.mark.parametrize("number", STATUS)
-def test_predict(deployed, number):
+def test_predict(deployed):
     """nnU-Net's processes end, too, and its segmentations are whole."""
     (deployed.images / "case.2_0000.nii.gz").unlink()
     (whole,) = (deployed.predict(output="whole")).glob("*.nii.gz")
@@ -157,8 +154,8 @@ def test_predict(deployed, number):
     command = deployed.command("-npp", "2", "-nps", "2", "--maps", "entropy", output="stopped")
     maps = deployed.root / "stopped" / "maps" / "entropy"
     # two that preprocess, two that export, a server of nnU-Net's, and what looks after multiprocessing's resources
-    said = stop(command, number, lambda: [*maps.glob("c*")], 6, deployed.root)
-    check_words(said, number, "predict", " with --continue_prediction")
+    said = stop(command, signal.SIGTERM, lambda: [*maps.glob("c*")], 6, deployed.root)
+    check_words(said, signal.SIGTERM, "predict", " with --continue_prediction")
     assert not hidden(deployed.root / "stopped")
     found = [*(deployed.root / "stopped").glob("*.nii.gz")]
     assert {path.read_bytes() for path in found} == {whole.read_bytes()}
@@ -166,14 +163,13 @@ def test_predict(deployed, number):
 
 
 @SLOW
-@pytest.mark.parametrize("number", STATUS)
-def test_validate(trained, number):
+def test_validate(trained):
     """What was measured before is whole, and kept by the next run."""
     expected = trained.results()
     trained.without_results()
     cases = trained.calibration / "cases"
-    said = stop(trained.command("-np", "2"), number, lambda: [*cases.glob("case*")], 3, trained.fold)
-    check_words(said, number, "validate", ", which keeps the measured cases")
+    said = stop(trained.command("-np", "2"), signal.SIGINT, lambda: [*cases.glob("case*")], 3, trained.fold)
+    check_words(said, signal.SIGINT, "validate", ", which keeps the measured cases")
     assert not hidden(trained.fold)
     found = {name: content for name, content in trained.results().items() if name.endswith(".npz")}
     assert found == {name: expected[name] for name in found}
@@ -181,8 +177,7 @@ def test_validate(trained, number):
     assert trained.results() == expected
 
 
-@pytest.mark.parametrize("number", INTERRUPTS)
-def test_demo(tmp_path, number):
+def test_demo(tmp_path):
     """What it runs ends with it, with all of its processes."""
     program = tmp_path / "program"
     program.write_text(f"#!{sys.executable}\n{PROGRAM}")
@@ -192,7 +187,7 @@ def test_demo(tmp_path, number):
     with subprocess.Popen(command, preexec_fn=hear_interrupts) as process:
         assert until(lambda: len(below(process.pid)) == 2 and (tmp_path / "log").is_file())
         ours = below(process.pid)
-        os.kill(process.pid, number)
+        os.kill(process.pid, signal.SIGTERM)
         assert process.wait(SECONDS) == 7
         assert until(lambda: not {*processes()} & ours, 30)
 
