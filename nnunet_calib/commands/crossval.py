@@ -9,18 +9,30 @@ from nnunet_calib.commands.arguments import Commands, add_folds, add_model
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
+        from nnunet_calib.decisions.expected_of_folds import write_expected
+        from nnunet_calib.decisions.expected_table import expected_table
         from nnunet_calib.figures.fold_figures import draw_fold
         from nnunet_calib.io.json_forms import read_json
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.nnunet.raw_images import raw_images
         from nnunet_calib.report.tables import calibrators_table, crossval_table
+        from nnunet_calib.results.compared_models import dice_of_structures
         from nnunet_calib.results.crossval import merge_folds
-        from nnunet_calib.results.layout import CALIBRATORS
+        from nnunet_calib.results.layout import CALIBRATORS, EXPECTED_FILE
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing, calibrators=args.calibrators)
+        dice: dict[str, dict[str, float]] = {}
+        try:
+            dice = dice_of_structures(model_folder, args.folds)
+        except ValueError as error:  # nnU-Net's own summary.json is damaged; nothing else depends on it
+            print(f"no Dice to compare with: {error}", file=sys.stderr)
+        write_expected(folder, dice)
         draw_fold(folder, raw_images(model_folder.path))
-    print(crossval_table(read_json(folder / "summary.json")))
+    summary = read_json(folder / "summary.json")
+    names = dict(zip(summary["heads"]["keys"], summary["heads"]["names"], strict=True))
+    print(crossval_table(summary))
+    print(f"\n{expected_table(read_json(folder / EXPECTED_FILE), names)}")
     if args.calibrators:
         print(f"\n{calibrators_table(read_json(folder / CALIBRATORS))}")
     print(folder)

@@ -133,6 +133,12 @@ class Results:
         """Names of the heads and of the top label."""
         return [*self.summary["heads"]["names"], "top label"]
 
+    @property
+    def names_by_key(self) -> dict[str, str]:
+        """Name of each head by its key."""
+        heads = self.summary["heads"]
+        return dict(zip(heads["keys"], heads["names"], strict=True))
+
     @classmethod
     def read(cls, calibration_folder: Path) -> Results:
         """Read summary.json and the case files that it names.

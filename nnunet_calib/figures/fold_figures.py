@@ -19,11 +19,13 @@ from nnunet_calib.figures.diagrams import (
     draw_reliability_boxes,
 )
 from nnunet_calib.figures.drawn_results import DrawnCases, Results
+from nnunet_calib.figures.expected_figure import expected_figure, read_expected
 from nnunet_calib.figures.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
 from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve, calibration_errors, reliability_curve
 from nnunet_calib.metrics.significance import ratio_intervals
 from nnunet_calib.posthoc import IDENTITY, calibrator_of
 from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.results.layout import EXPECTED_FIGURE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,3 +229,5 @@ def draw_fold(calibration_folder: Path, image_of: ImageOf = no_image) -> None:
     results = Results.read(calibration_folder)
     for spec in FIGURES:
         save_figure(partial(spec.draw, results, image_of), calibration_folder, spec.name)
+    if (expected := read_expected(calibration_folder)) is not None:
+        save_figure(partial(expected_figure, expected, results.names_by_key), calibration_folder, EXPECTED_FIGURE)

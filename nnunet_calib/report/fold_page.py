@@ -12,6 +12,7 @@ from tqdm import tqdm
 from nnunet_calib.figures.case_figures import ImageOf
 from nnunet_calib.figures.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
 from nnunet_calib.figures.drawn_results import Results, worst_cases
+from nnunet_calib.figures.expected_figure import CAPTION, TITLE, expected_figure, read_expected
 from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.io.wording import number
 from nnunet_calib.metrics.catalogue import HEAD_LABELS
@@ -46,6 +47,9 @@ def write_report(
     """
     results = Results.read(calibration_folder)
     content = _content(results, image_of, dice or {})
+    if (expected := read_expected(calibration_folder)) is not None:
+        draw = partial(expected_figure, expected, results.names_by_key)
+        content["figures"].append(inline_figure(draw, TITLE, CAPTION))
     write_page(
         "report.html.j2",
         output,

@@ -145,7 +145,13 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
 
 
 def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float]:
-    """Read the mean foreground Dice of each case from nnU-Net's summary.json.
+    """Return the mean over the structures of each case; see `dice_per_structure`."""
+    found = dice_per_structure(file, file_ending, heads)
+    return {case: mean_of_known(dice.values()) for case, dice in found.items()}
+
+
+def dice_per_structure(file: Path, file_ending: str, heads: Heads) -> dict[str, dict[str, float]]:
+    """Read the Dice of each case and foreground structure, by its key, from nnU-Net's summary.json.
 
     A class has no Dice (NaN) in a case if neither the labels nor the prediction hold it.
     """
@@ -158,7 +164,8 @@ def dice_per_case(file: Path, file_ending: str, heads: Heads) -> dict[str, float
         for key, label in zip(heads.foreground, heads.foreground_labels, strict=True):
             if label not in dice:
                 raise ValueError(f"expected metric_per_case[{number}].metrics.{key}, found none in {file}: {again}")
-        found[name.removesuffix(file_ending)] = mean_of_known(dice[label] for label in heads.foreground_labels)
+        pairs = zip(heads.foreground, heads.foreground_labels, strict=True)
+        found[name.removesuffix(file_ending)] = {key: dice[label] for key, label in pairs}
     return found
 
 
@@ -217,12 +224,18 @@ def _check_same_cases(models: Sequence[ComparedModel]) -> None:
 
 def dice_of_cases(model_folder: ModelFolder, folds: Sequence[Fold]) -> dict[str, float]:
     """Return case -> nnU-Net's mean foreground Dice, without the cases of folds that lack nnU-Net's summary.json."""
-    dice: dict[str, float] = {}
+    found = dice_of_structures(model_folder, folds)
+    return {case: mean_of_known(dice.values()) for case, dice in found.items()}
+
+
+def dice_of_structures(model_folder: ModelFolder, folds: Sequence[Fold]) -> dict[str, dict[str, float]]:
+    """Return case -> key -> nnU-Net's Dice, without the cases of folds that lack nnU-Net's summary.json."""
+    dice: dict[str, dict[str, float]] = {}
     description = model_folder.path / "dataset.json"
     ending = _file_ending(description) if description.is_file() else ""
     for fold in folds:
         ours = model_folder.calibration(fold) / "summary.json"
         theirs = model_folder.validation(fold) / "summary.json"
         if ending and ours.is_file() and theirs.is_file():
-            dice |= dice_per_case(theirs, ending, Heads.of_summary(read_json(ours, {"heads": HEADS})["heads"]))
+            dice |= dice_per_structure(theirs, ending, Heads.of_summary(read_json(ours, {"heads": HEADS})["heads"]))
     return dice

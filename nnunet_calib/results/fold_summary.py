@@ -19,7 +19,16 @@ from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, is_of, load_case, results
-from nnunet_calib.results.layout import CALIBRATORS, ENDINGS, FIGURES, PAGE, Fold, case_file
+from nnunet_calib.results.layout import (
+    CALIBRATORS,
+    ENDINGS,
+    EXPECTED_FIGURE,
+    EXPECTED_FILE,
+    FIGURES,
+    PAGE,
+    Fold,
+    case_file,
+)
 from nnunet_calib.results.schemas import untrained_note
 from nnunet_calib.results.training_split import Split
 
@@ -265,7 +274,8 @@ def _is_same(new: Path, old: Path) -> bool:
 
 def _made_from_numbers(calibration_folder: Path) -> Iterator[Path]:
     """Yield the existing figures, page and comparison of calibrators."""
-    for name in (*(f"{name}.{ending}" for name in FIGURES for ending in ENDINGS), PAGE, CALIBRATORS):
+    drawn = (f"{name}.{ending}" for name in (*FIGURES, EXPECTED_FIGURE) for ending in ENDINGS)
+    for name in (*drawn, PAGE, CALIBRATORS, EXPECTED_FILE):
         if (path := calibration_folder / name).is_file():
             yield path
 
@@ -279,7 +289,7 @@ def _other_cases(calibration_folder: Path, cases: Mapping[str, Path]) -> list[Pa
 
 
 def _tell(calibration_folder: Path, made: list[Path], others: list[Path]) -> None:
-    named = [path.name for path in made if path.name in (PAGE, CALIBRATORS)]
+    named = [path.name for path in made if path.name in (PAGE, CALIBRATORS, EXPECTED_FILE)]
     counts = {"figure": len(made) - len(named), "case file": len(others)}
     parts = [f"{number} {what}{'s' * (number > 1)}" for what, number in counts.items() if number]
     parts += named

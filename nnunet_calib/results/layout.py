@@ -17,6 +17,8 @@ CALIBRATION_FOLDER = "calibration"
 PAGE = "report.html"
 CALIBRATORS = "calibrators.json"
 THRESHOLDS_FILE = "thresholds.json"
+EXPECTED_FILE = "expected.json"
+EXPECTED_FIGURE = "expected"  # of merged folds
 FIGURES = (
     "reliability",
     "dataset_reliability_histogram",

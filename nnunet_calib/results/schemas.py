@@ -143,6 +143,26 @@ SPLIT = form_of(SplitContent)
 FOLD = form_of(FoldContent)
 TEMPERATURE = form_of(TemperatureContent)
 SUMMARY = form_of(Summary)
+_RESIDUALS: dict[str, Any] = {"cases": int, **dict.fromkeys(("mean", "low", "high", "covered"), _NUMBER)}
+_RANKED: dict[str, Any] = dict.fromkeys(("spearman", "worst"), _NUMBER)
+_JUDGED: dict[str, Any] = {"error": _NUMBER, **_RANKED, "mean_entropy": _RANKED}
+_EXPECTED: dict[str, Any] = dict.fromkeys(("expected_voxels", "expected_dice", "mean_entropy"), _NUMBER)
+_VOLUMES: dict[str, Any] = dict.fromkeys(("segmented", *STAGES), _RESIDUALS)
+_DICE: dict[str, Any] = {"cases": int, "dice": _NUMBER, **{stage: _JUDGED for stage in STAGES}}
+_EXPECTED_OF_CASE: dict[str, Any] = {
+    "true_voxels": int,
+    "segmented_voxels": float,
+    "dice": _NUMBER,
+    **{stage: _EXPECTED for stage in STAGES},
+}
+EXPECTED = {  # form of expected.json
+    "level": float,
+    "promise": str,
+    "notes": [str],
+    "volumes": {str: _VOLUMES},
+    "dice": {str: _DICE},
+    "metric_per_case": [{"case": NAME, "structures": {str: _EXPECTED_OF_CASE}}],
+}
 THRESHOLDS = {  # form of thresholds.json
     "model": form_of(_RecordedModel),
     "heads": HEADS,
