@@ -5,6 +5,7 @@
       probabilities/CLASS/CASE.nii.gz    layout "4d": probabilities/CASE.nii.gz
       entropy/CASE.nii.gz
       confidence/CASE.nii.gz             regions: as probabilities
+      cases.csv, cases/CASE.json         after a prediction: volumes and expected Dice
 
 The files have the names of the segmentations.
 """
@@ -22,6 +23,7 @@ import nnunet_calib
 from nnunet_calib.io.atomic_files import forget, write_json
 from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.measuring.volume import Probabilities
+from nnunet_calib.nnunet.deployment.case_table import CaseTable
 from nnunet_calib.nnunet.deployment.map_images import check_format, write_map
 from nnunet_calib.nnunet.deployment.map_values import CONFIDENCE, PROBABILITIES, MapOptions, compute_maps, describe_maps
 from nnunet_calib.results.heads import Heads
@@ -40,6 +42,7 @@ class MapFolder:
         heads: heads of the model.
         reader: nnU-Net's reader for the segmentations.
         file_ending: file ending of the segmentations and of the maps.
+        cases: table of volumes and expected Dice; None writes none.
     """
 
     folder: Path
@@ -47,6 +50,7 @@ class MapFolder:
     heads: Heads
     reader: Any
     file_ending: str
+    cases: CaseTable | None = None
 
     def paths(self, case: str) -> dict[str, list[Path]]:
         """Return the files of a case by kind of map: one file, or one for each class or region."""
@@ -61,7 +65,9 @@ class MapFolder:
         }
 
     def complete(self, case: str) -> bool:
-        """Return whether all maps of a case exist."""
+        """Return whether all maps of a case exist, and what the table needs of it."""
+        if self.cases is not None and not self.cases.file(case).is_file():
+            return False
         return all(path.is_file() for paths in self.paths(case).values() for path in paths)
 
     def forget(self, case: str) -> None:
@@ -69,6 +75,8 @@ class MapFolder:
         for paths in self.paths(case).values():
             for path in paths:
                 forget(path)
+        if self.cases is not None:
+            self.cases.forget(case)
 
     def write(
         self,
@@ -80,10 +88,12 @@ class MapFolder:
         crop: tuple[slice, ...] | None = None,
     ) -> None:
         """Write the maps of a case; arguments and errors as for `compute_maps` and `write_map`."""
+        regions, sums = self.heads.regions is not None, None
+        if self.cases is not None:
+            sums, voxel_ml = self.cases.start(segmentation, crop)
+        also = None if sums is None else sums.add
         try:
-            maps = compute_maps(
-                probabilities, self.options, regions=self.heads.regions is not None, shape=shape, crop=crop
-            )
+            maps = compute_maps(probabilities, self.options, regions=regions, shape=shape, crop=crop, also=also)
         except ValueError as error:
             raise ValueError(f"case {case}: {error}; look at its image, or leave the case out") from error
         for kind, paths in self.paths(case).items():
@@ -91,6 +101,8 @@ class MapFolder:
             images = array if len(array) == len(paths) else [array]
             for image, path in zip(images, paths, strict=True):
                 write_map(image, segmentation, path, self.reader)
+        if self.cases is not None and sums is not None:
+            self.cases.write(case, sums.sums, voxel_ml)
 
     def claim(self, about: dict[str, Any]) -> None:
         """Write maps.json, before the first map.
@@ -118,6 +130,7 @@ class MapFolder:
             "dtype": options.dtype,
             "layout": options.layout,
             "maps": describe_maps(options, len(self.heads.keys), regions=regions),
+            **({} if self.cases is None else {"cases": self.cases.about}),
         }
 
 

@@ -13,6 +13,7 @@ like `nll`. Integers hold value / maximum * 255 or 65535, rounded; the maximum i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,7 @@ def compute_maps(
     regions: bool,
     shape: tuple[int, ...] | None = None,
     crop: tuple[slice, ...] | None = None,
+    also: Callable[[slice, NDArray[np.float32]], None] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Compute the maps of a case, slab by slab.
 
@@ -78,6 +80,7 @@ def compute_maps(
         regions: whether each channel is a region.
         shape: shape of the whole image; None means that of the probabilities.
         crop: box of the probabilities in the image; voxels outside are certain background, as in nnU-Net's export.
+        also: called with each slab of the first axis and its probabilities.
 
     Returns:
         Maps of the whole image by kind, (n, *shape) with n channels; entropy has one.
@@ -98,6 +101,8 @@ def compute_maps(
     for slab in slab_slices(spatial, channels):
         values_here = np.asarray(probabilities[:, slab], np.float32)
         check_range(values_here)
+        if also is not None:
+            also(slab, values_here)
         p = torch.from_numpy(values_here)
         for kind, view in inside.items():
             values = (

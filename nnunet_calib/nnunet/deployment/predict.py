@@ -15,12 +15,14 @@ from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_calib.decisions.expected_of_folds import volume_limits
 from nnunet_calib.decisions.promised_masks import Promises, read_promises
 from nnunet_calib.io.atomic_files import forget_leftovers
 from nnunet_calib.io.processes import workers_end_with_us
 from nnunet_calib.io.wording import reason
 from nnunet_calib.nnunet.checkpoints import find_checkpoint, load_checkpoint, unwrapped, weights_fingerprint
 from nnunet_calib.nnunet.deployment.bake import ENTRY
+from nnunet_calib.nnunet.deployment.case_table import CaseTable
 from nnunet_calib.nnunet.deployment.input_images import check_images
 from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
@@ -28,9 +30,9 @@ from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
 from nnunet_calib.nnunet.deployment.mask_folder import MASKS_FOLDER, MaskFolder
 from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.results.deployed_temperature import find_temperatures, model_difference
+from nnunet_calib.results.deployed_temperature import Deployed, find_temperatures, model_difference
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
+from nnunet_calib.results.layout import EXPECTED_FILE, FINAL, Fold, ModelFolder
 from nnunet_calib.results.schemas import in_sample_note
 
 
@@ -142,7 +144,8 @@ def predict(
     calibrators = tuple(deployed.calibrator for deployed in temperatures)
     heads, reader = Heads.of(nnunet.label_manager), nnunet.plans_manager.image_reader_writer_class()
     ending = nnunet.dataset_json["file_ending"]
-    maps = MapFolder(output / MAPS_FOLDER, options.maps, heads, reader, ending)
+    cases = _case_table(output / MAPS_FOLDER, model_folder, temperatures, heads, reader)
+    maps = MapFolder(output / MAPS_FOLDER, options.maps, heads, reader, ending, cases)
     masks = None
     if options.thresholds is not None:
         promises = read_promises(options.thresholds, heads)
@@ -175,7 +178,19 @@ def predict(
             f"nnU-Net stopped ({reason(error)}): fix this and rerun with --continue_prediction, which predicts what is "
             f"missing"
         ) from error
+    cases.assemble()
     return maps.folder
+
+
+def _case_table(
+    folder: Path, model_folder: ModelFolder, temperatures: Sequence[Deployed], heads: Heads, reader: Any
+) -> CaseTable:
+    """Return the table of the cases, with the intervals beside the one temperature of the cross-validation."""
+    sources, limits = {deployed.source for deployed in temperatures}, {}
+    source, *others = sources
+    if source is not None and not others and Path(source).name == "temperature.json":
+        limits = volume_limits((model_folder.path / source).with_name(EXPECTED_FILE))
+    return CaseTable(folder, heads, reader, limits, source if limits else None)
 
 
 def _run(nnunet: MapPredictor, images: Path, output: Path, options: PredictionOptions) -> None:

@@ -1,10 +1,12 @@
 """`predict`: nnU-Net's segmentations byte for byte, and maps that say what its .npz would."""
 
+import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy.special import entr, expit, logit, softmax
 
 from nnunet_calib import apply_temperature, cli
@@ -48,6 +50,30 @@ def assert_segmentations_of(folder, reference) -> None:
     assert ours == theirs
 
 
+def assert_table_of(folder, name: str, maps: dict, segmentation: np.ndarray, image) -> None:
+    """The rows of cases.csv say of a case what its maps and its segmentation do."""
+    heads = json.loads((folder / "maps.json").read_text())["heads"]
+    with (folder / "cases.csv").open(newline="") as file:
+        rows = {row["structure"]: row for row in csv.DictReader(file) if row["case"] == name}
+    ml = np.prod(sitk.ReadImage(str(image)).GetSpacing()) / 1000
+    labels = heads["regions"] or [[int(key)] for key in heads["keys"]]
+    assert [*rows] == [key for key in heads["keys"] if key != "0"]
+    for key, region, p in zip(heads["keys"], labels, maps["probabilities"].astype(np.float64), strict=True):
+        if key == "0":
+            continue
+        inside, row = np.isin(segmentation, region), rows[key]
+        assert int(row["segmented_voxels"]) == inside.sum()
+        assert float(row["segmented_ml"]) == pytest.approx(inside.sum() * ml, rel=1e-4)
+        assert float(row["expected_voxels"]) == pytest.approx(p.sum(), rel=1e-4)
+        assert float(row["expected_ml"]) == pytest.approx(p.sum() * ml, rel=1e-4)
+        assert row["low_ml"] == row["high_ml"] == ""  # of a fold there is no interval
+        assert float(row["expected_dice"]) == pytest.approx(2 * p[inside].sum() / (inside.sum() + p.sum()), rel=1e-4)
+        if inside.any():
+            assert float(row["mean_entropy"]) == pytest.approx(maps["entropy"][0][inside].mean(), rel=1e-3)
+        else:
+            assert row["mean_entropy"] == ""
+
+
 @both_heads
 @pytest.mark.parametrize("deployed", ["2d", "3d_fullres"], indirect=True)
 def test_maps(deployed):
@@ -81,14 +107,31 @@ def test_maps(deployed):
         image = deployed.images / f"{name}_0000.nii.gz"
         for path in (folder / "maps").rglob(f"{name}.nii.gz"):
             assert_same_geometry(path, image)
+        assert_table_of(folder / "maps", name, maps, segmentation, image)
+
+
+def write_limits(file, key: str, low: float, high: float) -> None:
+    """The expected.json of a cross-validation that has an interval for one structure."""
+    of = {"cases": 30, "mean": 0.0, "low": low, "high": high, "covered": 0.9}
+    volumes = {key: dict.fromkeys(("segmented", "uncalibrated", "calibrated"), of)}
+    content = {"level": 0.9, "promise": "", "notes": [], "volumes": volumes, "dice": {}, "metric_per_case": []}
+    file.write_text(json.dumps(content))
 
 
 @both_heads
 def test_pooled(deployed):
     """Merged folds: the logits of nnU-Net's ensemble divided by the one temperature."""
     deployed.add_fold()
-    deployed.merge(2.5)
+    file = deployed.merge(2.5)
+    key = "2"  # in labels and regions alike
+    write_limits(file.with_name("expected.json"), key, np.log(0.5), np.log(3))
     folder = deployed.predict("-f", "0", "1")
+    with (folder / "maps" / "cases.csv").open(newline="") as table:
+        for row in csv.DictReader(table):
+            volume = float(row["expected_ml"])
+            expected = [volume / 2, 3 * volume] if row["structure"] == key else []
+            found = [float(row[name]) for name in ("low_ml", "high_ml") if row[name]]
+            assert found == pytest.approx(expected, rel=1e-4)
     reference, probabilities = deployed.reference(folds=(0, 1))
     assert_segmentations_of(folder, reference)
     about = json.loads((folder / "maps" / "maps.json").read_text())
