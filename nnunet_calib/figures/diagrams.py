@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nnunet_calib.figures.style import BARS, FILLED, GAP, LINE
 from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve
+from nnunet_calib.metrics.ranking import RiskCoverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,6 +163,29 @@ def draw_confidence(
         edges = np.linspace(0, 1, len(counts) + 1)
         ax.stairs(share, edges, baseline=1e-9, fill=curve is before, color=colour, linewidth=1.6, label=name)
     ax.set(xlim=(0, 1), yscale="log", ylim=(1e-6, 1), xlabel="predicted probability", ylabel="share of the voxels")
+    ax.set_title(title, fontsize="medium")
+
+
+def draw_risk_coverage(ax: Axes, before: RiskCoverage, after: RiskCoverage, title: str, label: str = "with T") -> None:
+    """Draw risk-coverage curves: the share of wrong voxels among those kept, before and after calibration.
+
+    The voxels of the highest fine bin are tied: up to their share the curve is flat, and the axis begins there.
+
+    Args:
+        ax: axes to draw on.
+        before: curve before calibration, from `risk_coverage`; may be empty.
+        after: curve of the same voxels after calibration.
+        title: title above the diagram.
+        label: legend entry for the voxels after calibration.
+    """
+    for curve, colour, width, name in ((before, FILLED, 2.4, "T = 1"), (after, LINE, 1.2, label)):
+        coverage, risk = (np.concatenate([x[:1], x]) for x in curve)
+        coverage[:1] = 0
+        ax.plot(coverage, risk, color=colour, linewidth=width, label=name)
+    tied = min((float(curve.coverage[0]) for curve in (before, after) if len(curve.coverage) > 1), default=0.0)
+    ax.set(xlim=(tied, 1), xlabel="share of the voxels kept, the most confident first", ylabel="share of them wrong")
+    ax.set_ylim(0, None)
+    ax.locator_params(axis="x", nbins=6)
     ax.set_title(title, fontsize="medium")
 
 

@@ -17,11 +17,13 @@ from nnunet_calib.figures.diagrams import (
     draw_nll,
     draw_reliability,
     draw_reliability_boxes,
+    draw_risk_coverage,
 )
 from nnunet_calib.figures.drawn_results import DrawnCases, Results
 from nnunet_calib.figures.expected_figure import expected_figure, read_expected
 from nnunet_calib.figures.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
 from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve, calibration_errors, reliability_curve
+from nnunet_calib.metrics.ranking import ranking_errors, risk_coverage
 from nnunet_calib.metrics.significance import ratio_intervals
 from nnunet_calib.posthoc import IDENTITY, calibrator_of
 from nnunet_calib.posthoc.calibrator import Calibrator
@@ -125,6 +127,25 @@ def confidence_figure(
 
 
 @in_style
+def risk_coverage_figure(before: DrawnCases, after: DrawnCases, calibrator: Calibrator = IDENTITY) -> Figure:
+    """Draw risk-coverage curves of the whole image and of the boundary; see `reliability_figure`."""
+    figure, axes = new_figure(4.2, 2)
+    for ax, scope, name in zip(axes[:, 0], ("image", "boundary"), ("Whole image", "Boundary"), strict=True):
+        sums = [cases.pooled.histograms.scope(scope) for cases in (before, after)]
+        errors = [ranking_errors(h, regions=before.pooled.regions) for h in sums]
+        said = (
+            f"{label} {errors[0][metric]:.4f}, {errors[1][metric]:.4f} with {calibrator.short}"
+            for metric, label in (("aurc", "AURC"), ("confidence_auroc", "AUROC"))
+        )
+        title = "\n".join([name, *said]) if sums[0].voxels else f"{name}: no voxels"
+        draw_risk_coverage(ax, risk_coverage(sums[0]), risk_coverage(sums[1]), title, f"with {calibrator.short}")
+    outer_labels(axes)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Risk against coverage, voxels of {len(before)} cases pooled")
+    return figure
+
+
+@in_style
 def nll_figure(results: Results) -> Figure:
     """Draw the NLL of all cases against temperature."""
     fit = results.summary["temperature"]
@@ -202,6 +223,14 @@ FIGURES = (
         "Where the probabilities lie. Temperature scaling moves them away from 0 and 1, or towards them, and changes "
         "no segmentation.",
         lambda results, _: confidence_figure(results.before, results.after, results.names, results.calibrator),
+    ),
+    FigureSpec(
+        "risk_coverage",
+        "Risk against coverage",
+        "How many voxels are wrong if only the most confident ones are kept. A curve that stays low and rises at the "
+        "end means that the model is unsure where it is wrong. A temperature changes it only as far as it changes the "
+        "order of the voxels.",
+        lambda results, _: risk_coverage_figure(results.before, results.after, results.calibrator),
     ),
     FigureSpec(
         "nll",

@@ -21,6 +21,7 @@ from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.io.npz_arrays import Arrays, open_arrays
 from nnunet_calib.io.wording import reason
 from nnunet_calib.measuring.class_lumps import from_listed, listed_classes, lists_classes
+from nnunet_calib.measuring.entropy_bins import ENTROPY_BINS
 from nnunet_calib.measuring.fine_histogram import FINE_BINS, PARTS
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.measuring.picture_slice import RepresentativeSlice
@@ -28,6 +29,7 @@ from nnunet_calib.measuring.voxel_sample import VoxelSample
 
 FORMAT_VERSION = 2
 LISTED_VERSION = 3  # the file lists only the relevant classes of each voxel
+_ENTROPY = "histograms.entropy"  # which files of older versions lack
 _LISTED = ("sample.common", "sample.number", "sample.classes", "sample.values")
 MAX_BYTES = 1 << 30
 _MAX_HEADER_BYTES = 1 << 24
@@ -97,6 +99,8 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Content
 def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, listed: bool) -> Content:
     parts = {name: part for name, part in _PARTS.items() if name != "shown" or "shown.where" in arrays}
     names = {f"{name}.{f.name}" for name, part in parts.items() for f in fields(part)}
+    if not (has_entropy := _ENTROPY in arrays):
+        names.remove(_ENTROPY)
     whole = "sample.logits"
     heads = 0
     if listed:
@@ -108,6 +112,8 @@ def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, liste
     arrays.check_total(names, max(max_bytes, 0))
     _check_sizes(arrays, names)
     unpacked = {name: arrays.read(name) for name in names}
+    if not has_entropy:
+        unpacked[_ENTROPY] = np.zeros((PARTS, 2, ENTROPY_BINS))
     if listed:
         unpacked[whole] = _from_lists([unpacked[name] for name in _LISTED], heads)
     read = {name: part(*(unpacked[f"{name}.{f.name}"] for f in fields(part))) for name, part in parts.items()}
@@ -118,6 +124,8 @@ def _read_parts(arrays: Arrays, header: dict[str, Any], max_bytes: int, *, liste
     _expect(isinstance(model, dict), "model", model)
     content = Content(read["histograms"], read["sample"], regions, float(width), tuple(cases), model, read.get("shown"))
     check(content)
+    if not (has_entropy or content.regions):
+        np.copyto(content.histograms.entropy, content.sample.histograms().entropy)
     return content
 
 
@@ -181,6 +189,7 @@ def _check_histograms(h: Histograms, regions: bool) -> None:
         _has(getattr(h, name), h.counts.shape, dtype, f"histograms.{name}")
     for name, dtype in (("nll", "f8"), ("brier", "f8"), ("voxels", kind)):
         _has(getattr(h, name), (PARTS,), dtype, f"histograms.{name}")
+    _has(h.entropy, (PARTS, 2, ENTROPY_BINS), "f8", _ENTROPY)
     finite = all(bool(np.isfinite(getattr(h, f.name)).all()) for f in fields(h))
     _expect(finite, "histograms", "with NaN or infinity")
     most = 2**53  # up to which float64 holds all integers
@@ -196,6 +205,10 @@ def _check_histograms(h: Histograms, regions: bool) -> None:
     if not regions:  # each voxel belongs to one class
         off = np.abs(h.positives[:, :-1].sum((1, 2)) - h.voxels)
         _expect(bool((off <= heads * allowed).all()), "histograms.positives", "whose sums are not histograms.voxels")
+    _expect(bool((h.entropy >= 0).all()), _ENTROPY, "below 0")
+    # older files may lack it, and their sample, which stands in for it, has only the total in common with the voxels
+    total, voxels = h.entropy.sum(), h.voxels.sum()
+    _expect(not total or abs(total - voxels) <= 1e-5 * voxels, _ENTROPY, f"for {total} of {voxels} voxels")
     edges, spare = np.arange(FINE_BINS + 1) / FINE_BINS, _TOLERANCE * h.counts + 1e-9
     inside = (h.probability >= edges[:-1] * h.counts - spare) & (h.probability <= edges[1:] * h.counts + spare)
     _expect(bool(inside.all()), "histograms.probability", "outside of the edges of the bins")

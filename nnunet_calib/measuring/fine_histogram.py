@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.binning import bin_index
+from nnunet_calib.measuring.entropy_bins import ENTROPY_BINS, entropy_bin
 from nnunet_calib.posthoc.logits import MIN_PROBABILITY, log_probabilities
 
 # A multiple of 5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 40, 50, 60, 75, ...: errors with so many bins are exact.
@@ -41,12 +42,14 @@ class _Lookup(NamedTuple):
         tops: confidence; if `derived`, only where no class has p > 1/2.
         rights: those of `tops` whose top label is right.
         derived: whether the rest of the last row is the sum of the other rows.
+        is_right: (n,) whether the top label is right; None for regions.
     """
 
     truths: list[_Values]
     tops: list[_Values]
     rights: list[_Values]
     derived: bool
+    is_right: NDArray[np.bool_] | None
 
 
 class FineBins:
@@ -62,6 +65,7 @@ class FineBins:
         self._shape = PARTS, heads + 1, FINE_BINS
         self._counts, self._probability, self._positives = (np.zeros(self._shape) for _ in range(3))
         self._nll, self._brier, self._voxels = (np.zeros(PARTS) for _ in range(3))
+        self._entropy = np.zeros((PARTS, 2, ENTROPY_BINS))
         self._counting, self._derived = counting, False
         self._waiting: list[_Cells] = []
         self._true: list[_Cells] = []
@@ -94,6 +98,9 @@ class FineBins:
         self._nll += members @ nll
         self._brier += members @ brier
         self._voxels += members.sum(1)
+        if lookup.is_right is not None:
+            cells = (part * np.int64(2) + ~lookup.is_right) * ENTROPY_BINS + entropy_bin(p)
+            self._entropy += np.bincount(cells, weights, self._entropy.size).reshape(self._entropy.shape)
 
         listed = exact >= _MARGIN / FINE_BINS
         heads = [_Values(k, c, exact[c, k]) for c, k in enumerate(map(np.flatnonzero, listed))]
@@ -135,7 +142,7 @@ class FineBins:
         if self._counting:
             counts[:, :-1, 0] += voxels[:, None] - counts[:, :-1].sum(2)
             counts, positives, voxels = (x.astype(np.int64) for x in sums)
-        return counts, self._probability, positives, self._nll, self._brier, voxels
+        return counts, self._probability, positives, self._nll, self._brier, voxels, self._entropy
 
 
 def _of_classes(p: NDArray[Any], y: NDArray[np.int64]) -> _Lookup:
@@ -144,9 +151,11 @@ def _of_classes(p: NDArray[Any], y: NDArray[np.int64]) -> _Lookup:
     # unlike a softmax, other values may exceed 1/2 in several classes
     derived = np.count_nonzero(p > 0.5) == np.count_nonzero(top > 0.5)
     looked_up = np.flatnonzero(bin_index(top, FINE_BINS) <= _HALF) if derived else everywhere
-    right = looked_up[p[:, looked_up].argmax(0) == y[looked_up]]
-    tops, rights = (_Values(k, len(p), top[k]) for k in (looked_up, right))
-    return _Lookup([_Values(everywhere, y, p[y, everywhere])], [tops], [rights], derived)
+    true = p[y, everywhere]
+    is_right = true == top
+    is_right[looked_up] = p[:, looked_up].argmax(0) == y[looked_up]  # of equal probabilities the first one counts
+    tops, rights = (_Values(k, len(p), top[k]) for k in (looked_up, looked_up[is_right[looked_up]]))
+    return _Lookup([_Values(everywhere, y, true)], [tops], [rights], derived, is_right)
 
 
 def _of_regions(p: NDArray[np.float64], y: NDArray[np.bool_]) -> _Lookup:
@@ -158,7 +167,7 @@ def _of_regions(p: NDArray[np.float64], y: NDArray[np.bool_]) -> _Lookup:
     truths = [_Values(k, c, p[c, k]) for c, k in enumerate(map(np.flatnonzero, y))]
     tops = [_Values(np.arange(len(row)), len(p), row) for row in confidence]
     rights = [_Values(k, len(p), row[k]) for row, k in zip(confidence, map(np.flatnonzero, is_right), strict=True)]
-    return _Lookup(truths, tops, rights, derived=False)
+    return _Lookup(truths, tops, rights, derived=False, is_right=None)
 
 
 _Cells = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[Any] | None]

@@ -32,6 +32,9 @@ class Histograms:
         nll: (4,) float64 sums of -log p_y in nats; for regions of the binary cross-entropy averaged over heads.
         brier: (4,) float64 sums of sum_c (p_c - y_c)^2; for regions averaged over heads.
         voxels: (4,) voxels.
+        entropy: (4, 2, entropy bins) float64 number of voxels whose top label is right, and of those whose is wrong, by
+            the entropy of their probabilities (see `entropy_bins`); zero for regions, whose entropy follows from their
+            confidence.
     """
 
     counts: NDArray[Any]
@@ -40,6 +43,7 @@ class Histograms:
     nll: NDArray[Any]
     brier: NDArray[Any]
     voxels: NDArray[Any]
+    entropy: NDArray[np.float64]
 
     @classmethod
     def of(
@@ -68,6 +72,7 @@ class Histograms:
             values[:, :-1, 0] += of_others
             values[:, :-1, -1] += of_true
             values[:, -1, -1] += of_true.sum(1)
+        self.entropy[:, 0, 0] += voxels
         return replace(
             self, nll=self.nll + confident.nll, brier=self.brier + confident.brier, voxels=self.voxels + voxels
         )

@@ -24,6 +24,9 @@ class Metric:
         brier_term: `brier_NAME`, summed over the classes, is a term of the Brier score.
         in_summary: summary.json has its mean over the cases.
         headline: rows of cases, tables, comparisons and pages show it too.
+        ranking: it tells how well confidence or entropy separates wrong from right voxels of a scope; it is shown like
+            a headline metric, but has no value for the pooled voxels of several cases.
+        higher_is_better: whether a larger value is better.
         chance_of: the metric whose value for a perfectly calibrated model this is; it is written and shown beside it.
         title: name in running text, if longer than the label.
         meaning: explanation in the report: {points} is 100 times the value, {change} its change by the temperature in
@@ -39,6 +42,8 @@ class Metric:
     brier_term: bool = False
     in_summary: bool = False
     headline: bool = False
+    ranking: bool = False
+    higher_is_better: bool = False
     chance_of: str = ""
     title: str = ""
     meaning: str = ""
@@ -167,6 +172,41 @@ METRICS = (
         title="Brier score",
         meaning="Mean squared error of the probabilities. The temperature changes it by {change} %.",
     ),
+    Metric(
+        "aurc",
+        "AURC",
+        "area under the risk-coverage curve: mean over k = 1, ..., N of the share of wrong top labels among the k "
+        "voxels of the largest confidence; those of one bin of width 1/1200 in random order",
+        of_heads=False,
+        in_summary=True,
+        ranking=True,
+        title="AURC (risk against coverage)",
+        meaning="Share of wrong voxels ({points} %) among the most confident ones, mean over all shares kept.",
+    ),
+    Metric(
+        "confidence_auroc",
+        "AUROC of 1 - confidence",
+        "AUROC of 1 - confidence for wrong top labels: the probability that a wrong voxel has a smaller confidence "
+        "than a right one, where a tie in a bin of width 1/1200 counts half; undefined without a wrong or without a "
+        "right voxel",
+        of_heads=False,
+        in_summary=True,
+        ranking=True,
+        higher_is_better=True,
+        meaning="Of all pairs of a wrong and a right voxel, the wrong one is less confident in {points} % (50 % by "
+        "chance).",
+    ),
+    Metric(
+        "entropy_auroc",
+        "AUROC of entropy",
+        "AUROC of the entropy of the probabilities for wrong top labels, as confidence_auroc; regions: equal to it, "
+        "since the entropy of a region falls as its confidence rises",
+        of_heads=False,
+        in_summary=True,
+        ranking=True,
+        higher_is_better=True,
+        meaning="The same by the entropy of all classes: {points} %.",
+    ),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
 LABELS = {metric.name: metric.label for metric in METRICS}
@@ -177,6 +217,8 @@ BRIER_TERMS = tuple(metric.name for metric in METRICS if metric.brier_term)
 # Shown in rows of cases, tables, comparisons and pages: errors of each class and the top label, and scores of a scope.
 HEAD_ERRORS = tuple(metric.name for metric in METRICS if metric.headline and metric.of_heads)
 SCORES = tuple(metric.name for metric in METRICS if metric.headline and not metric.of_heads)
+# How well uncertainty orders the voxels of a scope; files of older versions lack them.
+RANKINGS = tuple(metric.name for metric in METRICS if metric.ranking)
 # What chance leaves of an error, which stands beside it wherever a case has a row.
 BY_CHANCE = {metric.chance_of: metric.name for metric in METRICS if metric.chance_of}
 CASE_ERRORS = tuple(name for error in HEAD_ERRORS for name in (error, BY_CHANCE.get(error)) if name)

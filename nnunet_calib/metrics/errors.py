@@ -12,6 +12,7 @@ from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.histograms import Histograms
 from nnunet_calib.metrics.bin_sums import BinSums
 from nnunet_calib.metrics.catalogue import BRIER_TERMS, CalibrationErrors
+from nnunet_calib.metrics.ranking import ranking_errors
 
 NUM_BINS = 20
 
@@ -96,6 +97,8 @@ def calibration_errors(
         The same with the prefix "top_label_": 0-d arrays, NaN where the scope is empty.
         "nll", "brier", and the terms of the latter, "brier_reliability" to "brier_within_bin", summed over all classes
         (mean over regions): 0-d arrays, NaN where the scope is empty.
+        "aurc", "confidence_auroc", "entropy_auroc" of the top label, see `metrics.ranking`: 0-d arrays, NaN where the
+        scope is empty, and the AUROCs also without a wrong or without a right voxel.
         ACE and MCE are also NaN if no bin holds `min_count` voxels.
 
     Raises:
@@ -127,6 +130,7 @@ def calibration_errors(
     over_heads = np.mean if statistics.regions else np.sum
     terms = {name: over_heads(errors[name][:-1]) for name in BRIER_TERMS[:-1]}
     rest = scores["brier"] - (terms["reliability"] - terms["resolution"] + terms["uncertainty"])
+    scores |= ranking_errors(h, regions=statistics.regions)
     scores |= {f"brier_{name}": value for name, value in (terms | {"within_bin": rest}).items()}
     present = statistics.histograms.positives[:, :-1].sum((0, 2)) > 0
     options = {"bins": num_bins, "min_count": min_count, "scope": scope, "pooled_cases": len(statistics.cases)}

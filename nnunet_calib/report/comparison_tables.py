@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
 from nnunet_calib.io.wording import aligned, missing, number
-from nnunet_calib.metrics.catalogue import HEAD_ERRORS, HEAD_LABELS, LABELS, SCORES
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, HEAD_LABELS, LABELS, RANKINGS, SCORES
 from nnunet_calib.metrics.significance import LEAST_FOLDS
 from nnunet_calib.report.tables import checkpoint_line
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
@@ -88,6 +88,17 @@ _SECTIONS = (
             *((metric, "top_label", "foreground") for metric in HEAD_ERRORS),
             *((metric, None, "foreground") for metric in SCORES),
         ),
+    ),
+    *(
+        _Section(
+            f"Uncertainty against error, {name}",
+            f"{what} AURC: risk-coverage curve; AUROC: whether wrong voxels are the uncertain ones.",
+            tuple((metric, None, scope) for metric in RANKINGS),
+        )
+        for name, scope, what in (
+            ("whole image", "image", "All voxels."),
+            ("boundary", "boundary", "Voxels near a true label border."),
+        )
     ),
 )
 
@@ -171,10 +182,10 @@ class Table(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Tables of means, of differences from the first model, and of the errors of pooled voxels."""
+    """Tables of means, of differences from the first model, and, for errors that can be pooled, of pooled voxels."""
 
     title: str
-    tables: tuple[Table, Table, Table]
+    tables: tuple[Table, ...]
 
 
 def comparison_sections(comparison: dict[str, Any]) -> Iterator[Section]:
@@ -183,10 +194,11 @@ def comparison_sections(comparison: dict[str, Any]) -> Iterator[Section]:
         first = f"Difference from {comparison['first_model']} (95 % interval), p{_over_trainings(comparison)}."
         means = _table(comparison, section, f"{section.about} {_MEAN}", _mean_cell)
         differences = _table(comparison, section, first, _difference_cell, with_first=False)
-        pooled = _table(
-            comparison, section, "The voxels of all cases together (95 % interval over cases).", _pooled_cell
-        )
-        yield Section(section.title, (means, differences, pooled))
+        tables: tuple[Table, ...] = (means, differences)
+        if not all(metric in RANKINGS for metric, *_ in section.columns):
+            caption = "The voxels of all cases together (95 % interval over cases)."
+            tables += (_table(comparison, section, caption, _pooled_cell),)
+        yield Section(section.title, tables)
 
 
 def comparison_notes(comparison: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_calib.figures.drawn_results import ReportedCase
 from nnunet_calib.io.wording import number
-from nnunet_calib.metrics.catalogue import BY_CHANCE, BY_NAME, CASE_ERRORS, HEAD_ERRORS, SCORES, TITLES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, BY_NAME, CASE_ERRORS, HEAD_ERRORS, RANKINGS, SCORES, TITLES
 from nnunet_calib.posthoc import from_json
 from nnunet_calib.report.page import cell, column, text_cell
 from nnunet_calib.results.error_tree import case_error
@@ -18,7 +18,9 @@ from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Summa
 
 def headline(summary: Summary) -> Iterator[dict[str, Any]]:
     """Yield the errors of the whole image before and after calibration, with a sentence on the meaning of each."""
-    for group, metric in [("foreground_mean", m) for m in HEAD_ERRORS] + [("", m) for m in SCORES]:
+    images = [summary[kind][stage]["image"] for kind in ("metrics", "intervals") if kind in summary for stage in STAGES]
+    rankings = [m for m in RANKINGS if all(m in image for image in images)]  # files of older versions lack them
+    for group, metric in [("foreground_mean", m) for m in HEAD_ERRORS] + [("", m) for m in (*SCORES, *rankings)]:
         cells = {}
         for stage, name in ((UNCALIBRATED, "before"), (CALIBRATED, "after")):
             trees = [summary["metrics"][stage]["image"]]
@@ -36,7 +38,14 @@ def headline(summary: Summary) -> Iterator[dict[str, Any]]:
 
 
 def _beside(summary: Summary, group: str, metric: str) -> Iterator[str]:
-    """Yield the error by chance of a mean over cases, and the error of the pooled voxels; files may lack both."""
+    """Yield the error by chance of a mean over cases, and the error of the pooled voxels; files may lack both.
+
+    For a ranking, yield its values at the boundary instead.
+    """
+    if metric in RANKINGS:
+        before, after = (summary["metrics"][stage].get("boundary", {}).get(metric) for stage in STAGES)
+        yield f"At the boundary: {number(before)}, with temperature {number(after)}."
+        return
     if (name := BY_CHANCE.get(metric)) and name in (tree := summary["metrics"][UNCALIBRATED]["image"][group]):
         yield f"Chance alone would leave a calibrated model {number(tree[name])}."
     if "pooled" in summary:

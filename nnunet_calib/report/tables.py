@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nnunet_calib.io.wording import aligned, missing, number
-from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, LABELS, SCORES, TITLES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, LABELS, RANKINGS, SCORES, TITLES
 from nnunet_calib.results.schemas import STAGES, in_sample_note
 
 _FINAL = "checkpoint_final.pth"
@@ -35,9 +35,12 @@ def summary_table(summary: dict[str, Any]) -> str:
         rows.append((label, cases, *_values(pair)))
         rows.append(("  by chance", cases, *(number(tree.get(BY_CHANCE.get(m))) for m in HEAD_ERRORS for tree in pair)))
         rows.append(("  pooled", cases, *_values(pooled)))
-    scores = ", ".join(f"{TITLES[name]} {number(before[name])} -> {number(after[name])}" for name in SCORES)
+    scores = [
+        ", ".join(f"{titles[name]} {number(before[name])} -> {number(after[name])}" for name in titles)
+        for titles in ({name: TITLES[name] for name in SCORES}, {name: LABELS[name] for name in RANKINGS})
+    ]
     ends = [_origin(summary), *summary["notes"], *checkpoint_line(summary["model"])]
-    return "\n".join([*aligned(rows), "", scores, *ends])
+    return "\n".join([*aligned(rows), "", *scores, *ends])
 
 
 def checkpoint_line(model: dict[str, Any]) -> list[str]:
@@ -86,11 +89,14 @@ def crossval_table(summary: dict[str, Any]) -> str:
         ("foreground_mean", "foreground mean", HEAD_ERRORS),
         ("top_label", "top label", HEAD_ERRORS),
         (None, "", SCORES),
+        (None, "", RANKINGS),
     ):
         for metric in metrics:
-            shown = [(f"{LABELS[metric]} {label}".strip(), metric, kinds[0]), ("  pooled", metric, kinds[1])]
+            shown = [(f"{LABELS[metric]} {label}".strip(), metric, kinds[0])]
             if metric in BY_CHANCE:
-                shown.insert(1, ("  by chance", BY_CHANCE[metric], kinds[0]))
+                shown.append(("  by chance", BY_CHANCE[metric], kinds[0]))
+            if metric not in RANKINGS:
+                shown.append(("  pooled", metric, kinds[1]))
             for title, name, kind in shown:
                 row = [title]
                 for stage in STAGES:

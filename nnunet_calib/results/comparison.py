@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import nnunet_calib
 from nnunet_calib.measuring.scopes import SCOPES
-from nnunet_calib.metrics.catalogue import BY_CHANCE, CASE_ERRORS, DEFINITIONS, HEAD_ERRORS, SCORES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, BY_NAME, CASE_ERRORS, DEFINITIONS, HEAD_ERRORS, RANKINGS, SCORES
 from nnunet_calib.metrics.errors import NUM_BINS
 from nnunet_calib.metrics.pooled_errors import RESAMPLES as POOLED_RESAMPLES
 from nnunet_calib.metrics.pooled_errors import PooledCases
@@ -63,6 +63,11 @@ class Quantity(NamedTuple):
     def _of_case(self, case: JudgedCase, stage: str, metric: str) -> float:
         return case_error(case.errors[stage][self.scope], metric, self.of)
 
+    @property
+    def is_higher_better(self) -> bool:
+        """Whether a larger value is better."""
+        return self.metric == "dice" or BY_NAME[self.metric].higher_is_better
+
     def pooled(self, tree: Tree) -> Any:
         """Return the quantity's values from a tree of pooled errors."""
         return (tree[self.scope][self.of] if self.of else tree[self.scope])[self.metric]
@@ -74,9 +79,10 @@ QUANTITIES = (
     *(Quantity(metric, "foreground_mean", "image") for metric in HEAD_ERRORS),
     *(Quantity(metric, "top_label", scope) for scope in ("image", "foreground") for metric in HEAD_ERRORS),
     *(Quantity(metric, None, scope) for scope in ("image", "foreground") for metric in SCORES),
+    *(Quantity(metric, None, scope) for scope in ("image", "boundary") for metric in RANKINGS),
 )
 
-_DEFINITIONS = {name: DEFINITIONS[name] for name in (*CASE_ERRORS, *SCORES, "per_class", "top_label")} | {
+_DEFINITIONS = {name: DEFINITIONS[name] for name in (*CASE_ERRORS, *SCORES, *RANKINGS, "per_class", "top_label")} | {
     "dice": "nnU-Net's own, from fold_X/validation/summary.json; no temperature changes it",
     "bins": NUM_BINS,
     "min_count": 1,
@@ -85,7 +91,8 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*CASE_ERRORS, *SCORES, "per
     "interval": f"[low, high], {LEVEL:.0%} bootstrap interval over cases ({RESAMPLES} resamples, widened for few "
     "cases; null for fewer than two) at the given networks and temperatures",
     "pooled": "over the voxels of all shared cases together, with a bootstrap interval over cases "
-    f"({POOLED_RESAMPLES} resamples, shifted by their bias); pooled_difference: model - first model; null for Dice",
+    f"({POOLED_RESAMPLES} resamples, shifted by their bias); pooled_difference: model - first model; null for Dice, "
+    "AURC and AUROC",
     "difference": "model - first model, mean over the pairs: the shared cases in which both have a value",
     "by_chance": "of ece and ace the mean over the cases of what chance alone leaves a perfectly calibrated model",
     "p": "two-sided Wilcoxon signed-rank test of the differences of the pairs",
@@ -207,7 +214,7 @@ def _pooled(models: Sequence[ComparedModel], cases: Sequence[str], stage: str) -
 def _pooled_row(quantity: Quantity, pooled: Sequence[_Pooled] | None, number: int) -> dict[str, Any]:
     """Return the pooled error of a model and its difference from the first model's, with their intervals."""
     names = ("pooled", "pooled_interval", "pooled_difference", "pooled_difference_interval")
-    if pooled is None:
+    if pooled is None or quantity.metric in RANKINGS:
         return dict.fromkeys(names)
     both = (pooled[number], pooled[0])
     values, resampled = ([quantity.pooled(getattr(p, name)) for p in both] for name in ("values", "resampled"))
@@ -257,7 +264,7 @@ def _compared(
     return {
         **quantity._asdict(),
         "stage": stage,
-        "better": "higher" if quantity.metric == "dice" else "lower",
+        "better": "higher" if quantity.is_higher_better else "lower",
         "models": rows,
     }
 

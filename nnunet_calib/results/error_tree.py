@@ -16,6 +16,7 @@ from nnunet_calib.metrics.catalogue import (
     CASE_ERRORS,
     DEFINITIONS,
     HEAD_ERRORS,
+    RANKINGS,
     SCORES,
     SUMMARY_ERRORS,
     SUMMARY_SCORES,
@@ -52,12 +53,12 @@ def measure(statistics: CaseStatistics, heads: Heads) -> Tree:
 
 
 def brief(tree: Tree) -> Tree:
-    """Return the part of the errors written for each case: the headline metrics and their errors by chance."""
+    """Return the part of the errors written for each case: the headline metrics, errors by chance and rankings."""
     return {
         scope: {
             "per_class": {key: {m: errors[m] for m in CASE_ERRORS} for key, errors in of_case["per_class"].items()},
             "top_label": {m: of_case["top_label"][m] for m in CASE_ERRORS},
-            **{m: of_case[m] for m in SCORES},
+            **{m: of_case[m] for m in (*SCORES, *RANKINGS)},
         }
         for scope, of_case in tree.items()
     }

@@ -25,6 +25,7 @@ FIGURES = (
     "reliability_boxes",
     "reliability_of_cases",
     "confidence",
+    "risk_coverage",
     "nll",
     "worst_cases",
 )

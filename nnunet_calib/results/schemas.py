@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from nnunet_calib.io.json_forms import NAME, form_of
 from nnunet_calib.io.wording import one_line
-from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, SCORES
+from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, RANKINGS, SCORES
 
 # Errors of a case or fold before calibration, as the network predicts, and after it.
 UNCALIBRATED: Literal["uncalibrated"] = "uncalibrated"
@@ -26,10 +26,14 @@ UNTRAINED = "not_trained_with"  # hyperparameter: the promised losses that the t
 _NUMBER = (float, None)  # null where a value is undefined
 _ERRORS = dict.fromkeys([*HEAD_ERRORS, *(f"{name}?" for name in BY_CHANCE.values())], _NUMBER)
 _LIMITS = [_NUMBER, _NUMBER]
-_IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, **dict.fromkeys(SCORES, _NUMBER)}
-_MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}}
+_RANKINGS = {f"{name}?": _NUMBER for name in RANKINGS}
+_IMAGE = {"per_class": {str: _ERRORS}, "top_label": _ERRORS, **dict.fromkeys(SCORES, _NUMBER), **_RANKINGS}
+_MEANS = {"image": _IMAGE | {"foreground_mean": _ERRORS}, "boundary?": _RANKINGS}
 _POOLED = {"image": {"foreground_mean": _ERRORS, **dict.fromkeys(SCORES, _NUMBER)}}
-_INTERVALS = {"image": {"foreground_mean": dict.fromkeys(HEAD_ERRORS, _LIMITS), **dict.fromkeys(SCORES, _LIMITS)}}
+_POOLED_INTERVALS = {
+    "image": {"foreground_mean": dict.fromkeys(HEAD_ERRORS, _LIMITS), **dict.fromkeys(SCORES, _LIMITS)}
+}
+_INTERVALS = {"image": _POOLED_INTERVALS["image"] | {f"{name}?": _LIMITS for name in RANKINGS}}
 
 
 class HeadsContent(TypedDict):
@@ -122,7 +126,7 @@ class _SummaryLater(TypedDict, total=False):
     notes: list[str]
     intervals: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _INTERVALS)]
     pooled: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _POOLED)]
-    pooled_intervals: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _INTERVALS)]
+    pooled_intervals: Annotated[dict[str, Tree], dict.fromkeys(STAGES, _POOLED_INTERVALS)]
 
 
 class Summary(_SummaryLater):

@@ -11,8 +11,10 @@ from nnunet_calib.figures.diagrams import (
     draw_nll,
     draw_reliability,
     draw_reliability_boxes,
+    draw_risk_coverage,
 )
 from nnunet_calib.metrics.errors import ReliabilityCurve, reliability_curve
+from nnunet_calib.metrics.ranking import risk_coverage
 from tests.figures.test_fold_figures import cases
 
 
@@ -137,3 +139,26 @@ def test_nll(ax, error):
         assert (x.x0, x.x1) == pytest.approx((1.8, 2.2))
     assert ax.get_legend().get_texts()[1].get_text() == ("T = 2.000 ± 0.200" if np.isfinite(error) else "T = 2.000")
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.5", "1", "2"]
+
+
+def test_risk_coverage(ax):
+    """The curves end at the share of wrong voxels of all, and the axis begins where confidences differ."""
+    case = CaseStatistics.merge(cases(2))
+    curves = [risk_coverage(one.histograms.scope("image")) for one in (case, case.with_temperature(3))]
+    draw_risk_coverage(ax, *curves, "a title", "after")
+    for line, curve in zip(ax.lines, curves, strict=True):
+        np.testing.assert_array_equal(line.get_xdata()[1:], curve.coverage)
+        np.testing.assert_array_equal(line.get_ydata()[1:], curve.risk)
+        h = case.histograms.scope("image")
+        assert line.get_xydata()[-1] == pytest.approx([1, 1 - h.positives[-1].sum() / h.voxels])
+    assert ax.get_xlim() == (min(curve.coverage[0] for curve in curves), 1)
+    assert [line.get_label() for line in ax.lines] == ["T = 1", "after"]
+
+
+def test_risk_coverage_without_voxels(ax):
+    """A scope without a voxel has an empty panel."""
+    empty = risk_coverage(
+        CaseStatistics.from_probabilities(np.full((2, 1, 2), 0.5), np.zeros((1, 2), int)).histograms.scope("foreground")
+    )
+    draw_risk_coverage(ax, empty, empty, "")
+    assert ax.get_xlim() == (0, 1)

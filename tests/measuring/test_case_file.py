@@ -10,7 +10,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from nnunet_calib import CaseStatistics
+from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.measuring.case_file import FORMAT_VERSION, LISTED_VERSION
 from tests.worlds.measured_cases import assert_same_histograms, assert_same_sample, make_case
 
@@ -163,3 +163,39 @@ def test_read_only_folder(saved):
         saved.parent.chmod(0o700)
     assert [*saved.parent.iterdir()] == [saved]
     assert saved.read_bytes() == before
+
+
+def rewrite(path, **changes):
+    """Replace arrays of a file, or remove those that are None."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files} | changes
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+@pytest.mark.parametrize("mode", ["labels", "regions"])
+def test_without_entropies(tmp_path, mode):
+    """Files of older versions have none: those of the voxel sample stand in for them, here of every voxel."""
+    ours = make_case(mode).measure()
+    ours.save(tmp_path / "case.npz")
+    rewrite(tmp_path / "case.npz", **{"histograms.entropy": None})
+    loaded = CaseStatistics.load(tmp_path / "case.npz")
+    np.testing.assert_array_equal(loaded.histograms.entropy.sum(2), ours.histograms.entropy.sum(2))
+    assert loaded.histograms.entropy.any() == (mode == "labels")
+    values = [float(calibration_errors(one)["entropy_auroc"]) for one in (loaded, ours)]
+    assert values[0] == pytest.approx(values[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[..., :-1], "histograms.entropy of shape (4, 2, 1199), float64"),
+        (lambda x: x + 1, "histograms.entropy for 9810.0 of 210 voxels"),
+        (lambda x: -x, "histograms.entropy below 0"),
+    ],
+)
+def test_wrong_entropies(saved, change, message):
+    """Those of other voxels are refused."""
+    with np.load(saved) as file:
+        entropy = file["histograms.entropy"]
+    rewrite(saved, **{"histograms.entropy": change(entropy)})
+    refused(saved, message)

@@ -24,7 +24,11 @@ LABELS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
 REGIONS = Heads(("(1, 2, 3)", "(2, 3)", "3"), ("any", "inner", "core"), ((1, 2, 3), (2, 3), (3,)), None)
 BINNED = ("ece", "ace", "mce", "ece_by_chance", "ace_by_chance")
 PER_HEAD = (*BINNED, "ace_min_count", "adaptive_ece", "ks")
-SCORES = ("nll", "brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
+RANKINGS = ("aurc", "confidence_auroc", "entropy_auroc")
+SCORES = (
+    *("nll", "brier", *RANKINGS),
+    *("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin"),
+)
 
 
 def case(seed, mode="labels", without=None, shape=(9, 9, 6)):

@@ -74,7 +74,7 @@ def case(request) -> Case:
 
 def assert_same_histograms(ours: Histograms, expected: Histograms) -> None:
     """Counts exactly, sums to 1e-9."""
-    for name in ("counts", "positives", "voxels"):
+    for name in ("counts", "positives", "voxels", "entropy"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(expected, name), err_msg=name)
     for name in ("probability", "nll", "brier"):
         np.testing.assert_allclose(getattr(ours, name), getattr(expected, name), rtol=1e-9, atol=1e-12, err_msg=name)

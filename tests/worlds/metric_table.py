@@ -18,7 +18,7 @@ def table() -> str:
         written = {
             "means": metric.in_summary,
             "means of the sum": metric.brier_term,
-            "cases, tables": metric.headline or bool(metric.chance_of),
+            "cases, tables": metric.headline or metric.ranking or bool(metric.chance_of),
         }
         places = [place for place, there in written.items() if there]
         definition = metric.definition.replace(" * ", " · ").replace("|", r"\|").replace("min_count", "`min_count`")
