@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
 )
 
 from nnunet_calib.figures.fold_figures import draw_fold
-from nnunet_calib.figures.progress import draw_progress
+from nnunet_calib.figures.progress import draw_logits, draw_progress
 from nnunet_calib.losses import (
     DicePlusPlusLoss,
     EntropyPenalty,
@@ -128,6 +128,7 @@ class nnUNetTrainerCalib(CalibrationMixin, nnUNetTrainer):
 
     draw_figures = staticmethod(_draw_figures)
     draw_pseudo_ace = staticmethod(draw_progress)
+    draw_logits = staticmethod(draw_logits)
 
 
 class nnUNetTrainerNACL(NACLMixin, nnUNetTrainerCalib):

@@ -12,6 +12,7 @@ from nnunet_calib.commands.arguments import Commands, add_folds, add_model
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.figures.dice_against_ace import draw_comparison
+        from nnunet_calib.figures.logit_distributions import draw_logit_distributions
         from nnunet_calib.nnunet.lookup import find_model
         from nnunet_calib.report.comparison_page import write_comparison_page
         from nnunet_calib.report.comparison_tables import comparison_table, write_comparison
@@ -24,6 +25,7 @@ def _run(args: argparse.Namespace) -> None:
         folder = args.output or comparison_folder(models, comparison["folds"])
         write_comparison(comparison, folder)
         draw_comparison(comparison, folder)
+        draw_logit_distributions(comparison, folder)
         given = {"-c": args.configuration, "-tr": args.trainer, "-p": args.plans, "-f": args.folds}
         command = " ".join(f"{flag} {' '.join(map(str, values))}" for flag, values in given.items())
         chill = " --chill" if args.allow_missing else ""
@@ -40,7 +42,7 @@ def add(commands: Commands) -> None:
         help="compare models of a dataset case by case: Dice and calibration, intervals, corrected p-values",
         description="Compares trainers, configurations or plans (every combination of those named) with the first one, "
         "paired over their validation cases, before and after a temperature of the other folds. Prints a table and "
-        "writes comparison.json, .csv, .md and report.html, and a figure of Dice against ACE.",
+        "writes comparison.json, .csv, .md and report.html, and figures of Dice against ACE and of the logits.",
         epilog="Example: nnunet_calib compare -d 4 -c 3d_fullres -tr nnUNetTrainerCalib nnUNetTrainerNACL",
     )
     add_model(command, several=True)

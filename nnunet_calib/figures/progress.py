@@ -1,4 +1,4 @@
-"""The figure of a running training, drawn from logged values; matplotlib is imported only when it is drawn."""
+"""The figures of a running training, drawn from logged values; matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from nnunet_calib.figures.style import COLOURS, in_lines, in_style, new_figure, save_figure
+from nnunet_calib.figures.style import COLOURS, LINE, in_lines, in_style, new_figure, outer_labels, save_figure
 from nnunet_calib.metrics.errors import NUM_BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAME = "progress_calibration"
+NAME, LOGITS_NAME = "progress_calibration", "progress_logits"
+MOST_PANELS = 7  # of classes; more would not fit on a page
 _LINES = ("solid", "dashed", "dotted")
 
 
@@ -71,3 +73,69 @@ def draw_progress(
 ) -> None:
     """Write progress_calibration.png and .svg, beside nnU-Net's progress.png; see `draw_pseudo_ace`."""
     save_figure(lambda: progress_figure(mean, per_class, names), output_folder, NAME, ("png", "svg"))
+
+
+def draw_logit_bands(ax: Axes, quantiles: ArrayLike, title: str, labels: tuple[str, str]) -> None:
+    """Draw the logits of every epoch: the median as a line, and bands of the middle 50 and 90 % of the voxels.
+
+    The axis is linear between -1 and 1 and logarithmic beyond.
+
+    Args:
+        ax: axes to draw on.
+        quantiles: (epochs, 2, 5), at 5, 25, 50, 75 and 95 %, of the voxels outside and inside the class; NaN for epochs
+            that were not measured.
+        title: title above the panel.
+        labels: legend entries of the two.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    values = np.asarray(quantiles, float)
+    epochs = np.arange(len(values))
+    for of, (colour, line) in enumerate((("0.5", "dashed"), (LINE, "solid"))):
+        low, lower, median, upper, high = values[:, of].T
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+        ax.fill_between(epochs, lower, upper, color=colour, alpha=0.4, linewidth=0)
+        _line(ax, median, 1.2, color=colour, linestyle=line, label=labels[of])
+    ax.set_yscale("symlog", linthresh=1)
+    ax.axhline(0, color="black", linewidth=0.5, zorder=0)
+    largest = np.abs(values[np.isfinite(values)]).max(initial=1)
+    steps = [step for step in (1, 10, 100) if step <= largest * 1.5]
+    ticks = [*(-step for step in reversed(steps)), 0, *steps]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel="logit")
+    ax.set_title(title, fontsize="medium")
+
+
+@in_style
+def logits_figure(quantiles: Sequence[Any], names: Sequence[str]) -> Figure:
+    """Draw the logits of a training: a panel for each of the first seven classes or regions, and one for the margin.
+
+    Args:
+        quantiles: for every epoch, (classes + 1, 2, 5), see `draw_logit_bands`; the last row is the margin.
+        names: names of the classes.
+    """
+    values = np.asarray(quantiles, float)
+    shown = [*names[:MOST_PANELS]]
+    rows = -(-(len(shown) + 1) // 2)
+    figure, axes = new_figure(1.5 * rows + 0.9, rows, 2)
+    panels = [*axes.flat]
+    for i, name in enumerate(shown):
+        draw_logit_bands(panels[i], values[:, i], in_lines(name), ("voxels outside the class", "voxels inside"))
+    margin = panels[len(shown)]
+    draw_logit_bands(margin, values[:, -1], "margin of the true class", ("", ""))
+    outer_labels(axes)
+    for ax in panels[len(shown) + 1 :]:
+        ax.remove()
+    for ax in axes[-2, len(shown) % 2 + 1 :] if rows > 1 else ():
+        ax.set_xlabel("epoch")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    some = "" if len(shown) == len(names) else f",\n{len(shown)} of {len(names)} classes"
+    figure.suptitle(f"Logits of the validation patches: median,\nmiddle 50 and 90 % of the voxels{some}")
+    return figure
+
+
+def draw_logits(output_folder: Path, quantiles: Sequence[Any], names: Sequence[str]) -> None:
+    """Write progress_logits.png and .svg, beside nnU-Net's progress.png; see `logits_figure`."""
+    save_figure(lambda: logits_figure(quantiles, names), output_folder, LOGITS_NAME, ("png", "svg"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_calib.figures.dice_against_ace import dice_against_ace_figure, points_of
+from nnunet_calib.figures.logit_distributions import CAPTION, TITLE, logit_distributions_figure
 from nnunet_calib.io.wording import missing, number
 from nnunet_calib.metrics.catalogue import LABELS
 from nnunet_calib.report.comparison_tables import comparison_about, comparison_notes, comparison_sections
@@ -44,6 +45,7 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
                 "A temperature changes only the latter.",
             )
         )
+    figures.append(inline_figure(lambda: logit_distributions_figure(comparison), TITLE, CAPTION))
     columns = [column("case", "name", is_number=False), column("fold", "whose network predicted the case")]
     for model in comparison["models"]:
         columns.append(column(f"Dice, {model['name']}", "mean over the foreground classes"))

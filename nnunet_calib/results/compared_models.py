@@ -8,8 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nnunet_calib.io.json_forms import NAME, SHARE, read_json
 from nnunet_calib.io.wording import shortened
+from nnunet_calib.metrics.log_odds import log_odds_counts
 from nnunet_calib.metrics.pooled_errors import CaseSums
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.error_tree import brief, mean_of_known
@@ -31,6 +35,7 @@ class JudgedCase:
         dice: nnU-Net's Dice, mean over the foreground classes that have one; NaN if none has.
         errors: errors before and after calibration, from `brief`.
         sums: sums before and after calibration, for pooled errors.
+        log_odds: counts by log-odds before calibration, from `log_odds_counts`.
     """
 
     fold: int
@@ -39,6 +44,7 @@ class JudgedCase:
     dice: float
     errors: dict[str, Tree]
     sums: dict[str, CaseSums]
+    log_odds: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
             dice.get(case.name, float("nan")),
             dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
             dict(zip(STAGES, (case.sums, calibrated_sums), strict=True)),
+            log_odds_counts(case.read().sample),
         )
         for case, calibrator, calibrated, calibrated_sums in zip(cases, calibrators, after, sums, strict=True)
     }

@@ -16,6 +16,7 @@ import nnunet_calib
 from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.metrics.catalogue import BY_CHANCE, BY_NAME, CASE_ERRORS, DEFINITIONS, HEAD_ERRORS, RANKINGS, SCORES
 from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.metrics.log_odds import EDGES
 from nnunet_calib.metrics.pooled_errors import RESAMPLES as POOLED_RESAMPLES
 from nnunet_calib.metrics.pooled_errors import PooledCases
 from nnunet_calib.metrics.significance import (
@@ -106,6 +107,9 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*CASE_ERRORS, *SCORES, *RAN
     "test_to_train": "validated cases of a fold divided by its training cases, mean over the folds; for a fold "
     "without a recorded split, the training cases are those of the other folds",
     UNCALIBRATED: "T = 1",
+    "log_odds": "log(p / (1 - p)) of each class at T = 1, on the kept voxels of the shared cases: for each model the "
+    "share, by bin, of the voxels outside and of those inside the class; values beyond the edges lie in the outermost "
+    "bins; null without a voxel",
 }
 _CALIBRATED = "each case with the temperature of {} of its own model, on the kept voxels of the case"
 
@@ -178,6 +182,7 @@ def compare_models(
         | {"scopes": scope_definitions(models[0].boundary_mm), CALIBRATED: _CALIBRATED.format(others)},
         "notes": _notes(models, cases, numbers, results),
         "results": results,
+        "log_odds": _log_odds(models, cases),
         "metric_per_case": [
             {
                 "case": case,
@@ -192,6 +197,29 @@ def compare_models(
             for model in models
         ],
     }
+
+
+def _log_odds(models: Sequence[ComparedModel], cases: Sequence[str]) -> dict[str, Any]:
+    """Return histograms of the log-odds by class and model, over the kept voxels of all cases."""
+    heads = models[0].heads
+    pooled = {model.name: np.sum([model.cases[case].log_odds for case in cases], axis=0) for model in models}
+    return {
+        "edges": EDGES.tolist(),
+        "names": dict(zip(heads.keys, heads.names, strict=True)),
+        "per_class": {
+            key: {
+                name: {side: _shares(counts[row, of]) for of, side in enumerate(("outside", "inside"))}
+                for name, counts in pooled.items()
+            }
+            for row, key in enumerate(heads.keys)
+        },
+    }
+
+
+def _shares(counts: NDArray[np.float64]) -> list[float] | None:
+    """Return counts as shares of their sum, to five digits; None if that is 0."""
+    total = counts.sum()
+    return [float(f"{count / total:.5g}") for count in counts] if total else None
 
 
 class _Pooled(NamedTuple):

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from nnunet_calib import cli
-from nnunet_calib.metrics.catalogue import BY_CHANCE
+from nnunet_calib.metrics.catalogue import BY_CHANCE, RANKINGS
 from nnunet_calib.metrics.significance import mean_interval, training_difference
 from nnunet_calib.report.comparison_tables import COLUMNS, comparison_markdown, comparison_table
 from nnunet_calib.results.comparison import QUANTITIES, compare_models
@@ -74,11 +74,15 @@ def test_errors(models, stage):
             assert row["by_chance"] == (chance and pytest.approx((tree[of] if of else tree)[chance]))
             for kind, name in (("pooled", "pooled"), ("pooled_intervals", "pooled_interval")):
                 tree = summary[kind][stage][scope]
-                assert row[name] == pytest.approx((tree[of] if of else tree)[metric], nan_ok=True)
-        assert rows[1]["pooled_difference"] == pytest.approx(rows[1]["pooled"] - rows[0]["pooled"])
-        low, high = rows[1]["pooled_difference_interval"]
-        assert low <= rows[1]["pooled_difference"] <= high
+                if metric in RANKINGS:
+                    assert row[name] is None
+                else:
+                    assert row[name] == pytest.approx((tree[of] if of else tree)[metric], nan_ok=True)
         assert rows[1]["difference"] == pytest.approx(rows[1]["mean"] - rows[0]["mean"])
+        if metric not in RANKINGS:
+            assert rows[1]["pooled_difference"] == pytest.approx(rows[1]["pooled"] - rows[0]["pooled"])
+            low, high = rows[1]["pooled_difference_interval"]
+            assert low <= rows[1]["pooled_difference"] <= high
     for row, summary in zip(find(comparison, "nll", stage=stage), summaries, strict=True):
         assert row["interval"] == pytest.approx(summary["intervals"][stage]["image"]["nll"])
     if stage == "uncalibrated":
@@ -286,6 +290,9 @@ def test_files(models, capsys):
         "dice_against_ace.pdf",
         "dice_against_ace.png",
         "dice_against_ace.svg",
+        "logit_distributions.pdf",
+        "logit_distributions.png",
+        "logit_distributions.svg",
         "report.html",
     ]
     assert cli.main([*arguments, "-o", str(folder.parent / "again" / "here")]) == 0
@@ -316,12 +323,13 @@ def test_files(models, capsys):
                 low, high = row["interval"]
                 chance = "" if metric not in ("ece", "ace") else f"; by chance {row['by_chance']:.4f}"
                 assert f"| {row['mean']:.4f} ({low:.4f} to {high:.4f}{chance}) |" in text
-                if metric != "dice":
+                if metric not in ("dice", *RANKINGS):
                     low, high = row["pooled_interval"]
                     assert f"| {row['pooled']:.4f} ({low:.4f} to {high:.4f}) |" in text
             low, high = other["difference_interval"]
             assert f"| {other['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p = {other['p_holm']:.3f} |" in text
     assert "| model | temperature | Dice ↑ | ECE ↓ | ACE ↓ | MCE ↓ | NLL ↓ | Brier ↓ |" in text
+    assert text.count("| model | temperature | AURC ↓ | AUROC of 1 - confidence ↑ | AUROC of entropy ↑ |") == 4
 
     shown = captured.out.splitlines()
     assert max(map(len, shown[2:-3])) < 110

@@ -5,7 +5,14 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nnunet_calib.figures.progress import draw_progress, draw_pseudo_ace
+from nnunet_calib.figures.progress import (
+    MOST_PANELS,
+    draw_logit_bands,
+    draw_logits,
+    draw_progress,
+    draw_pseudo_ace,
+    logits_figure,
+)
 
 NAN = float("nan")
 
@@ -56,3 +63,32 @@ def test_files(tmp_path):
         contents.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
     assert contents[0] == contents[1]
     assert sorted(contents[0]) == ["progress_calibration.png", "progress_calibration.svg"]
+
+
+def test_logit_bands():
+    """The median as a line, and the bands around it, of the voxels outside and inside a class."""
+    quantiles = np.arange(30.0).reshape(3, 2, 5)
+    quantiles[1] = NAN
+    ax = Figure().subplots()
+    draw_logit_bands(ax, quantiles, "a title", ("outside", "inside"))
+    for line, of in zip(ax.lines, (0, 1), strict=False):
+        np.testing.assert_array_equal(line.get_ydata(), quantiles[:, of, 2])
+        assert [*line.get_markevery()] == [0, 2]  # the epoch between them was not measured
+    assert [line.get_label() for line in ax.lines[:2]] == ["outside", "inside"]
+    assert len(ax.collections) == 4
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 14])
+def test_logits_figure(tmp_path, classes):
+    """A panel for each class, up to seven, and one for the margin; an epoch that was not measured is left out."""
+    names = [f"class {i}" for i in range(classes)]
+    quantiles = np.sort(np.random.default_rng(0).standard_normal((4, classes + 1, 2, 5)) * 30)
+    quantiles[2] = NAN
+    figure = logits_figure(quantiles.tolist(), names)
+    shown = min(classes, MOST_PANELS)
+    assert [ax.get_title() for ax in figure.axes] == [*names[:shown], "margin of the true class"]
+    np.testing.assert_array_equal(figure.axes[-1].lines[1].get_ydata(), quantiles[:, -1, 1, 2])
+    assert (f"7 of {classes} classes" in figure.get_suptitle()) == (classes > 7)
+    if classes == 2:
+        draw_logits(tmp_path, quantiles.tolist(), names)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["progress_logits.png", "progress_logits.svg"]

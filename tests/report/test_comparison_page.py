@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from nnunet_calib import cli
+from nnunet_calib import CaseStatistics, cli
+from nnunet_calib.metrics.log_odds import log_odds_counts
 from nnunet_calib.report.comparison_page import comparison_sentences, write_comparison_page
 from tests.report.test_fold_page import Page
 from tests.worlds.compared_folds import COMPARE, OTHER, TRAINER, two_models
@@ -49,11 +50,26 @@ def test_numbers(compared):
         of_case = {entry["model"]: entry for entry in comparison["metric_per_case"] if entry["case"] == case}
         assert row[2] == f"{of_case[TRAINER]['dice']:.3f}"
         assert row[5] == f"{of_case[OTHER]['dice']:.3f}"
-    assert [source[:19] for source in page.sources] == ["data:image/svg+xml;"]
+    assert [source[:19] for source in page.sources] == ["data:image/svg+xml;"] * 2
+    assert "Distributions of the logits." in page.text
     assert "nnunet_calib compare -d 4 -c 3d_fullres -tr" in page.text
     assert all(note in page.text for note in comparison["notes"])
     for _, sentences in comparison_sentences(comparison):
         assert all(sentence in page.text for sentence in sentences)
+
+
+def test_log_odds(compared):
+    """Of each class and model the share of the kept voxels of all cases by log-odds."""
+    comparison = json.loads((compared / "comparison.json").read_text())
+    found = comparison["log_odds"]
+    for model in comparison["models"]:
+        folder = compared.parent / "results" / model["dataset"] / f"{model['trainer']}__nnUNetPlans__3d_fullres"
+        files = [next(folder.glob(f"fold_*/validation/calibration/cases/{case}.npz")) for case in comparison["cases"]]
+        counts = log_odds_counts(CaseStatistics.merge(map(CaseStatistics.load, files)).sample)
+        assert [*found["per_class"]] == [*found["names"]]
+        for of, classes in zip(counts, found["per_class"].values(), strict=True):
+            for side, values in zip(("outside", "inside"), of, strict=True):
+                assert classes[model["name"]][side] == pytest.approx(values / values.sum(), rel=1e-4, abs=1e-12)
 
 
 def test_sentences(compared):
@@ -103,7 +119,7 @@ def test_sentences(compared):
 
 
 def test_without_dice(compared, tmp_path):
-    """Without nnU-Net's summary there is no figure, and Dice is missing in each row."""
+    """Without nnU-Net's summary there is no figure of the Dice, which is missing in each row."""
     comparison = json.loads((compared / "comparison.json").read_text())
     for entry in comparison["metric_per_case"]:
         entry["dice"] = None
@@ -112,5 +128,6 @@ def test_without_dice(compared, tmp_path):
             row |= {"mean": None, "interval": [None, None]}
     write_comparison_page(comparison, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.sources == []
+    assert len(page.sources) == 1
+    assert "Dice against ACE" not in page.text
     assert {row[2] for row in page.rows if row[0] in comparison["cases"]} == {"-"}

@@ -15,6 +15,7 @@ import pytest
 from nnunet_calib.figures.case_pictures import colour_bar
 from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.figures.style import new_figure
+from nnunet_calib.metrics.catalogue import RANKINGS
 from nnunet_calib.report import fold_page as report_page
 from nnunet_calib.report.fold_page import write_report
 from nnunet_calib.report.page import data_uri
@@ -120,6 +121,27 @@ def test_merged_folds(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "summary.json").write_text(json.dumps(summary))
     assert "folds 0, 3, 4 cases" in report(copy, tmp_path).text
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_uncertainty_against_error(folder, tmp_path):
+    """Of the whole image with intervals, and of the boundary in words; files of older versions have none of it."""
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = {row[0]: row for row in report(folder, tmp_path).rows}
+    for name, title in (("confidence_auroc", "AUROC of 1 - confidence"), ("entropy_auroc", "AUROC of entropy")):
+        before, after = (summary["metrics"][stage] for stage in ("uncalibrated", "calibrated"))
+        assert rows[title][1].split()[0] == f"{before['image'][name]:.4f}"
+        assert rows[title][2].split()[0] == f"{after['image'][name]:.4f}"
+        at = before["boundary"][name], after["boundary"][name]
+        assert "At the boundary: {:.4f}, with temperature {:.4f}.".format(*at) in rows[title][3]
+    for kind in ("metrics", "intervals"):
+        for scopes in summary[kind].values():
+            for values in scopes.values():
+                for name in RANKINGS:
+                    del values[name]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert not {row[0] for row in report(copy, tmp_path).rows if "AUROC" in row[0]}
 
 
 def test_figures(folder, tmp_path):

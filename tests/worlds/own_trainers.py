@@ -33,7 +33,7 @@ class Short:
     """Two epochs of two iterations, without figures."""
 
     draw_figures = None
-    draw_pseudo_ace = None
+    draw_pseudo_ace = draw_logits = None
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         super().__init__(plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device)

@@ -27,7 +27,7 @@ from nnunet_calib.trainers import nnUNetTrainerNACLML1ACE
 
 class {TRAINER}(nnUNetTrainerNACLML1ACE):
     nacl_warmup_epochs = ml1_ace_warmup_epochs = 0
-    draw_figures = draw_pseudo_ace = None
+    draw_figures = draw_pseudo_ace = draw_logits = None
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
         for seed in (random.seed, np.random.seed, torch.manual_seed):

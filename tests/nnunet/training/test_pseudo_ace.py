@@ -10,7 +10,16 @@ import torch
 
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.nnunet.training import pseudo_ace as module
-from nnunet_calib.nnunet.training.pseudo_ace import MEAN, PER_CLASS, STRIDE, PatchSums, PseudoACEMixin, pseudo_ace
+from nnunet_calib.nnunet.training.logit_sums import logit_quantiles
+from nnunet_calib.nnunet.training.pseudo_ace import (
+    LOGITS,
+    MEAN,
+    PER_CLASS,
+    STRIDE,
+    PatchSums,
+    PseudoACEMixin,
+    pseudo_ace,
+)
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.trainers import nnUNetTrainerML1ACE
 from tests.losses.conftest import MODES, make_case
@@ -94,7 +103,7 @@ class OneRank(PseudoACEMixin):
         self.label_manager = type("Labels", (), {"num_segmentation_heads": 3, "has_regions": case.regions})
 
 
-def _gathered(rank: int) -> tuple[list[float], list[float], str]:
+def _gathered(rank: int) -> tuple[tuple[list[float], list], tuple[list[float], list], str]:
     case = make_case("labels+ignore", (4, 5, 4))
     well = OneRank(case, slice(rank, rank + 1))
     failing = OneRank(case, slice(rank, rank + 1), "out of order" if rank else "")
@@ -104,10 +113,13 @@ def _gathered(rank: int) -> tuple[list[float], list[float], str]:
 @pytest.mark.slow
 def test_ranks(tmp_path):
     """Two ranks pool their voxels; if one fails, both know why, have no value and do not wait for each other."""
-    expected = errors(make_case("labels+ignore", (4, 5, 4)))
+    made = sums(make_case("labels+ignore", (4, 5, 4)))
     for well, failed, why in on_ranks(_gathered, tmp_path):
-        assert well == pytest.approx(expected, rel=1e-12)
-        assert failed == pytest.approx([math.nan] * 2, nan_ok=True)
+        assert well[0] == pytest.approx(pseudo_ace(made.sums.numpy()), rel=1e-12)
+        np.testing.assert_allclose(well[1], logit_quantiles(made.logits.counts.numpy()), rtol=1e-12)
+        assert failed[0] == pytest.approx([math.nan] * 2, nan_ok=True)
+        assert np.shape(failed[1]) == np.shape(well[1])
+        assert np.isnan(failed[1]).all()
         assert why == "out of order"
 
 
@@ -199,24 +211,32 @@ def test_continued_training(world):
     lines = [line for line in Path(trainer.log_file).read_text().splitlines() if "Pseudo ACE" in line]
     written = [json.loads(line.split("Pseudo ACE ")[1].replace("nan", "NaN")) for line in lines[-2:]]
     np.testing.assert_allclose(written, np.round(logging[PER_CLASS][1:], 4))
+    assert np.shape(logging[LOGITS]) == (3, 4, 2, 5)
+    assert np.isfinite(logging[LOGITS])[:, 0].all()  # of the background; few voxels of such small patches are counted
+    assert not (np.diff(logging[LOGITS]) < 0).any()
     assert (folder / "progress.png").is_file()
-    assert (folder / "progress_calibration.png").read_bytes().startswith(b"\x89PNG")
-    assert b"</svg>" in (folder / "progress_calibration.svg").read_bytes()
+    for name in ("progress_calibration", "progress_logits"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"</svg>" in (folder / f"{name}.svg").read_bytes()
 
 
 @pytest.mark.slow
 @nnunet
 def test_checkpoint_from_before(world):
     """A checkpoint without these values is continued: the epochs before have none, and nnU-Net's lists stay equal."""
-    logging = continued(world, 3, lambda log: [log.pop(key) for key in (MEAN, PER_CLASS)]).logger.get_checkpoint()
+    logging = continued(
+        world, 3, lambda log: [log.pop(key) for key in (MEAN, PER_CLASS, LOGITS)]
+    ).logger.get_checkpoint()
     assert {len(values) for values in logging.values()} == {3}
     assert np.isnan(logging[MEAN]).tolist() == [True, False, False]
     assert np.isnan(logging[PER_CLASS][0]).all()
+    assert np.isnan(logging[LOGITS][0]).all()
+    assert np.isfinite(logging[LOGITS][1:])[:, 0].all()
 
 
 @pytest.mark.slow
 @nnunet
-@pytest.mark.parametrize("broken", ["add", "loss", "figure"])
+@pytest.mark.parametrize("broken", ["add", "loss", "figure", "figure of logits"])
 def test_failures_cost_nothing(world, monkeypatch, broken):
     """Whatever fails, the training ends, the reason is logged once, and every list has a value an epoch."""
 
@@ -232,11 +252,15 @@ def test_failures_cost_nothing(world, monkeypatch, broken):
         monkeypatch.setattr(trainer.loss, "register_forward_hook", fail)
     if broken == "figure":
         trainer.draw_pseudo_ace = fail
+    if broken == "figure of logits":
+        trainer.draw_logits = fail
     trainer.run_training()
     text = Path(trainer.log_file).read_text()
     assert text.count("RuntimeError: out of order") == 1
     assert text.count("The pseudo ACE could not be") == 1
     logging = trainer.logger.get_checkpoint()
     assert {len(values) for values in logging.values()} == {2}
-    assert np.isnan(logging[MEAN]).tolist() == [broken != "figure"] * 2
+    drawn = "figure" in broken
+    assert np.isnan(logging[MEAN]).tolist() == [not drawn] * 2
+    assert np.isnan(logging[LOGITS]).all() == (not drawn)
     assert (Path(trainer.output_folder) / "checkpoint_final.pth").is_file()
