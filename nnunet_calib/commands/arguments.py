@@ -258,16 +258,17 @@ def width_in_mm(text: str) -> float:
     return number
 
 
-def add_maps(command: argparse.ArgumentParser) -> None:
-    """Add the choice of maps, and of their format."""
+def add_maps(command: argparse.ArgumentParser, *, folds: bool = False) -> None:
+    """Add the choice of maps, with those of several `folds`, and of their format."""
     # repeated from nnunet_calib.nnunet.deployment.map_values, which imports PyTorch
+    of_folds, note = ["mutual_information", "variance"], "; of several folds also mutual_information, variance"
     command.add_argument(
         "--maps",
         nargs="+",
-        choices=["probabilities", "entropy", "confidence"],
+        choices=["probabilities", "entropy", "confidence", *(of_folds if folds else [])],
         default=["probabilities"],
         metavar="MAP",
-        help="probabilities, entropy, confidence: one or several (default: probabilities)",
+        help=f"probabilities, entropy, confidence: one or several{note if folds else ''} (default: probabilities)",
     )
     command.add_argument(
         "--dtype",
@@ -286,9 +287,9 @@ def add_maps(command: argparse.ArgumentParser) -> None:
 
 def map_options(args: argparse.Namespace) -> MapOptions:
     """Return the options that `add_maps` has added."""
-    from nnunet_calib.nnunet.deployment.map_values import KINDS, MapOptions
+    from nnunet_calib.nnunet.deployment.map_values import FOLD_KINDS, KINDS, MapOptions
 
-    return MapOptions(tuple(kind for kind in KINDS if kind in args.maps), args.dtype, args.layout)
+    return MapOptions(tuple(kind for kind in (*KINDS, *FOLD_KINDS) if kind in args.maps), args.dtype, args.layout)
 
 
 def predictions(args: argparse.Namespace) -> Predictions:

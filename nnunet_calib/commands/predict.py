@@ -71,7 +71,7 @@ def add(commands: Commands) -> None:
     add_model_or_folder(command, trainer="nnUNetTrainer")
     add_folds(command, "folds whose networks are averaged")
     add_checkpoint(command)
-    add_maps(command)
+    add_maps(command, folds=True)
     command.add_argument(
         "--masks",
         type=Path,

@@ -5,6 +5,8 @@
       probabilities/CLASS/CASE.nii.gz    layout "4d": probabilities/CASE.nii.gz
       entropy/CASE.nii.gz
       confidence/CASE.nii.gz             regions: as probabilities
+      mutual_information/CASE.nii.gz     of several folds
+      variance/CLASS/CASE.nii.gz         of several folds; layout "4d": variance/CASE.nii.gz
       cases.csv, cases/CASE.json         after a prediction: volumes and expected Dice
 
 The files have the names of the segmentations.
@@ -25,7 +27,15 @@ from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.measuring.volume import Probabilities
 from nnunet_calib.nnunet.deployment.case_table import CaseTable
 from nnunet_calib.nnunet.deployment.map_images import check_format, write_map
-from nnunet_calib.nnunet.deployment.map_values import CONFIDENCE, PROBABILITIES, MapOptions, compute_maps, describe_maps
+from nnunet_calib.nnunet.deployment.map_values import (
+    CONFIDENCE,
+    PROBABILITIES,
+    VARIANCE,
+    Disagreement,
+    MapOptions,
+    compute_maps,
+    describe_maps,
+)
 from nnunet_calib.results.heads import Heads
 
 FORMAT_VERSION = 1
@@ -55,7 +65,7 @@ class MapFolder:
     def paths(self, case: str) -> dict[str, list[Path]]:
         """Return the files of a case by kind of map: one file, or one for each class or region."""
         name = f"{case}{self.file_ending}"
-        several = {PROBABILITIES} if self.heads.regions is None else {PROBABILITIES, CONFIDENCE}
+        several = {PROBABILITIES, VARIANCE} | ({CONFIDENCE} if self.heads.regions is not None else set())
         several = several if self.options.layout == "files" else set()
         return {
             kind: [self.folder / kind / channel / name for channel in channel_folders(self.heads)]
@@ -86,6 +96,7 @@ class MapFolder:
         *,
         shape: tuple[int, ...] | None = None,
         crop: tuple[slice, ...] | None = None,
+        folds: Disagreement | None = None,
     ) -> None:
         """Write the maps of a case; arguments and errors as for `compute_maps` and `write_map`."""
         regions, sums = self.heads.regions is not None, None
@@ -93,7 +104,9 @@ class MapFolder:
             sums, voxel_ml = self.cases.start(segmentation, crop)
         also = None if sums is None else sums.add
         try:
-            maps = compute_maps(probabilities, self.options, regions=regions, shape=shape, crop=crop, also=also)
+            maps = compute_maps(
+                probabilities, self.options, regions=regions, shape=shape, crop=crop, also=also, folds=folds
+            )
         except ValueError as error:
             raise ValueError(f"case {case}: {error}; look at its image, or leave the case out") from error
         for kind, paths in self.paths(case).items():

@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nnunet_calib.io.atomic_files import hidden_folder
-from nnunet_calib.measuring.volume import Probabilities, slab_slices
+from nnunet_calib.measuring.volume import Probabilities
+from nnunet_calib.nnunet.deployment.fold_statistics import FoldStatistics
 from nnunet_calib.nnunet.deployment.map_folder import MapFolder
+from nnunet_calib.nnunet.deployment.map_values import FOLD_KINDS, MUTUAL_INFORMATION, VARIANCE
 from nnunet_calib.nnunet.deployment.mask_folder import MaskFolder
 from nnunet_calib.nnunet.export_tap import LazyProbabilities, TappedConfiguration, on_image_axes
 from nnunet_calib.posthoc import IDENTITY
@@ -63,9 +64,12 @@ class ExportWithMaps:
     @property
     def wants_folds(self) -> bool:
         """Whether the logits of each fold are needed, (folds * C, *spatial), rather than their mean (C, *spatial)."""
-        if self.average == MEAN_PROBABILITIES:
-            return len(self.calibrators) > 1
-        return len({*self.calibrators}) > 1
+        return not self._takes_nnunets_mean or (len(self.calibrators) > 1 and self._shows(*FOLD_KINDS))
+
+    @property
+    def _takes_nnunets_mean(self) -> bool:
+        """Whether the maps are of nnU-Net's own mean of the logits, with one calibrator."""
+        return len({*self.calibrators}) == 1 and (self.average == LOGITS or len(self.calibrators) == 1)
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Export as nnU-Net does, then write masks and maps: if these are complete, so are nnU-Net's files."""
@@ -87,32 +91,54 @@ class ExportWithMaps:
         labels = arguments["plans_manager"].get_label_manager(dataset)
         nonlinearity, regions = labels.apply_inference_nonlin, labels.has_regions
 
-        def on_image(resampled: Any, calibrator: Calibrator) -> tuple[LazyProbabilities, Any, Any]:
-            on_axes, shape, crop = on_image_axes(resampled, arguments)
+        _, shape, crop = on_image_axes(tapped.logits, arguments)
+
+        def on_image(resampled: Any, calibrator: Calibrator) -> LazyProbabilities:
+            on_axes, *_ = on_image_axes(resampled, arguments)
             calibrated = partial(calibrator.logits, regions=regions)
-            return LazyProbabilities(on_axes, lambda z: nonlinearity(calibrated(z.float()))), shape, crop
+            return LazyProbabilities(on_axes, lambda z: nonlinearity(calibrated(z.float())))
 
         if self.masks is not None:  # of the mean logits in any case, like the segmentation
-            uncalibrated, shape, crop = on_image(tapped.logits, IDENTITY)
-            self.masks.write(output.name, uncalibrated, segmentation, shape, crop)
-            del uncalibrated
-        if not self.wants_folds:
-            logits = [tapped.logits]
+            self.masks.write(output.name, on_image(tapped.logits, IDENTITY), segmentation, shape, crop)
+        mean_logits = tapped.logits if self._takes_nnunets_mean else None
         tapped.logits = arguments["predicted_array_or_file"] = None  # memory
-
+        logits = logits if self.wants_folds else []
+        statistics = self._statistics([*zip(logits, self.calibrators, strict=False)], tapped, on_image, regions)
         probabilities: Probabilities
-        if not self.wants_folds:
-            probabilities, shape, crop = on_image(logits[0], self.calibrators[0])
-        elif self.average == LOGITS:
-            probabilities, shape, crop = on_image(tapped.resample_alike(self._mean(logits, regions)), IDENTITY)
+        if self._takes_nnunets_mean:
+            probabilities = on_image(mean_logits, self.calibrators[0])
+        elif statistics is not None and self.average == MEAN_PROBABILITIES:
+            probabilities = statistics.mean
         else:
-            probabilities, shape, crop = on_image(tapped.resample_alike(logits[0]), self.calibrators[0])
-            mean = np.zeros(probabilities.shape, np.float32)
-            _add(mean, probabilities, 1 / len(logits))
-            for z, calibrator in zip(logits[1:], self.calibrators[1:], strict=True):
-                _add(mean, on_image(tapped.resample_alike(z), calibrator)[0], 1 / len(logits))
-            probabilities = mean
-        self.maps.write(output.name, probabilities, segmentation, shape=shape, crop=crop)
+            probabilities = on_image(tapped.resample_alike(self._mean(logits, regions)), IDENTITY)
+        self.maps.write(output.name, probabilities, segmentation, shape=shape, crop=crop, folds=statistics)
+
+    def _statistics(
+        self,
+        folds: Sequence[tuple[Any, Calibrator]],
+        tapped: TappedConfiguration,
+        on_image: Callable[[Any, Calibrator], Probabilities],
+        regions: bool,
+    ) -> FoldStatistics | None:
+        """Return mean and disagreement of the folds, resampled one after the other; None if no map needs them.
+
+        Args:
+            folds: logits and calibrator of each fold; empty where nnU-Net's mean is enough.
+            tapped: knows how nnU-Net resamples.
+            on_image: returns the probabilities of resampled logits.
+            regions: whether each channel is a region.
+        """
+        if not folds or not (self.average == MEAN_PROBABILITIES or self._shows(*FOLD_KINDS)):
+            return None
+        variance, entropies = self._shows(VARIANCE), self._shows(MUTUAL_INFORMATION)
+        statistics = FoldStatistics(regions=regions, variance=variance, entropies=entropies)
+        for z, calibrator in folds:
+            statistics.add(on_image(tapped.resample_alike(z), calibrator))
+        return statistics
+
+    def _shows(self, *kinds: str) -> bool:
+        """Return whether a map of one of these kinds is written."""
+        return any(kind in self.maps.options.kinds for kind in kinds)
 
     def _mean(self, logits: Sequence[Any], regions: bool) -> Any:
         """Return the float32 mean of the calibrated logits over folds, as a tensor or array like nnU-Net's."""
@@ -135,9 +161,3 @@ def mean_as_nnunet(logits: Sequence[Any]) -> Any:
 def _split(logits: Any, folds: int) -> list[Any]:
     channels = len(logits) // folds
     return [logits[start : start + channels] for start in range(0, len(logits), channels)]
-
-
-def _add(total: np.ndarray, probabilities: Probabilities, weight: float) -> None:
-    """Add weighted probabilities in place, slab by slab."""
-    for slab in slab_slices(total.shape[1:], len(total)):
-        total[:, slab] += np.float32(weight) * probabilities[:, slab]

@@ -25,7 +25,7 @@ from nnunet_calib.nnunet.deployment.bake import ENTRY
 from nnunet_calib.nnunet.deployment.case_table import CaseTable
 from nnunet_calib.nnunet.deployment.input_images import check_images
 from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER, MapFolder
-from nnunet_calib.nnunet.deployment.map_values import MapOptions
+from nnunet_calib.nnunet.deployment.map_values import FOLD_KINDS, MapOptions
 from nnunet_calib.nnunet.deployment.maps_of_logits import LOGITS, ExportWithMaps
 from nnunet_calib.nnunet.deployment.mask_folder import MASKS_FOLDER, MaskFolder
 from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME
@@ -129,6 +129,11 @@ def predict(
         ValueError: if the model, its temperature or an argument is unfit.
         OSError: if a file cannot be read or written, or if nnU-Net stops.
     """
+    if len(folds) == 1 and (of_folds := [kind for kind in options.maps.kinds if kind in FOLD_KINDS]):
+        raise ValueError(
+            f"expected several folds for --maps {' '.join(of_folds)}, got fold {folds[0]} alone: name more with -f, or "
+            f"leave out these maps"
+        )
     device = set_threads(options.device)
     check_images(model_folder, images, options.previous_stage)
     _check_checkpoints(model_folder, folds, options)

@@ -148,7 +148,8 @@ def test_each_fold_with_its_temperature(deployed, average):
     deployed.add_fold()
     deployed.set_temperature(0.7, 1)
     regions, temperatures = is_regions(deployed), (1.8, 0.7)
-    folder = deployed.predict("-f", "0", "1", "--average", average, "--save_probabilities")
+    kinds = ("probabilities", "mutual_information", "variance")
+    folder = deployed.predict("-f", "0", "1", "--average", average, "--save_probabilities", "--maps", *kinds)
     reference, probabilities = deployed.reference(folds=(0, 1))
     assert_segmentations_of(folder, reference)
     ours, theirs = (np.load(f / "case.1.npz")["probabilities"] for f in (folder, reference))
@@ -159,8 +160,9 @@ def test_each_fold_with_its_temperature(deployed, average):
     of_folds = [deployed.reference(f"fold{f}", (f,))[1] for f in (0, 1)]
     for name, mean in probabilities.items():
         ps = [of_fold[name].astype(np.float64) for of_fold in of_folds]
+        scaled = [with_temperature(p, t, regions) for p, t in zip(ps, temperatures, strict=True)]
+        assert_disagreement(folder / "maps", name, scaled, regions)
         if average == "probabilities":
-            scaled = [with_temperature(p, t, regions) for p, t in zip(ps, temperatures, strict=True)]
             expected, atol = np.mean(scaled, 0), 1e-6
         else:  # nnU-Net's .npz of a fold come from logits that were rounded to half precision, ours only here
             eps = 1e-12
@@ -171,6 +173,19 @@ def test_each_fold_with_its_temperature(deployed, average):
         inside = (slice(None), slice(4, 24))
         np.testing.assert_allclose(found[inside], expected[inside], atol=atol)
         assert np.abs(found - mean).max() > 0.02
+
+
+def assert_disagreement(folder, name: str, folds: list[np.ndarray], regions: bool) -> None:
+    """By its definition, of the calibrated probabilities of each fold, whatever the other maps average."""
+
+    def entropy(p: np.ndarray) -> np.ndarray:
+        return (entr(p) + entr(1 - p)).mean(0) if regions else entr(p).sum(0)
+
+    folds = [p.astype(np.float64) for p in folds]
+    information = entropy(np.mean(folds, 0)) - np.mean([entropy(p) for p in folds], 0)
+    np.testing.assert_allclose(read_maps(folder, "mutual_information", name)[0], information, atol=1e-5)
+    np.testing.assert_allclose(read_maps(folder, "variance", name), np.var(folds, 0), atol=1e-6)
+    assert information.max() > 0.01
 
 
 def test_integers(deployed):

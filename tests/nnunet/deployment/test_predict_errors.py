@@ -63,6 +63,7 @@ REFUSALS = {
     "part": (lambda t: None, ("-num_parts", "2", "-part_id", "2"), "expected -part_id from 0 to 1 with -num_parts 2"),
     "step": (lambda t: None, ("-step_size", "1.5"), "expected -step_size above 0 and at most 1, got 1.5"),
     "GPU": (lambda t: None, ("-device", "cuda"), "expected a CUDA device to predict with, found none: predict with"),
+    "one fold": (lambda t: None, ("--maps", "variance"), "expected several folds for --maps variance, got fold 0"),
     "processes": (lambda t: None, ("-npp", "0", "-nps", "2"), "expected -npp and -nps of at least 1, or 0 for both"),
 }
 
