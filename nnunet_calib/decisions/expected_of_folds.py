@@ -15,7 +15,7 @@ from nnunet_calib.decisions.expected_sums import ExpectedSums
 from nnunet_calib.io.atomic_files import write_json
 from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.measuring.case_statistics import CaseStatistics
-from nnunet_calib.metrics.ranks import auroc, spearman
+from nnunet_calib.metrics.ranks import auroc_of_scores, spearman
 from nnunet_calib.posthoc import IDENTITY, from_json
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.logits import calibrated
@@ -208,6 +208,6 @@ def _dice(known: Sequence[Mapping[str, Any]], stage: str) -> dict[str, Any]:
     return {
         "error": mean_of_known(np.abs(expected - true).tolist()),
         "spearman": spearman(expected, true),
-        "worst": auroc(-expected, worst),
-        "mean_entropy": {"spearman": spearman(-entropy, true), "worst": auroc(entropy, worst)},
+        "worst": auroc_of_scores(-expected, worst),
+        "mean_entropy": {"spearman": spearman(-entropy, true), "worst": auroc_of_scores(entropy, worst)},
     }

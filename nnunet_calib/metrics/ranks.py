@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nnunet_calib.metrics.ranking import auroc
+
 
 def mean_ranks(values: ArrayLike) -> NDArray[np.float64]:
     """Return the rank of each value, from 1; equal values share the mean of their ranks."""
@@ -20,18 +22,17 @@ def spearman(one: ArrayLike, other: ArrayLike) -> float:
     return float(a @ b) / scale if scale > 0 else float("nan")
 
 
-def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Return the area under the ROC curve: the chance that a positive scores higher than a negative.
+def auroc_of_scores(scores: ArrayLike, positive: ArrayLike) -> float:
+    """Return the area under the ROC curve: the chance that a positive scores higher than a negative; ties count half.
 
     Args:
-        scores: (n,); equal scores count one half.
+        scores: (n,).
         positive: (n,) bool.
 
     Returns:
         A share from 0 to 1; NaN without a positive or without a negative.
     """
+    values, place = np.unique(np.asarray(scores, np.float64), return_inverse=True)
     chosen = np.asarray(positive, bool)
-    n, m = int(chosen.sum()), int((~chosen).sum())
-    if not n * m:
-        return float("nan")
-    return float((mean_ranks(scores)[chosen].sum() - n * (n + 1) / 2) / (n * m))
+    positives, negatives = (np.bincount(place, which, len(values)) for which in (chosen * 1.0, ~chosen * 1.0))
+    return auroc(positives.astype(np.float64), negatives.astype(np.float64))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from nnunet_calib.metrics.ranks import auroc, mean_ranks, spearman
+from nnunet_calib.metrics.ranks import auroc_of_scores, mean_ranks, spearman
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -18,12 +18,12 @@ def test_against_scipy(seed):
     assert spearman(a, a + b) == pytest.approx(spearmanr(a, a + b).statistic)
     positive = b > 0.6
     pairs = [(x > y) + (x == y) / 2 for x, y in itertools.product(a[positive], a[~positive])]
-    assert auroc(a, positive) == pytest.approx(np.mean(pairs))
+    assert auroc_of_scores(a, positive) == pytest.approx(np.mean(pairs))
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0]])
 def test_undefined(values):
     """Nothing to order."""
     assert math.isnan(spearman(values, values))
-    assert math.isnan(auroc(values, np.ones(len(values), bool)))
+    assert math.isnan(auroc_of_scores(values, np.ones(len(values), bool)))
     assert mean_ranks(values).sum() == len(values) * (len(values) + 1) / 2
