@@ -5,14 +5,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test say-time lint
 
 demo: $(VENV)/installed
 	$(BIN)/nnunet_calib demo -o nnunet_calib_demo
 
 # All tests, in a process a core (PYTEST_ARGS=-n1 for one); plain `pytest` leaves out the slow ones, which run nnU-Net itself.
-test: $(VENV)/installed-test lint
+test: say-time $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+
+say-time:
+	@echo "All tests: about 15 minutes on two cores, after the installation"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.selection import leave_out_combinations, skip_reading_of_checkpoints
+from tests.selection import begin_with_longest, leave_out_combinations, skip_reading_of_checkpoints
 from tests.worlds.made_once import made_once, shared_folder  # noqa: F401
 
 # nnU-Net reads the first at import; one export worker and no augmentation process are enough for a few tiny cases.
@@ -45,6 +45,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this PyTorch cannot do, and leave combinations of parameters out."""
+    """Skip what this PyTorch cannot do, leave combinations of parameters out, and begin with the longest tests."""
     skip_reading_of_checkpoints(items)
     leave_out_combinations(config, items)
+    begin_with_longest(items)

@@ -25,6 +25,9 @@ READING_CHECKPOINTS = (
     "test_determinism.py::test_same_",
 )
 
+# minutes long, in the order in which they begin
+LONGEST = ("test_demo.py", "test_kernels.py", "test_interrupts.py", "test_training.py")
+
 Combination = dict[str, int]  # of each parameter, the number of its value
 
 
@@ -85,3 +88,17 @@ def skip_reading_of_checkpoints(items: list[pytest.Item]) -> None:
         of_reading = f"{item.path.name}::{item.name}".startswith(READING_CHECKPOINTS)
         if of_reading and item.name != "test_older_pytorch":
             item.add_marker(pytest.mark.skip(reason="PyTorch before 2.6 cannot read checkpoints safely"))
+
+
+def begin_with_longest(items: list[pytest.Item]) -> None:
+    """Sort the longest files first, then those with slow tests, so that in the end no process waits for another.
+
+    Files stay together, and so do the tests that share what is made once for a file.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST) + (item.path not in slow)
+
+    items.sort(key=rank)

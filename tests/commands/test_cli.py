@@ -54,7 +54,7 @@ def test_trainers(capsys):
     assert lines[len(TRAINERS) :] == ["", f'export nnUNet_extTrainer="{trainers_folder()}"']
 
 
-@pytest.mark.parametrize("command", [["trainers", "--path"], ["trainers"], ["demo", "-o", "nowhere"]])
+@pytest.mark.parametrize("command", [["trainers", "--path"], ["demo", "-o", "nowhere"]])
 def test_older_nnunet(tmp_path, command):
     """Where nnU-Net knows no nnUNet_extTrainer: what is needed, what is there and what to type."""
     info = tmp_path / "nnunetv2-2.7.0.dist-info"
@@ -150,7 +150,7 @@ def test_misuse(capsys, arguments):
 
 def test_reader_that_has_enough():
     """`nnunet_calib ... | head` ends in silence."""
-    command = [sys.executable, "-m", "nnunet_calib.cli", "trainers"]
+    command = [sys.executable, "-m", "nnunet_calib.cli", "trainers", "--path"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""

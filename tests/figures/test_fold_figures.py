@@ -23,7 +23,7 @@ from nnunet_calib.figures.fold_figures import (
 from nnunet_calib.figures.style import save_figure
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.layout import FIGURES, case_file
+from nnunet_calib.results.layout import ENDINGS, FIGURES, case_file
 from tests.worlds.measured_cases import make_case
 from tests.worlds.pictures import PICTURES
 
@@ -77,17 +77,13 @@ def write_cases(folder, made):
     write_fold(folder, [case.cases[0] for case in made], heads, made[0].model)
 
 
-def figures_of_one_case(folder):
-    """Write the files and all figures of a fold of one case, which has no temperature of its own."""
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Return a folder with all figures, which take seconds each, of a case that has no temperature of its own."""
+    folder = tmp_path_factory.mktemp("drawn")
     write_cases(folder, cases(1))
     draw_fold(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """Return a folder with all figures, which take seconds each."""
-    return figures_of_one_case(tmp_path_factory.mktemp("drawn"))
 
 
 def test_draw_fold(drawn):
@@ -115,10 +111,18 @@ def check_pixels(name, path):
 
 
 def test_same_bytes(drawn, tmp_path):
-    """The same statistics give the same files, so that a report can be checked by its hash."""
-    figures_of_one_case(tmp_path)
-    for path in map(drawn.joinpath, PICTURES):
-        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+    """The same statistics give the same files, so that a report can be checked by its hash.
+
+    Each figure as SVG, which has the most numbers in it, and one in every format.
+    """
+    write_cases(tmp_path, cases(1))
+    results = Results.read(tmp_path)
+    for number, spec in enumerate(fold_figures.FIGURES):
+        save_figure(partial(spec.draw, results, no_image), tmp_path, spec.name, ENDINGS if number == 0 else ("svg",))
+    again = [path for path in tmp_path.iterdir() if path.name in PICTURES]
+    assert len(again) == len(FIGURES) + len(ENDINGS) - 1
+    for path in again:
+        assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
 
 
 def test_nll(tmp_path):

@@ -37,11 +37,11 @@ def many_classes(heads: int, shape: tuple[int, ...], spread: float, sure: float 
     return Case(softmax(sure * logits, axis=0), labels)
 
 
-@pytest.mark.parametrize("spread", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("spread", [1.0, 4.0])
 def test_size_and_temperature(spread, tmp_path):
     """118 classes: a file of at most 4 MB, and T within 2e-3 of that of all voxels and classes."""
-    case = many_classes(118, (24, 48, 48), spread)
-    measured = case.measure(max_voxels=50_000)
+    case = many_classes(118, (12, 48, 48), spread)
+    measured = case.measure(max_voxels=25_000)
     measured.save(tmp_path / "case.npz")
     assert (tmp_path / "case.npz").stat().st_size <= FILE_BYTES
     logits = np.log(case.probabilities.reshape(118, -1).T.clip(1e-38))

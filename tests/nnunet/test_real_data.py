@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from nnunet_calib import CaseStatistics, calibration_errors
 from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
+from tests.nnunet.faults.processes import one_format
 from tests.worlds.nnunet_world import SHORT_TRAINERS, World, plan_and_preprocess
 from tests.worlds.trained_fold import use_threads
 
@@ -52,6 +53,7 @@ def fold(tmp_path) -> Path:
         for name, value in world.environment().items():
             patch.setenv(name, value)
         use_threads(patch)
+        one_format(patch, "png")
         plan_and_preprocess(world, ("3d_fullres",))
         return world.train(TRAINER, "3d_fullres") / "validation"
 

@@ -144,10 +144,16 @@ def test_uncertainty_against_error(folder, tmp_path):
     assert not {row[0] for row in report(copy, tmp_path).rows if "AUROC" in row[0]}
 
 
-def test_figures(folder, tmp_path):
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """Return the folder of a page with every figure, the page, and the cases whose image was asked for."""
+    asked, place = [], tmp_path_factory.mktemp("whole")
+    return place, report(folder, place, image_of=asked.append), asked
+
+
+def test_figures(whole):
     """Each with a caption, as vectors that lie within a column; the worst cases show the image; maps have colours."""
-    asked = []
-    page = report(folder, tmp_path, image_of=asked.append)
+    _, page, asked = whole
     svg = [source for source in page.sources if source.startswith("data:image/svg+xml;base64,")]
     assert len(svg) == len(FIGURES)
     assert all(spec.title in page.text and spec.caption in page.text for spec in FIGURES)
@@ -157,16 +163,16 @@ def test_figures(folder, tmp_path):
     assert data_uri(colour_bar(), "image/png") in page.sources
 
 
-def test_complete_in_itself(folder, tmp_path):
+def test_complete_in_itself(whole):
     """Nothing is loaded from elsewhere, and each link leads to a place of the page."""
-    page = report(folder, tmp_path)
+    place, page, _ = whole
     assert page.sources
     assert all(source.startswith("data:image/") for source in page.sources)
     assert [link for link in page.links if not link.startswith("#")] == ["data:,"]
     assert {unquote(link)[1:] for link in page.links if link.startswith("#")} <= {*page.ids}
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = (place / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|url|@import)[=( \"']+https?:", text)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
+    assert sorted(path.name for path in place.iterdir()) == ["report.html"]
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -244,13 +250,12 @@ const outcome = JSON.stringify([falling, names(), wide, small, shrunk, found !==
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(folder, tmp_path, width):
+def test_in_a_browser(folder, whole, tmp_path, width):
     """Without a console error; a click sorts by falling, a second by rising ACE, a case leads to its slice.
 
     No text is small or cut off, and no figure smaller than it was drawn.
     """
-    report(folder, tmp_path)
-    text = (tmp_path / "report.html").read_text(encoding="utf-8").replace("</body>", CLICK)
+    text = (whole[0] / "report.html").read_text(encoding="utf-8").replace("</body>", CLICK)
     page = tmp_path / "clicked.html"
     page.write_text(text, encoding="utf-8")
     if width < 500:  # a window of Chromium is not narrower, but a frame in it is

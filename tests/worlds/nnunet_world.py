@@ -224,11 +224,11 @@ def untrained(world, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def deployed(world, tmp_path, monkeypatch, request):
+def deployed(world, made_once, tmp_path, monkeypatch, request):
     """A trained model of a configuration, 3d_fullres without indirect parametrisation, and images to predict."""
     from tests.worlds.predicting import copy_trained
 
-    return copy_trained(world, getattr(request, "param", "3d_fullres"), tmp_path, monkeypatch)
+    return copy_trained(world, getattr(request, "param", "3d_fullres"), made_once, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 
 from nnunet_calib import cli
 from nnunet_calib.nnunet.checkpoints import weights_fingerprint
+from tests.worlds.made_once import MadeOnce
 from tests.worlds.maps import make_oblique
 from tests.worlds.nnunet_world import PLANS, World
 from tests.worlds.trained_fold import use_threads
@@ -134,13 +135,17 @@ def change_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def copy_trained(world: World, configuration: str, root: Path, patch: pytest.MonkeyPatch) -> Trained:
+def copy_trained(
+    world: World, configuration: str, made_once: MadeOnce, root: Path, patch: pytest.MonkeyPatch
+) -> Trained:
     """The model, trained once for each world and configuration; nnU-Net's variables name the copy."""
     fold = world.fold(TRAINER, configuration)
     if not (fold / "validation" / "calibration" / "temperature.json").is_file():
-        with pytest.MonkeyPatch.context() as training:
-            use_threads(training)
-            world.train(TRAINER, configuration)
+        name = f"deployed_{world.dataset}_{configuration}"
+        with pytest.MonkeyPatch.context() as training, made_once(name, fold.parent) as first:
+            if first:
+                use_threads(training)
+                world.train(TRAINER, configuration)
     trained = Trained(world, configuration, root)
     shutil.copytree(fold.parent, trained.folder)
     trained.images.mkdir()

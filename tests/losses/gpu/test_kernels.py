@@ -29,11 +29,12 @@ def run(*arguments, interpret=False, extra=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sums", "error", "neighbours", "losses"])
-def test_in_the_interpreter(name):
-    """All tests of a file that needs the interpreter pass."""
+def test_in_the_interpreter():
+    """All tests of the files that need the interpreter pass."""
     pytest.importorskip("triton")
-    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/losses/gpu/interpreted_{name}.py", interpret=True)
+    files = sorted(map(str, Path(__file__).parent.glob("interpreted_*.py")))
+    assert files
+    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, interpret=True)
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
 
 
@@ -41,10 +42,20 @@ def test_in_the_interpreter(name):
 def test_compile():
     """Every kernel, for half-precision logits, compiles for a GPU that is not there, without spilling a register."""
     pytest.importorskip("triton.backends.nvidia")
-    kernels = ("with ignore, fp16", "normaliser, fp16", "64 classes, fp16")  # the longest of each kind
+    # the longest of each kind, every option of labels or of regions
+    with_labels = ("soft bins", "NACL l1 value", "NACL l1 gradient", "SVLS gradient", "NACL median gradient")
+    with_regions = ("hard bins", "no bins", "SVLS value", "NACL l2 gradient", "NACL max gradient", "NACL min gradient")
+    kernels = [
+        "normaliser, fp16",
+        "64 classes, fp16",
+        *(f"{kind}, labels with ignore, fp16" for kind in with_labels),
+        *(f"{kind}, regions with ignore, fp16" for kind in with_regions),
+    ]
     ran = run("-m", "benchmarks.gpu.compile", "--architectures", "80", "--kernels", *kernels)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-2000:]
-    assert ran.stdout.count("/ 0 /") == len(ran.stdout.splitlines()) - 2 > 35  # all rows below the head
+    # all rows below the head; of bins there are two, the sums and their gradient, of errors three
+    rows = len(ran.stdout.splitlines()) - 2
+    assert ran.stdout.count("/ 0 /") == rows == len(kernels) + 3 + 2
 
 
 def test_not_imported_on_a_cpu():

@@ -36,6 +36,7 @@ class SinglePrecision:
         return getattr(torch, name)
 
 
+@pytest.mark.pairs
 @both_modes
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 @pytest.mark.parametrize("folds", [(0,), (0, 1)], ids=["fold", "ensemble"])
@@ -93,7 +94,6 @@ def test_half_precision(untrained, configuration):
     assert middle.mean() < 2e-4
 
 
-@both_modes
 def test_fold_of_a_training(untrained, capsys):
     """The temperature that the validation hook has fitted is found, said, and belongs to the weights."""
     model = untrained("2d", f"{TRAINER}_short")

@@ -252,9 +252,9 @@ def test_without_the_package(untrained, tmp_path):
             checkpoint,
             "--save_probabilities",
             "-npp",
-            "1",
+            "0",
             "-nps",
-            "1",
+            "0",
             "--disable_progress_bar",
         )
 

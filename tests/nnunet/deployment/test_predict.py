@@ -215,9 +215,9 @@ def test_no_temperature(deployed):
 def test_workers_and_parts(deployed):
     """The same files from nnU-Net's worker processes, in two parts, where a third has nothing to do."""
     folder = deployed.predict(*ALL)
-    several = ("-npp", "1", "-nps", "2", "-num_parts", "3")
-    for part in "012":
-        deployed.predict(*ALL, *several, "-part_id", part, output="parts")
+    for part, exporting in (("0", "2"), ("1", "1"), ("2", "1")):
+        several = ("-npp", "1", "-nps", exporting, "-num_parts", "3", "-part_id", part)
+        deployed.predict(*ALL, *several, output="parts")
     ours, parts = (files(f) for f in (folder, deployed.root / "parts"))
     del ours["predict_from_raw_data_args.json"], parts["predict_from_raw_data_args.json"]
     assert ours == parts

@@ -56,9 +56,9 @@ def without_arguments(folder) -> dict[str, bytes]:
 
 
 # Two cases, each with a segmentation, three probabilities and one entropy.
-@pytest.mark.parametrize(("where", "call"), [("segmentation", 1), ("map", 1), ("map", 4), ("map", 7)])
+@pytest.mark.parametrize(("where", "call"), [("segmentation", 1), ("map", 7)])
 def test_killed(deployed, where, call):
-    """While a segmentation or a map is being written, of the first case or of the second."""
+    """While a segmentation of the first case or a map of the second is being written."""
     expected = without_arguments(deployed.predict(*OPTIONS))
     assert len([name for name in expected if name.endswith(".nii.gz")]) == 2 * (1 + 3 + 1)
     command = [sys.executable, "-c", KILLED, where, str(call), *deployed.command(*OPTIONS, output="killed")]

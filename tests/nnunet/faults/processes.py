@@ -1,6 +1,7 @@
 """Runs in processes of their own, forked so that they start at once, which are killed or cannot write."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -85,6 +86,13 @@ def visible(*folders: Path) -> dict[str, bytes]:
 def half_written(folder: Path) -> list[str]:
     """Hidden files that a killed process has left."""
     return [path.name for path in folder.rglob(".*.tmp.*")]
+
+
+def one_format(patch: pytest.MonkeyPatch, ending: str) -> None:
+    """Let commands save each figure once; drawing it again for another format takes seconds."""
+    from nnunet_calib.figures import fold_figures as figures
+
+    patch.setattr(figures, "save_figure", functools.partial(figures.save_figure, endings=(ending,)))
 
 
 @contextlib.contextmanager

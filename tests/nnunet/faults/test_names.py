@@ -10,7 +10,7 @@ from nnunet_calib import cli
 from nnunet_calib.io.names import shown
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
-from tests.nnunet.faults.processes import one_figure
+from tests.nnunet.faults.processes import one_figure, one_format
 from tests.worlds.command_line import sentence
 from tests.worlds.measured_folds import TRAINER
 from tests.worlds.predicted_folder import arguments, write_world
@@ -35,15 +35,18 @@ def in_time():
     signal.signal(signal.SIGALRM, before)
 
 
-def test_classes(tmp_path, capsys):
+def test_classes(tmp_path, capsys, monkeypatch):
     """Evaluated with every figure, and exported; each file that is written is UTF-8, with the names escaped."""
+    one_format(monkeypatch, "svg")
     write_world(tmp_path, seeds=range(2))
     change_json(tmp_path / "pred" / "dataset.json", labels=LABELS)
     assert cli.main(arguments(tmp_path)) == 0
     assert shown([*LABELS][2]) in capsys.readouterr().out
     folder = tmp_path / "pred" / "calibration"
     assert json.loads((folder / "summary.json").read_text())["heads"]["names"] == [*map(shown, LABELS)]
-    assert len([*folder.glob("*.png")]) >= 7
+    drawn = [*folder.glob("*.svg")]
+    assert len(drawn) >= 7
+    assert all(path.read_text(encoding="utf-8") for path in drawn)
     assert cli.main(["export", "-i", str(tmp_path / "pred"), "-np", "1"]) == 0
     assert len([*(tmp_path / "pred" / "maps" / "probabilities").iterdir()]) == 3
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_calib import CaseStatistics, calibration_errors, cli
-from tests.nnunet.faults.processes import one_figure
+from tests.nnunet.faults.processes import one_figure, one_format
 from tests.worlds.measured_folds import CROSSVAL
 from tests.worlds.odd_cases import refusal, write_case
 from tests.worlds.predicted_folder import arguments, run, write_labels, write_world
@@ -42,8 +42,9 @@ def test_thin(tmp_path, shape):
 
 
 @pytest.mark.slow
-def test_figures_of_a_voxel(tmp_path):
+def test_figures_of_a_voxel(tmp_path, monkeypatch):
     """All pictures of two cases of one voxel each."""
+    one_format(monkeypatch, "png")
     write_world(tmp_path, seeds=range(2))
     for name in ("case.0", "case.1"):
         write_case(tmp_path, name, probabilities((1, 1, 1)), np.ones((1, 1, 1), np.uint8))

@@ -13,20 +13,19 @@ from nnunet_calib.synthetic import synthetic_case
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_same_checkpoint(trained):
-    """Measured by the hook, then again and again in 1 and in 3 processes of nnU-Net's: the same bytes in every file."""
+    """Measured by the hook, then again in two processes of nnU-Net's: the same bytes in every file."""
     hook = trained.results()
     assert "summary.json" in hook
-    for processes in ("1", "3"):
-        assert trained.without_results().validate("-np", processes) == 0
-        assert trained.results() == hook, processes
+    assert trained.without_results().validate("-np", "2") == 0
+    assert trained.results() == hook
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
 def test_same_archives(trained):
-    """From nnU-Net's .npz in 1 and in 3 processes."""
+    """From nnU-Net's .npz in one and in two processes."""
     results = []
-    for processes in ("1", "3"):
+    for processes in ("1", "2"):
         assert trained.without_results(npz=True).validate("-np", processes) == 0
         results.append(trained.results())
     assert results[0] == results[1]
