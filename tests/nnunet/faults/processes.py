@@ -105,4 +105,5 @@ def one_figure(patch: pytest.MonkeyPatch) -> Iterator[None]:
     with patch.context() as context:
         small = figures.FigureSpec("nll", "NLL", "A small figure.", lambda *_: Figure(figsize=(1, 1)))
         context.setattr(figures, "FIGURES", (small,))
+        context.setattr(figures, "read_expected", lambda folder: None)
         yield

@@ -65,9 +65,9 @@ def test_export(tmp_path):
 
 
 def test_crossval(model):
-    """Temperature, summary, figure; the folds are only read."""
+    """Temperature, summary, expected volumes and figure; the folds are only read."""
     folds = visible(*(model.folder / f"fold_{fold}" for fold in range(3)))
-    check_every_kill([*CROSSVAL, "-f", "0", "1", "2"], model.folder / "crossval_results_folds_0_1_2", 2 + 3)
+    check_every_kill([*CROSSVAL, "-f", "0", "1", "2"], model.folder / "crossval_results_folds_0_1_2", 2 + 1 + 3)
     assert visible(*(model.folder / f"fold_{fold}" for fold in range(3))) == folds
 
 
