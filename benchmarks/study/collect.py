@@ -3,7 +3,9 @@
 `runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds in which all of them have
 learned foreground, and `sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv`
 has the numbers of the cases behind the first one, and `reliability.json` its reliability curves and where its NLL lies.
-Two figures of single cases, which need the measured cases themselves, are those of `nnunet_calib crossval`.
+`calibrators.csv` has the cases of that fold before and after each kind of calibrator, each case with one that was
+fitted to other cases of the fold. Two figures of single cases, which need the measured cases themselves, are those of
+`nnunet_calib crossval`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from nnunet_calib.measuring.scopes import scope_members
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
 from nnunet_calib.metrics.errors import reliability_curve
 from nnunet_calib.nnunet.raw_images import raw_images
+from nnunet_calib.posthoc import KINDS
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.comparison import compare_models
 from nnunet_calib.results.crossval import merge_folds
 from nnunet_calib.results.error_tree import case_error
@@ -70,11 +74,33 @@ def swept(done: dict[str, set[int]]) -> list[str]:
     return names if BASELINE in names and len(names) > 1 else []
 
 
-def compare(study: Study, methods: Sequence[str], folds: Sequence[int]) -> dict[str, Any]:
+def compare(study: Study, methods: Sequence[str], folds: Sequence[int], kind: str = Temperature.kind) -> dict[str, Any]:
     """Return the comparison of `nnunet_calib compare`, with the study's names of the methods."""
     models = [study.model_folder(method) for method in methods]
-    found = json.dumps(compare_models(models, folds)).replace(settings.PREFIX, "")
+    found = json.dumps(compare_models(models, folds, kind=kind)).replace(settings.PREFIX, "")
     return json.loads(found)
+
+
+def calibrator_rows(comparisons: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a flat row for each model and case: errors of the image before and after each kind of calibrator.
+
+    Args:
+        comparisons: kind -> comparison of the same models and cases after calibrators of this kind.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for kind, comparison in comparisons.items():
+        for case in comparison["metric_per_case"]:
+            row = rows.setdefault(
+                (case["model"], case["case"]), {name: case[name] for name in ("model", "case", "dice")}
+            )
+            if "estimated_dice" in case:
+                row[f"dice_{kind}"] = case["estimated_dice"]["after"]
+            for stage, name in zip(STAGES, ("before", kind), strict=True):
+                row |= {f"{m}_{name}": case_error(case[stage]["image"], m) for m in (*HEAD_ERRORS, "nll")}
+    return [
+        {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows.values()
+    ]
 
 
 def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -180,3 +206,9 @@ def collect(folder: Path, results: Path, images: Path) -> None:
     if names := swept(done):
         comparison = compare(study, names, [settings.chosen().sweep_fold])
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "sweep.json")
+        if settings.chosen().calibrators:
+            names = [name for name in names if name in settings.chosen().methods]
+            others = [kind for kind in KINDS if kind != Temperature.kind]
+            after = {kind: compare(study, names, comparison["folds"], kind) for kind in others}
+            rows = calibrator_rows({Temperature.kind: comparison, **after})
+            write_rows((row for row in rows if row["model"] in names), results / "calibrators.csv")

@@ -19,7 +19,15 @@ from typing import Any
 
 from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
-from benchmarks.study.tables import differences_table, folds_table, means_table, nll_table, sweep_table, trainings_table
+from benchmarks.study.tables import (
+    calibrators_table,
+    differences_table,
+    folds_table,
+    means_table,
+    nll_table,
+    sweep_table,
+    trainings_table,
+)
 from benchmarks.study.truth import agreement_table, truth_table
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.metrics.significance import LEAST_FOLDS
@@ -46,6 +54,8 @@ def tables(results: Path) -> dict[str, str]:
     if (sweep := read(results / "sweep.json")) is not None:
         found["sweep"] = sweep_table(sweep)
         found["sweep cases"] = f"{len(sweep['cases'])} cases of fold {sweep['folds'][0]}."
+    if (file := results / "calibrators.csv").is_file():
+        found["calibrators"] = calibrators_table(read_rows(file))
     if (told := read(results / "truth.json")) is not None:
         found["truth"], found["truth agreement"] = truth_table(told), agreement_table(told)
     runs = [read(path) for path in sorted((results / "runs").glob("*.json"))]
@@ -63,10 +73,8 @@ def trainings(methods: dict[str, Any], cases: Path, stage: str) -> str:
     """Return the table of differences over trainings, or why there is none."""
     if len(methods["folds"]) < LEAST_FOLDS:
         return trainings_note(len(methods["folds"]))
-    with cases.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     ratio = methods.get("test_to_train") or 1 / (NNUNET_FOLDS - 1)
-    return trainings_table(methods, rows, stage, ratio)
+    return trainings_table(methods, read_rows(cases), stage, ratio)
 
 
 def not_learned(runs: list[dict[str, Any]]) -> str:
@@ -82,6 +90,12 @@ def not_learned(runs: list[dict[str, Any]]) -> str:
 def read(path: Path) -> Any:
     """Return the content of a JSON file, or None if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def filled(document: str, found: dict[str, str]) -> str:

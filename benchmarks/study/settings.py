@@ -48,6 +48,12 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
     "NACL_published": Method(("nnUNetTrainerNACL_published",)),
     "ML1ACE_pooled": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_pool_with_batch_dice": True}),
+    "LS": Method(("nnUNetTrainerLS",)),
+    "MbLS": Method(("nnUNetTrainerMbLS",)),
+    "Focal": Method(("nnUNetTrainerFocal",)),
+    "ECP": Method(("nnUNetTrainerECP",)),
+    "DSCPlusPlus": Method(("nnUNetTrainerDSCPlusPlus",)),
+    "MDCA": Method(("nnUNetTrainerMDCA",)),
 }
 
 # On one fold, beside the defaults above: NACL 0.01, ML1ACE 1, SoftML1ACE 0.3, DiceML1ACE 0.5, all with a
@@ -99,6 +105,7 @@ class Study:
             folds are for reporting.
         sweep_after: number of folds that all methods finish before the sweep.
         probabilities: keep nnU-Net's `.npz` of the validation cases, to measure them against other labels.
+        calibrators: compare calibrators on `sweep_fold`.
         own_splits: use the `splits_final.json` that lies in the raw dataset.
     """
 
@@ -115,6 +122,7 @@ class Study:
     sweep_fold: int = 0
     sweep_after: int = 0
     probabilities: bool = False
+    calibrators: bool = False
     own_splits: bool = False
 
     @property
@@ -190,10 +198,17 @@ STUDIES = {
             "SVLS",
             "SoftML1ACE",
             "NACL_published",
+            "LS",
+            "MbLS",
+            "Focal",
+            "ECP",
+            "DSCPlusPlus",
+            "MDCA",
         ),
         sweep=("Calib_seed", "ML1ACE_w03", "NACL_w01"),
         sweep_after=2,
         probabilities=True,
+        calibrators=True,
         own_splits=True,
     ),
     "acdc": Study(

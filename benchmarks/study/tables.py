@@ -8,6 +8,7 @@ from typing import Any
 from nnunet_calib.io.wording import missing
 from nnunet_calib.metrics.catalogue import LABELS
 from nnunet_calib.metrics.significance import holm, training_difference
+from nnunet_calib.posthoc import KINDS
 from nnunet_calib.report.comparison_page import SURE
 from nnunet_calib.results.error_tree import mean_of_known
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
@@ -126,6 +127,29 @@ def sweep_table(comparison: dict[str, Any]) -> str:
     return markdown(rows)
 
 
+def calibrators_table(cases: Sequence[dict[str, str]]) -> str:
+    """Return rows for each method: means over the cases before and after each kind of calibrator.
+
+    Args:
+        cases: the rows of calibrators.csv.
+    """
+    columns = [column for column in COLUMNS if column[0] != "brier"]
+    rows = [["method", "calibrator", *(name for _, _, name, _ in columns)]]
+    for method in dict.fromkeys(row["model"] for row in cases):
+        of_method = [row for row in cases if row["model"] == method]
+
+        def mean(column: str, rows: Sequence[dict[str, str]] = of_method) -> float:
+            return mean_of_known(float(row[column] or "nan") for row in rows)
+
+        for stage in ("before", *KINDS):
+            cells = [method if stage == "before" else "", "-" if stage == "before" else KINDS[stage].calibrator.short]
+            for metric, _, _, digits in columns:
+                name = f"{metric}_{stage}"
+                cells.append(_number(mean(name if name in of_method[0] else metric), digits))
+            rows.append(cells)
+    return markdown(rows)
+
+
 def folds_table(runs: Sequence[dict[str, Any]], baseline: str) -> str:
     """Return a row for each method and fold: differences from the baseline of the same fold and seed."""
     by_run = {(run["run"]["method"], run["run"]["fold"]): run for run in runs}
@@ -154,7 +178,18 @@ def _run_value(run: dict[str, Any] | None, name: str) -> float | None:
 
 def set_here(hyperparameters: dict[str, Any]) -> str:
     """Return the hyperparameters that the sweep varies, in words."""
-    names = {"nacl_weight": "NACL", "ml1_ace_weight": "mL1-ACE", "svls_sigma": "sigma"}
+    names = {
+        "nacl_weight": "NACL",
+        "ml1_ace_weight": "mL1-ACE",
+        "svls_sigma": "sigma",
+        "ls_alpha": "alpha",
+        "mbls_weight": "MbLS",
+        "mbls_margin": "margin",
+        "focal_gamma": "gamma",
+        "ecp_weight": "entropy",
+        "dsc_plus_plus_gamma": "gamma",
+        "mdca_weight": "MDCA",
+    }
     parts = [f"{label} {hyperparameters[key]:g}" for key, label in names.items() if key in hyperparameters]
     if epochs := hyperparameters.get("nacl_warmup_epochs") or hyperparameters.get("ml1_ace_warmup_epochs"):
         parts.append(f"whole after {epochs} epochs")

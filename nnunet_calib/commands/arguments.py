@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _PLANS = "nnUNetPlans"
+CALIBRATORS = ("temperature", "classwise", "vector")  # repeated from nnunet_calib.posthoc, which imports PyTorch
+CALIBRATORS_IN_WORDS = (
+    "temperature (the default), classwise (temperatures by predicted class or region) or vector (factors and offsets)"
+)
 
 
 def at_least_one(text: str) -> int:
@@ -229,13 +233,10 @@ def add_predictions(
     )
 
 
-def add_calibrator(command: argparse.ArgumentParser) -> None:
-    """Add the kind of calibrator to deploy."""
+def add_calibrator(command: argparse.ArgumentParser, what: str, default: str | None = "temperature") -> None:
+    """Add --calibrator for the kind of calibrator; `what` says what the command does with it."""
     command.add_argument(
-        "--calibrator",
-        metavar="KIND",
-        help="temperature, classwise or vector, from nnunet_calib crossval --calibrators, instead of --temperature "
-        "(default: temperature)",
+        "--calibrator", choices=CALIBRATORS, metavar="KIND", default=default, help=f"{what}: {CALIBRATORS_IN_WORDS}"
     )
 
 

@@ -49,10 +49,15 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--temperature",
         metavar="T",
-        help="a number, or a temperature.json (default: that of the cross-validation that has these folds, else that "
-        "of the fold)",
+        help="a number, or a temperature.json or calibrators.json (default: that of the cross-validation that has "
+        "these folds, else that of the fold)",
     )
-    add_calibrator(command)
+    add_calibrator(
+        command,
+        "written into the checkpoint, from calibrators.json, where "
+        "validate or crossval has fitted it, or with --temperature from another one",
+        None,
+    )
     command.add_argument(
         "--portable",
         action="store_true",

@@ -6,7 +6,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from nnunet_calib.commands.arguments import Commands, add_folds, add_model
+from nnunet_calib.commands.arguments import CALIBRATORS, Commands, add_calibrator, add_folds, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def _run(args: argparse.Namespace) -> None:
 
         named = itertools.product(args.configuration, args.plans, args.trainer)
         models = [find_model(args.dataset, configuration, trainer, plans) for configuration, plans, trainer in named]
-        comparison = compare_models(models, args.folds, allow_missing=args.allow_missing)
+        comparison = compare_models(models, args.folds, allow_missing=args.allow_missing, kind=args.calibrator)
         folder = args.output or comparison_folder(models, comparison["folds"])
         write_comparison(comparison, folder)
         draw_comparison(comparison, folder)
@@ -29,7 +29,8 @@ def _run(args: argparse.Namespace) -> None:
         given = {"-c": args.configuration, "-tr": args.trainer, "-p": args.plans, "-f": args.folds}
         command = " ".join(f"{flag} {' '.join(map(str, values))}" for flag, values in given.items())
         chill = " --chill" if args.allow_missing else ""
-        command = f"nnunet_calib compare -d {args.dataset} {command}{chill}"
+        kind = "" if args.calibrator == CALIBRATORS[0] else f" --calibrator {args.calibrator}"
+        command = f"nnunet_calib compare -d {args.dataset} {command}{chill}{kind}"
         write_comparison_page(comparison, folder / PAGE, commands=[command])
     print(comparison_table(comparison))
     print(folder)
@@ -47,6 +48,7 @@ def add(commands: Commands) -> None:
     )
     add_model(command, several=True)
     add_folds(command, "one fold or more")
+    add_calibrator(command, "fitted to the other folds of each model, and judges its cases")
     command.add_argument(
         "-o",
         dest="output",

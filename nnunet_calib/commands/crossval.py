@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_folds, add_model
+from nnunet_calib.commands.arguments import CALIBRATORS, CALIBRATORS_IN_WORDS, Commands, add_folds, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -18,7 +18,8 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.report.tables import calibrators_table, crossval_table
         from nnunet_calib.results.compared_models import dice_of_structures
         from nnunet_calib.results.crossval import merge_folds
-        from nnunet_calib.results.layout import CALIBRATORS, EXPECTED_FILE
+        from nnunet_calib.results.layout import CALIBRATORS as FILE
+        from nnunet_calib.results.layout import EXPECTED_FILE
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folder = merge_folds(model_folder, args.folds, allow_missing=args.allow_missing, calibrators=args.calibrators)
@@ -34,7 +35,7 @@ def _run(args: argparse.Namespace) -> None:
     print(crossval_table(summary))
     print(f"\n{expected_table(read_json(folder / EXPECTED_FILE), names)}")
     if args.calibrators:
-        print(f"\n{calibrators_table(read_json(folder / CALIBRATORS))}")
+        print(f"\n{calibrators_table(read_json(folder / FILE))}")
     print(folder)
 
 
@@ -52,10 +53,10 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--calibrators",
         nargs="+",
+        choices=CALIBRATORS,
         default=[],
         metavar="KIND",
-        help="compare calibrators out of fold: temperature, classwise (temperatures by predicted class or region), "
-        "vector (factors and offsets); writes calibrators.json (default: the temperature alone)",
+        help=f"compare calibrators out of fold, and write calibrators.json: {CALIBRATORS_IN_WORDS}",
     )
     command.add_argument(
         "--chill",

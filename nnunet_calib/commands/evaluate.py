@@ -4,7 +4,14 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_boundary, add_predictions, predictions
+from nnunet_calib.commands.arguments import (
+    CALIBRATORS,
+    Commands,
+    add_boundary,
+    add_calibrator,
+    add_predictions,
+    predictions,
+)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -14,9 +21,9 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.report.tables import summary_table
         from nnunet_calib.results.deployed_temperature import given_temperature
 
-        temperature = None if args.temperature is None else given_temperature(args.temperature)
+        given = None if args.temperature is None else given_temperature(args.temperature, args.calibrator)
         folder = args.output or args.predictions / "calibration"
-        summary = evaluate(predictions(args), folder, args.processes, temperature)
+        summary = evaluate(predictions(args), folder, args.processes, given, args.calibrator or CALIBRATORS[0])
         if args.figures:
             draw_fold(folder)
     print(summary_table(summary))
@@ -38,8 +45,9 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--temperature",
         metavar="T",
-        help="a number, or a temperature.json fitted on other cases, to judge these cases by (default: fit one here, "
-        "and judge each case by one that was fitted without it)",
+        help="a number, or a temperature.json or calibrators.json fitted on other cases, to judge these cases by "
+        "(default: fit one here, and judge each case by one that was fitted without it)",
     )
+    add_calibrator(command, "judges the cases, fitted here or, with --temperature, from a calibrators.json", None)
     command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")
     command.set_defaults(run=_run)

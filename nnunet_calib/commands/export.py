@@ -4,7 +4,14 @@ import argparse
 import contextlib
 import sys
 
-from nnunet_calib.commands.arguments import Commands, add_maps, add_predictions, map_options, predictions
+from nnunet_calib.commands.arguments import (
+    Commands,
+    add_calibrator,
+    add_maps,
+    add_predictions,
+    map_options,
+    predictions,
+)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -14,7 +21,12 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.results.deployed_temperature import given_temperature
         from nnunet_calib.results.schemas import in_sample_note
 
-        temperature = None if args.temperature is None else given_temperature(args.temperature)
+        if args.temperature is None and args.calibrator is not None:
+            raise ValueError(
+                f"expected --temperature with --calibrator {args.calibrator}, got none: name the calibrators.json that "
+                f"nnunet_calib fit or crossval has written"
+            )
+        temperature = None if args.temperature is None else given_temperature(args.temperature, args.calibrator)
         if temperature is not None and (note := in_sample_note(temperature)):
             print(note, file=sys.stderr)
         folder = args.output or args.predictions / MAPS_FOLDER
@@ -36,6 +48,8 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--temperature",
         metavar="T",
-        help="a number, or a temperature.json, to divide the logits by (default: none, the probabilities as they are)",
+        help="a number, or a temperature.json or calibrators.json, to calibrate by (default: none, the "
+        "probabilities as they are)",
     )
+    add_calibrator(command, "applied to the probabilities, from the calibrators.json of --temperature", None)
     command.set_defaults(run=_run, labels=None)

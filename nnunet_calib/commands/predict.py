@@ -81,10 +81,15 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--temperature",
         metavar="T",
-        help="a number (1 for none), a temperature.json, or folds for that of each fold (default: that of nnunet_calib "
-        "crossval, else that of each fold)",
+        help="a number (1 for none), a temperature.json or calibrators.json, or folds for that of each fold (default: "
+        "that of nnunet_calib crossval, else that of each fold)",
     )
-    add_calibrator(command)
+    add_calibrator(
+        command,
+        "applied to the maps, from calibrators.json, where "
+        "validate or crossval has fitted it, or with --temperature from another one",
+        None,
+    )
     command.add_argument(
         "--average",
         choices=["logits", "probabilities"],

@@ -5,7 +5,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from nnunet_calib.commands.arguments import Commands, add_folds, add_model
+from nnunet_calib.commands.arguments import Commands, add_calibrator, add_folds, add_model
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -14,6 +14,7 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.nnunet.raw_images import raw_images
         from nnunet_calib.report.fold_page import write_report
         from nnunet_calib.results.compared_models import dice_of_cases
+        from nnunet_calib.results.crossval import summary_with
         from nnunet_calib.results.layout import PAGE, find_results
 
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
@@ -22,13 +23,20 @@ def _run(args: argparse.Namespace) -> None:
         model = f"-d {args.dataset} -c {args.configuration} -tr {args.trainer} -p {args.plans}"
         folds = " ".join(map(str, args.folds))
         first = "crossval" if len(args.folds) > 1 else "validate"
-        commands = [f"nnunet_calib {command} {model} -f {folds}" for command in (first, "report")]
+        kind = args.calibrator
+        summary = None if kind is None else summary_with(model_folder, args.folds, kind)
+        with_kind = {
+            "crossval": "" if kind is None else f" --calibrators {kind}",
+            **dict.fromkeys(("validate", "report"), "" if kind is None else f" --calibrator {kind}"),
+        }
+        commands = [f"nnunet_calib {command} {model} -f {folds}{with_kind[command]}" for command in (first, "report")]
         write_report(
             folder,
             output,
             image_of=raw_images(model_folder.path) if args.images else lambda case: None,
             dice=dice_of_cases(model_folder, args.folds),
             commands=commands,
+            summary=summary,
         )
     print(output)
 
@@ -46,5 +54,6 @@ def add(commands: Commands) -> None:
     add_model(command)
     add_folds(command, "one fold, or those that crossval has merged")
     command.add_argument("-o", dest="output", type=Path, metavar="FILE", help="default: report.html in the folder")
+    add_calibrator(command, "judges the cases, as validate --calibrator or crossval --calibrators has fitted it", None)
     command.add_argument("--no-images", dest="images", action="store_false", help="do not read nnUNet_raw")
     command.set_defaults(run=_run)

@@ -7,6 +7,7 @@ import sys
 from nnunet_calib.commands.arguments import (
     Commands,
     add_boundary,
+    add_calibrator,
     add_checkpoint,
     add_folds,
     add_inference,
@@ -32,6 +33,7 @@ def _run(args: argparse.Namespace) -> None:
             use_npz=args.npz,
             trust=args.trust,
             boundary_mm=args.boundary_mm,
+            calibrator=args.calibrator,
         )
         model_folder = find_model(args.dataset, args.configuration, args.trainer, args.plans)
         folds = fold_numbers(model_folder, args.folds, args.checkpoint)
@@ -66,6 +68,7 @@ def add(commands: Commands) -> None:
     add_folds(command, "numbers, or all (default: those that have the checkpoint)", None)
     add_checkpoint(command, "; with another one, .npz are not used")
     add_inference(command)
+    add_calibrator(command, "fitted to the cases of the fold, and judges each case by a fit without it")
     add_boundary(command)
     command.add_argument(
         "-np",

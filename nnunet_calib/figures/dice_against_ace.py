@@ -1,4 +1,4 @@
-"""Dice against ACE and MCE of several models, before and after temperature scaling.
+"""Dice against ACE and MCE of several models, before and after calibration.
 
 matplotlib is imported only when a figure is drawn.
 """
@@ -14,6 +14,9 @@ from nnunet_calib.io.atomic_files import forget
 from nnunet_calib.io.names import in_figure
 from nnunet_calib.io.wording import missing
 from nnunet_calib.metrics.errors import NUM_BINS
+from nnunet_calib.posthoc import kind_of
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.layout import ENDINGS
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class Estimate(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Dice of a model, and its ACE or MCE before and after temperature scaling."""
+    """Dice of a model, and its ACE or MCE before and after calibration."""
 
     name: str
     dice: Estimate
@@ -43,16 +46,19 @@ class Point(NamedTuple):
     calibrated: Estimate
 
 
-def draw_dice_against_ace(ax: Axes, points: Sequence[Point], error: str = "ACE") -> None:
-    """Draw each model as a pair of points, open at T = 1 and filled with temperature, joined by a pale line.
+def draw_dice_against_ace(
+    ax: Axes, points: Sequence[Point], error: str = "ACE", calibrator: type[Calibrator] = Temperature
+) -> None:
+    """Draw each model as a pair of points, open at T = 1 and filled after calibration, joined by a pale line.
 
-    Bars show the intervals. Those of the error lie on one line, so they have wide caps at T = 1 and narrow caps with
-    temperature. That of the Dice is drawn once, since no temperature changes it. `ax.legend()` names models and stages.
+    Bars show the intervals. Those of the error lie on one line, so they have wide caps at T = 1 and narrow caps after
+    calibration. That of the Dice, which is nnU-Net's, is drawn once. `ax.legend()` names models and stages.
 
     Args:
         ax: axes to draw on.
         points: points of the models; models without Dice or error are left out.
         error: name of the error for the axis label.
+        calibrator: kind of the calibrators, which the legend names.
     """
     for i, point in enumerate(points):
         colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
@@ -68,7 +74,7 @@ def draw_dice_against_ace(ax: Axes, points: Sequence[Point], error: str = "ACE")
             ax.errorbar(x, ace.mean, yerr=_reach(ace), capsize=cap, **common)
             ax.plot(x, ace.mean, marker, color=colour, markersize=5.5, markerfacecolor=face, zorder=3)
         ax.plot([], [], color=colour, marker=marker, linestyle="none", label=in_figure(point.name))
-    for label, face in (("T = 1", "white"), ("with temperature", "0.4")):
+    for label, face in (("T = 1", "white"), (f"with {calibrator.noun}", "0.4")):
         ax.plot([], [], color="0.4", marker="o", markerfacecolor=face, linestyle="none", label=label)
     ax.margins(0.08)
     ax.locator_params(axis="x", nbins=6)  # more labels would touch at a column's width
@@ -85,7 +91,7 @@ def dice_against_ace_figure(comparison: dict[str, Any]) -> Figure:
     # the legend has a line for each model: make room, so that many models do not squeeze the axes
     figure, axes = new_figure(4.3 + 0.15 * len(comparison["models"]), 2)
     for ax, error in zip(axes[:, 0], ("ace", "mce"), strict=True):
-        draw_dice_against_ace(ax, points_of(comparison, error), error.upper())
+        draw_dice_against_ace(ax, points_of(comparison, error), error.upper(), kind_of(comparison))
     outer_labels(axes)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
     cases = len(comparison["cases"])

@@ -140,15 +140,16 @@ class Results:
         return dict(zip(heads["keys"], heads["names"], strict=True))
 
     @classmethod
-    def read(cls, calibration_folder: Path) -> Results:
-        """Read summary.json and the case files that it names.
+    def read(cls, calibration_folder: Path, summary: Summary | None = None) -> Results:
+        """Read summary.json, unless its content is given, and the case files that it names.
 
         Raises:
             FileNotFoundError: if a file is missing.
             ValueError: if a file is damaged, or does not match the case or the heads in summary.json.
         """
         file = calibration_folder / "summary.json"
-        summary: Summary = read_json(file, SUMMARY, _AGAIN)
+        if summary is None:
+            summary = read_json(file, SUMMARY, _AGAIN)
         summary["heads"]["names"] = [*map(shown, summary["heads"]["names"])]
         fitted = _calibrator(summary["temperature"], file)
         t = fitted.to_json().get("temperature", 1.0)

@@ -179,7 +179,7 @@ class FigureSpec:
     Attributes:
         name: name of its files without the ending, one of `results.layout.FIGURES`.
         title: title above it on a page.
-        caption: caption below the title.
+        caption: caption below the title, with the calibrator's {effect}.
         draw: function that draws it, given the results and the function that returns images.
     """
 
@@ -220,8 +220,7 @@ FIGURES = (
     FigureSpec(
         "confidence",
         "Confidence histogram",
-        "Where the probabilities lie. Temperature scaling moves them away from 0 and 1, or towards them, and changes "
-        "no segmentation.",
+        "Where the probabilities lie. {effect}",
         lambda results, _: confidence_figure(results.before, results.after, results.names, results.calibrator),
     ),
     FigureSpec(

@@ -59,7 +59,7 @@ def kind_of(content: Mapping[str, Any]) -> type[Calibrator]:
         ValueError: for a kind that this version does not know.
     """
     name = content.get("kind", Temperature.kind)
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(
             f"expected a calibrator of kind {' or '.join(KINDS)}, found {name!r:.99}: use the version that wrote it"
         )

@@ -7,11 +7,14 @@ many sets of cases like `many_fits.fit_jointly`, and enter both in `nnunet_calib
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nnunet_calib.posthoc.temperature import TemperatureFit
 
 Key = TypeVar("Key")
 
@@ -22,13 +25,19 @@ class Calibrator(Protocol):
     Attributes:
         kind: name in `KINDS`.
         noun: name in sentences, as in "with temperature".
+        indefinite: the noun with its article, as in "judged by a temperature".
         short: name in legends and column heads, as in "ACE, T".
+        effect: sentence on what it does to the probabilities and to the segmentation.
+        keeps_segmentation: whether the segmentation always stays as it is.
         form: form of the JSON values, see `nnunet_calib.io.json_forms`.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
+    indefinite: ClassVar[str]
     short: ClassVar[str]
+    effect: ClassVar[str]
+    keeps_segmentation: ClassVar[bool]
     form: ClassVar[dict[str, Any]]
 
     @property
@@ -72,6 +81,11 @@ class Fit(Protocol):
     @property
     def calibrator(self) -> Calibrator:
         """The fitted calibrator."""
+        ...
+
+    @property
+    def of_all(self) -> TemperatureFit:
+        """Fit of one temperature to the same voxels."""
         ...
 
     def to_json(self) -> dict[str, Any]:

@@ -44,7 +44,12 @@ class Classwise:
 
     kind: ClassVar[str] = "classwise"
     noun: ClassVar[str] = "temperatures by class"
+    indefinite: ClassVar[str] = noun
     short: ClassVar[str] = "T by class"
+    effect: ClassVar[str] = (
+        "Temperatures by class move them away from 0 and 1, or towards them, and change no segmentation."
+    )
+    keeps_segmentation: ClassVar[bool] = True
     form: ClassVar[dict[str, Any]] = {"temperature": float, "temperatures": [float], "regions": bool}
 
     def __post_init__(self) -> None:

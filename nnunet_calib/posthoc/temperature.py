@@ -40,7 +40,12 @@ class Temperature:
 
     kind: ClassVar[str] = "temperature"
     noun: ClassVar[str] = "temperature"
+    indefinite: ClassVar[str] = "a temperature"
     short: ClassVar[str] = "T"
+    effect: ClassVar[str] = (
+        "Temperature scaling moves them away from 0 and 1, or towards them, and changes no segmentation."
+    )
+    keeps_segmentation: ClassVar[bool] = True
     form: ClassVar[dict[str, Any]] = {"temperature": float}
 
     def __post_init__(self) -> None:
@@ -109,6 +114,11 @@ class TemperatureFit:
     def calibrator(self) -> Temperature:
         """T as a calibrator."""
         return Temperature(self.temperature)
+
+    @property
+    def of_all(self) -> TemperatureFit:
+        """The fit itself, as that of the temperature of all voxels."""
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """Return the fit as temperature.json has it."""

@@ -61,7 +61,10 @@ class Vector:
 
     kind: ClassVar[str] = "vector"
     noun: ClassVar[str] = "vector scaling"
+    indefinite: ClassVar[str] = noun
     short: ClassVar[str] = "w z + b"
+    effect: ClassVar[str] = "Vector scaling moves those of each class by themselves, and may change the segmentation."
+    keeps_segmentation: ClassVar[bool] = False
     form: ClassVar[dict[str, Any]] = {"temperature": float, "factors": [float], "offsets": [float], "regions": bool}
 
     def __post_init__(self) -> None:

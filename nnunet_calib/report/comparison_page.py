@@ -10,21 +10,21 @@ from nnunet_calib.figures.dice_against_ace import dice_against_ace_figure, point
 from nnunet_calib.figures.logit_distributions import CAPTION, TITLE, logit_distributions_figure
 from nnunet_calib.io.wording import missing, number
 from nnunet_calib.metrics.catalogue import LABELS
+from nnunet_calib.posthoc import kind_of
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.report.comparison_tables import comparison_about, comparison_notes, comparison_sections
 from nnunet_calib.report.fold_words import facts
 from nnunet_calib.report.page import cell, column, definitions, inline_figure, text_cell, write_page
 from nnunet_calib.results.error_tree import case_error
-from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
+from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
 SURE = 0.05  # corrected p below which a difference is reported as one
-_AT = {"both": "", UNCALIBRATED: ", as trained", CALIBRATED: ", each model with its temperature"}
+_AT = {"both": "", UNCALIBRATED: ", as trained", CALIBRATED: ", each model with its {}"}
 _ASPECTS = {
     "dice": ("Segmentation", "Dice"),
     "ace": ("How far the probability of a class is off, over all bins alike", LABELS["ace"]),
     "nll": ("The probability given to the true class", LABELS["nll"]),
 }
-
-_STAGES = ((UNCALIBRATED, "T = 1"), (CALIBRATED, "T"))
 
 
 def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands: Sequence[str] = ()) -> None:
@@ -35,21 +35,22 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
         output: the HTML file, which is written atomically.
         commands: commands that reproduce the results.
     """
+    calibrator = kind_of(comparison)
+    effect = "A temperature changes only the latter." if calibrator is Temperature else calibrator.effect
     figures = []
     if not all(missing(point.dice.mean) for point in points_of(comparison)):
         figures.append(
             inline_figure(
                 lambda: dice_against_ace_figure(comparison),
                 "Dice against ACE and MCE",
-                "Right is a better segmentation, below are better probabilities. "
-                "A temperature changes only the latter.",
+                f"Right is a better segmentation, below are better probabilities. {effect}",
             )
         )
     figures.append(inline_figure(lambda: logit_distributions_figure(comparison), TITLE, CAPTION))
     columns = [column("case", "name", is_number=False), column("fold", "whose network predicted the case")]
     for model in comparison["models"]:
         columns.append(column(f"Dice, {model['name']}", "mean over the foreground classes"))
-        columns += [column(f"ACE, {model['name']}, {at}", f"ACE at {at}") for _, at in _STAGES]
+        columns += [column(f"ACE, {model['name']}, {at}", f"ACE at {at}") for at in ("T = 1", calibrator.short)]
     write_page(
         "comparison.html.j2",
         output,
@@ -82,7 +83,7 @@ def _rows(comparison: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
         for model in comparison["models"]:
             row = of_models[model["name"]]
             cells.append(cell(float("nan") if row["dice"] is None else row["dice"], 3))
-            cells += [cell(case_error(row[stage]["image"], "ace")) for stage, _ in _STAGES]
+            cells += [cell(case_error(row[stage]["image"], "ace")) for stage in STAGES]
         yield cells
 
 
@@ -97,7 +98,7 @@ def comparison_sentences(comparison: dict[str, Any]) -> Iterator[tuple[str, list
             yield (
                 model["name"],
                 [
-                    _sentence(group, row)
+                    _sentence(group, row, kind_of(comparison).noun)
                     for metric in _ASPECTS
                     for group in comparison["results"]
                     if (group["metric"], group["scope"]) == (metric, "image")
@@ -108,9 +109,9 @@ def comparison_sentences(comparison: dict[str, Any]) -> Iterator[tuple[str, list
             )
 
 
-def _sentence(group: dict[str, Any], row: dict[str, Any]) -> str:
+def _sentence(group: dict[str, Any], row: dict[str, Any], noun: str) -> str:
     subject, name = _ASPECTS[group["metric"]]
-    subject += _AT[group["stage"]]
+    subject += _AT[group["stage"]].format(noun)
     difference, p = row["difference"], row["p_holm"]
     low, high = row["difference_interval"]
     if missing(difference) or missing(low) or missing(p):

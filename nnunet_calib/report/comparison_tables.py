@@ -13,6 +13,8 @@ from nnunet_calib.io.atomic_files import replaced_when_complete, write_json
 from nnunet_calib.io.wording import aligned, missing, number
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, HEAD_LABELS, LABELS, RANKINGS, SCORES
 from nnunet_calib.metrics.significance import LEAST_FOLDS
+from nnunet_calib.posthoc import kind_of
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.report.tables import checkpoint_line
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
@@ -114,12 +116,14 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         first, by the difference, its interval and the corrected p-value. Then the cases left out, and the notes.
     """
     section = _SECTIONS[0]
-    rows: list[Sequence[str]] = [("whole image", "T", *(_NAMES[metric] for metric, *_ in section.columns))]
+    rows: list[Sequence[str]] = [
+        ("whole image", kind_of(comparison).short, *(_NAMES[metric] for metric, *_ in section.columns))
+    ]
     decimals = [_decimals(comparison, column) for column in section.columns]
     for model, stage in _rows_of(comparison):
         found = [_find(comparison, column, stage, model["name"]) for column in section.columns]
         means = (row["mean"] for row in found)
-        rows.append((model["name"], _temperature(model, stage), *map(number, means, decimals)))
+        rows.append((model["name"], _used(comparison, model, stage), *map(number, means, decimals)))
         if model["name"] != comparison["first_model"]:
             limits = [row["difference_interval"] for row in found]
             for name, values in (
@@ -174,7 +178,7 @@ def write_comparison(comparison: dict[str, Any], folder: Path) -> None:
 
 
 class Table(NamedTuple):
-    """Table of metrics, whose rows begin with the model and its temperature."""
+    """Table of metrics, whose rows begin with the model and its calibrator."""
 
     caption: str
     header: tuple[str, ...]
@@ -245,12 +249,15 @@ def _table(
 ) -> Table:
     arrows = {"higher": "↑", "lower": "↓"}
     better = {group["metric"]: arrows[group["better"]] for group in comparison["results"]}
-    header = ("model", "temperature", *(f"{_NAMES[metric]} {better[metric]}" for metric, *_ in section.columns))
+    calibrator = kind_of(comparison)
+    header = ("model", calibrator.noun, *(f"{_NAMES[metric]} {better[metric]}" for metric, *_ in section.columns))
     rows = []
     for model, stage in _rows_of(comparison):
         if not with_first and model["name"] == comparison["first_model"]:
             continue
-        cells = [model["name"], f"T {'≈' if stage == CALIBRATED else '='} {_temperature(model, stage)}"]
+        used = _used(comparison, model, stage)
+        sign = "≈" if stage == CALIBRATED else "="
+        cells = [model["name"], f"T {sign} {used}" if calibrator is Temperature else used]
         for column in section.columns:
             cells.append(cell(_find(comparison, column, stage, model["name"]), _decimals(comparison, column)))
         rows.append(cells)
@@ -292,7 +299,10 @@ def _left_out(comparison: dict[str, Any]) -> list[str]:
     return [f"Left out, for want of statistics in the model named: {named}."] if rows else []
 
 
-def _temperature(model: dict[str, Any], stage: str) -> str:
+def _used(comparison: dict[str, Any], model: dict[str, Any], stage: str) -> str:
+    """Return the mean temperature of a model; with other calibrators, whether they were used."""
+    if kind_of(comparison) is not Temperature:
+        return "before" if stage == UNCALIBRATED else "after"
     return "1" if stage == UNCALIBRATED else "-" if missing(t := model["temperature"]["mean"]) else f"{t:.2f}"
 
 

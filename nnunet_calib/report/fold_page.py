@@ -19,7 +19,7 @@ from nnunet_calib.metrics.catalogue import HEAD_LABELS
 from nnunet_calib.report.fold_words import case_table, facts, headline, notes
 from nnunet_calib.report.page import data_uri, definitions, inline_figure, write_page
 from nnunet_calib.results.error_tree import case_error
-from nnunet_calib.results.schemas import STAGES
+from nnunet_calib.results.schemas import STAGES, Summary
 
 PICTURES_MIB = 4.0  # for all slices; with base64 and the figures, a page stays below 10 MB
 
@@ -31,6 +31,7 @@ def write_report(
     image_of: ImageOf,
     dice: Mapping[str, float] | None = None,
     commands: Sequence[str] = (),
+    summary: Summary | None = None,
 ) -> None:
     """Write the report of a fold or of merged folds.
 
@@ -40,12 +41,13 @@ def write_report(
         image_of: returns a case's image, or None.
         dice: case -> mean foreground Dice, from nnU-Net's own summary; None leaves out the column.
         commands: commands that reproduce the results.
+        summary: content of summary.json with another calibrator, from `summary_with`; None for the file's.
 
     Raises:
         FileNotFoundError: if summary.json or a case file that it names is missing.
         ValueError: if one of them is damaged.
     """
-    results = Results.read(calibration_folder)
+    results = Results.read(calibration_folder, summary)
     content = _content(results, image_of, dice or {})
     if (expected := read_expected(calibration_folder)) is not None:
         draw = partial(expected_figure, expected, results.names_by_key)
@@ -61,7 +63,7 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
     summary, model = results.summary, results.summary["model"]
     pictures, with_image = _pictures(results, image_of)
     columns, rows = case_table(
-        results.cases, dice, {picture["name"]: picture["link"] for picture in pictures}, results.calibrator.short
+        results.cases, dice, {picture["name"]: picture["link"] for picture in pictures}, type(results.calibrator)
     )
     left_out = len(results.cases) - len(pictures)
     described = [model.get(key) for key in ("trainer", "dataset", "configuration", "plans")]
@@ -75,7 +77,9 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
         "notes": [*notes(summary)],
         "calibrator": results.calibrator.noun,
         "figures": [
-            inline_figure(partial(spec.draw, results, image_of), spec.title, spec.caption)
+            inline_figure(
+                partial(spec.draw, results, image_of), spec.title, spec.caption.format(effect=results.calibrator.effect)
+            )
             for spec in tqdm(FIGURES, desc="drawing figures", unit="figure")
         ],
         "columns": columns,

@@ -10,7 +10,9 @@ from typing import Any
 from nnunet_calib.figures.drawn_results import ReportedCase
 from nnunet_calib.io.wording import number
 from nnunet_calib.metrics.catalogue import BY_CHANCE, BY_NAME, CASE_ERRORS, HEAD_ERRORS, RANKINGS, SCORES, TITLES
-from nnunet_calib.posthoc import from_json
+from nnunet_calib.posthoc import from_json, kind_of
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.report.page import cell, column, text_cell
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Summary, in_sample_note
@@ -42,9 +44,10 @@ def _beside(summary: Summary, group: str, metric: str) -> Iterator[str]:
 
     For a ranking, yield its values at the boundary instead.
     """
+    noun = kind_of(summary["temperature"]).noun
     if metric in RANKINGS:
         before, after = (summary["metrics"][stage].get("boundary", {}).get(metric) for stage in STAGES)
-        yield f"At the boundary: {number(before)}, with temperature {number(after)}."
+        yield f"At the boundary: {number(before)}, with {noun} {number(after)}."
         return
     if (name := BY_CHANCE.get(metric)) and name in (tree := summary["metrics"][UNCALIBRATED]["image"][group]):
         yield f"Chance alone would leave a calibrated model {number(tree[name])}."
@@ -55,7 +58,7 @@ def _beside(summary: Summary, group: str, metric: str) -> Iterator[str]:
         before, after = ((tree[group] if group else tree)[metric] for tree in values)
         low, high = (limits[1][group] if group else limits[1])[metric]
         interval = f"{number(low)} to {number(high)}"
-        yield f"Voxels of all cases pooled: {number(before)}, with temperature {number(after)} ({interval})."
+        yield f"Voxels of all cases pooled: {number(before)}, with {noun} {number(after)} ({interval})."
 
 
 def _meaning(metric: str, cells: dict[str, Any]) -> str:
@@ -71,7 +74,7 @@ def notes(summary: Summary) -> Iterator[str]:
     """Yield the caveats for a reader of the numbers."""
     fit = summary["temperature"]
     calibrator, error = from_json(fit), fit.get("standard_error")
-    known = "" if error is None or isnan(error) else f" (standard error {error:.3f})"
+    known = "" if error is None or isnan(error) or "kind" in fit else f" (standard error {error:.3f})"
     yield f"{calibrator.words('.3f')}{known}: {calibrator.meaning()}."
     if fit.get("at_bound"):
         yield "T lies on the bound of the search: do not use it."
@@ -87,7 +90,10 @@ def notes(summary: Summary) -> Iterator[str]:
 
 
 def case_table(
-    cases: Sequence[ReportedCase], dice: Mapping[str, float], links: Mapping[str, str], short: str = "T"
+    cases: Sequence[ReportedCase],
+    dice: Mapping[str, float],
+    links: Mapping[str, str],
+    calibrator: type[Calibrator] = Temperature,
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
     """Return the columns of the table of cases, and the cells of each case.
 
@@ -95,15 +101,19 @@ def case_table(
         cases: cases of a fold or of merged folds.
         dice: case -> Dice; empty for a table without Dice.
         links: case -> anchor of its slice on the page.
-        short: short name of the calibrator.
+        calibrator: kind of the calibrators that the cases are judged by.
     """
     merged = any("fold" in case.row for case in cases)
     columns = [column("case", "name", is_number=False)]
     columns += [column("fold", "whose network predicted the case")] if merged else []
     columns += [column("Dice", "mean over the foreground classes")] if dice else []
     for metric in (*CASE_ERRORS, "nll"):
-        columns += [column(f"{TITLES[metric]}, {at}", f"{TITLES[metric]} at {at}") for at in ("T = 1", short)]
-    columns += [column("T", "temperature that the case is judged by"), column("voxels", "that count")]
+        columns += [
+            column(f"{TITLES[metric]}, {at}", f"{TITLES[metric]} at {at}") for at in ("T = 1", calibrator.short)
+        ]
+    one_number = calibrator is Temperature
+    columns += [column(calibrator.short, f"{calibrator.noun} that the case is judged by", is_number=one_number)]
+    columns += [column("voxels", "that count")]
     rows = []
     for case in cases:
         cells = [text_cell(case.name, links.get(case.name, ""))]
@@ -111,9 +121,9 @@ def case_table(
         cells += [cell(dice.get(case.name, float("nan")), 3)] if dice else []
         for metric in (*CASE_ERRORS, "nll"):
             cells += [cell(case_error(case.row[stage]["image"], metric)) for stage in STAGES]
-        rows.append(
-            [*cells, cell(case.calibrator.to_json().get("temperature", float("nan")), 3), cell(case.row["voxels"], 0)]
-        )
+        used = case.calibrator
+        cells += [cell(used.to_json()["temperature"], 3) if one_number else text_cell(used.words(".3f"))]
+        rows.append([*cells, cell(case.row["voxels"], 0)])
     return columns, rows
 
 

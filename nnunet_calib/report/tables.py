@@ -7,13 +7,15 @@ from typing import Any
 
 from nnunet_calib.io.wording import aligned, missing, number
 from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, LABELS, RANKINGS, SCORES, TITLES
+from nnunet_calib.posthoc import from_json, kind_of
+from nnunet_calib.results.fold_summary import dice_note
 from nnunet_calib.results.schemas import STAGES, in_sample_note
 
 _FINAL = "checkpoint_final.pth"
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """Return ECE, ACE and MCE of the whole image for each class, at T = 1 and with temperature, for the terminal.
+    """Return ECE, ACE and MCE of the whole image for each class, before and after calibration, for the terminal.
 
     Args:
         summary: the content of a fold's summary.json.
@@ -21,10 +23,11 @@ def summary_table(summary: dict[str, Any]) -> str:
     Returns:
         Lines of text, with "-" if no case has a value: a row for each class, for the foreground mean and for the top
         label, the last two followed by the errors by chance and those of the pooled voxels. Then scores, the origin of
-        the temperature, and notes.
+        the calibrator, and notes.
     """
     before, after = (summary["metrics"][name]["image"] for name in STAGES)
-    rows = [("class", "cases", *(f"{LABELS[m]}{at}" for m in HEAD_ERRORS for at in (" T=1", " T")))]
+    short = kind_of(summary["temperature"]).short
+    rows = [("class", "cases", *(f"{LABELS[m]} {at}" for m in HEAD_ERRORS for at in ("T=1", short)))]
     heads = summary["heads"]
     for key, name in zip(heads["keys"], heads["names"], strict=True):
         pair = [tree["per_class"][key] for tree in (before, after)]
@@ -50,16 +53,17 @@ def checkpoint_line(model: dict[str, Any]) -> list[str]:
 
 
 def _origin(summary: dict[str, Any]) -> str:
-    """Return T with the data that it was fitted on, and a caveat if its errors are too small for new cases."""
+    """Return the calibrator with the data it was fitted on, and a caveat if its errors are too small for new cases."""
     of_all, rows = summary["temperature"], summary["metric_per_case"]
+    calibrator = from_json(of_all)
     text, own = "as given", False
     if of_all["cross_fitted"]:
         text, own = "for all cases", any(missing(row["temperature"]) for row in rows)
         text += "" if own else "; each case is judged by one that was fitted without it"
     own_text = ", which was fitted on cases that it is judged by: expect larger errors on others" if own else ""
     if note := in_sample_note(of_all):
-        own_text = f"{own_text}. {note}" if of_all["cross_fitted"] else f", which{note.removeprefix('T')}"
-    return f"T = {of_all['temperature']:.4f} {text}{own_text}"
+        own_text = f"{own_text}. {note}" if of_all["cross_fitted"] else f", which{note.removeprefix(calibrator.short)}"
+    return f"{calibrator.words()} {text}{own_text}"
 
 
 def _values(pair: Sequence[dict[str, float]]) -> list[str]:
@@ -114,6 +118,32 @@ def crossval_table(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, *ends])
 
 
+def fit_table(fitted: dict[str, Any], calibrators: dict[str, Any] | None) -> str:
+    """Return the parameters of a fit with its NLL, and what is to be said of a calibrator other than the temperature.
+
+    Args:
+        fitted: the content of temperature.json, or the same entries of another calibrator.
+        calibrators: the content of calibrators.json; None for a temperature.
+    """
+    calibrator = from_json(fitted)
+    error = f", standard error {fitted['standard_error']:.4f}" if calibrators is None else ""
+    lines = [
+        f"{calibrator.words()}{error}, from {len(fitted['cases'])} cases; NLL {fitted['nll_before']:.4f} -> "
+        f"{fitted['nll_after']:.4f}"
+    ]
+    for kind, entry in ({} if calibrators is None else calibrators["calibrators"]).items():
+        if "dice" in entry:
+            lines.append(dice_note(entry["dice"]))
+        lines += _few_voxels(kind, entry)
+    return "\n".join(lines)
+
+
+def _few_voxels(kind: str, entry: dict[str, Any]) -> list[str]:
+    """Return a note on the classes that take T, or none; given an entry of calibrators.json."""
+    few = len(entry["fit"].get("take_temperature", ()))
+    return [f"{kind}: {few} of the classes or regions have too few voxels, and take T"] if few else []
+
+
 def calibrators_table(compared: dict[str, Any]) -> str:
     """Return a table of calibrators, each judged out of fold, and the recommended one.
 
@@ -137,8 +167,7 @@ def calibrators_table(compared: dict[str, Any]) -> str:
                 *(number(entry["dice"][stage]) for stage in ("before", "after")),
             )
         )
-        if few := entry["fit"].get("take_temperature"):
-            notes.append(f"{kind}: {len(few)} of the classes or regions have too few voxels, and take T")
+        notes += _few_voxels(kind, entry)
     return "\n".join([*aligned(rows), "", *notes])
 
 

@@ -16,9 +16,10 @@ from nnunet_calib.io.wording import shortened
 from nnunet_calib.metrics.log_odds import log_odds_counts
 from nnunet_calib.metrics.pooled_errors import CaseSums
 from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.error_tree import brief, mean_of_known
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.judged_cases import cross_fitted, errors_after
+from nnunet_calib.results.judged_cases import as_json, cross_fitted, errors_after, estimated_dice, mean_of_pairs
 from nnunet_calib.results.layout import Fold, ModelFolder
 from nnunet_calib.results.measured_folds import find_folds, fits_without_fold, merged_model, read_measured
 from nnunet_calib.results.schemas import HEADS, STAGES, Tree
@@ -36,6 +37,7 @@ class JudgedCase:
         errors: errors before and after calibration, from `brief`.
         sums: sums before and after calibration, for pooled errors.
         log_odds: counts by log-odds before calibration, from `log_odds_counts`.
+        estimated_dice: from `judged_cases.estimated_dice` for a calibrator that may change the segmentation; else None.
     """
 
     fold: int
@@ -45,6 +47,7 @@ class JudgedCase:
     errors: dict[str, Tree]
     sums: dict[str, CaseSums]
     log_odds: NDArray[np.float64]
+    estimated_dice: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,11 @@ class ComparedModel:
 
 
 def read_models(
-    model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
+    model_folders: Sequence[ModelFolder],
+    folds: Sequence[int | str],
+    *,
+    allow_missing: bool = False,
+    kind: str = Temperature.kind,
 ) -> list[ComparedModel]:
     """Read the models, keep only their errors in memory, and name the models by the parts that differ.
 
@@ -91,7 +98,7 @@ def read_models(
     models = []
     for folder in model_folders:
         try:
-            models.append(_read_model(folder, folds, allow_missing))
+            models.append(_read_model(folder, folds, allow_missing, kind))
         except ValueError as error:
             raise ValueError(f"{folder.path.name}: {error}") from error
     parts = [
@@ -108,15 +115,15 @@ def read_models(
     return models
 
 
-def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: bool) -> ComparedModel:
+def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: bool, kind: str) -> ComparedModel:
     found = find_folds(folder, folds, allow_missing=allow_missing, at_least=1)
     heads = found[0].heads
     cases, _ = read_measured(found, allow_missing=allow_missing)
     if len(found) > 1:
-        without = fits_without_fold(cases)
+        without = fits_without_fold(cases, kind)
         calibrators: list[Calibrator | None] = [without[case.fold].calibrator for case in cases]
     else:
-        _, calibrators = cross_fitted(cases)
+        _, calibrators = cross_fitted(cases, kind)
     after, sums = errors_after(cases, calibrators, heads)
     dice: dict[str, float] = {}
     without_dice = []
@@ -135,6 +142,7 @@ def _read_model(folder: ModelFolder, folds: Sequence[int | str], allow_missing: 
             dict(zip(STAGES, (brief(case.uncalibrated), brief(calibrated)), strict=True)),
             dict(zip(STAGES, (case.sums, calibrated_sums), strict=True)),
             log_odds_counts(case.read().sample),
+            None if calibrator is None or calibrator.keeps_segmentation else estimated_dice(case, calibrator, heads),
         )
         for case, calibrator, calibrated, calibrated_sums in zip(cases, calibrators, after, sums, strict=True)
     }
@@ -246,3 +254,17 @@ def dice_of_structures(model_folder: ModelFolder, folds: Sequence[Fold]) -> dict
         if ending and ours.is_file() and theirs.is_file():
             dice |= dice_per_structure(theirs, ending, Heads.of_summary(read_json(ours, {"heads": HEADS})["heads"]))
     return dice
+
+
+def calibrator_values(model: ComparedModel, cases: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return mean and range over the shared cases for each parameter of their calibrators.
+
+    If the calibrators may change the segmentation, `estimated_dice` has the mean Dice before and after them.
+    """
+    described = [as_json(model.cases[case].calibrator) for case in cases]
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for one in described for name, value in one.items() if isinstance(value, float)):
+        values = [one[name] for one in described if not np.isnan(one.get(name, np.nan))] or [float("nan")]
+        found[name] = {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}
+    dice = [pair for case in cases if (pair := model.cases[case].estimated_dice) is not None]
+    return found | ({"estimated_dice": mean_of_pairs(dice)} if dice else {})

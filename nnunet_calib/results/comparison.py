@@ -31,8 +31,12 @@ from nnunet_calib.metrics.significance import (
     resampling_counts,
     training_difference,
 )
-from nnunet_calib.results.compared_models import ComparedModel, JudgedCase, read_models
+from nnunet_calib.posthoc import KINDS
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
+from nnunet_calib.results.compared_models import ComparedModel, JudgedCase, calibrator_values, read_models
 from nnunet_calib.results.error_tree import case_error, mean_of_known, scope_definitions
+from nnunet_calib.results.fold_summary import dice_note
 from nnunet_calib.results.judged_cases import as_json
 from nnunet_calib.results.layout import FINAL, ModelFolder
 from nnunet_calib.results.measured_folds import versions_note
@@ -111,7 +115,8 @@ _DEFINITIONS = {name: DEFINITIONS[name] for name in (*CASE_ERRORS, *SCORES, *RAN
     "share, by bin, of the voxels outside and of those inside the class; values beyond the edges lie in the outermost "
     "bins; null without a voxel",
 }
-_CALIBRATED = "each case with the temperature of {} of its own model, on the kept voxels of the case"
+_CALIBRATED = "each case with the {} of {} of its own model, on the kept voxels of the case"
+_DICE_AFTER = "nnU-Net's own, before calibration; estimated_dice: before and after it, from the kept voxels"
 
 
 def trainings_note(folds: int) -> str:
@@ -130,15 +135,20 @@ def trainings_note(folds: int) -> str:
 
 
 def compare_models(
-    model_folders: Sequence[ModelFolder], folds: Sequence[int | str], *, allow_missing: bool = False
+    model_folders: Sequence[ModelFolder],
+    folds: Sequence[int | str],
+    *,
+    allow_missing: bool = False,
+    kind: str = Temperature.kind,
 ) -> dict[str, Any]:
     """Compare models of one dataset with the first of them.
 
     Args:
         model_folders: at least two of nnU-Net's folders of models, with the folders `fold_X`.
-        folds: numbers of the folds. With two or more, each case is judged with the temperature of the other folds of
-            its model; with one, with a temperature fitted on other cases of the fold.
+        folds: numbers of the folds. With two or more, each case is judged with the calibrator of the other folds of
+            its model; with one, with a calibrator fitted on other cases of the fold.
         allow_missing: compare the cases that all models have and name the others, instead of refusing.
+        kind: kind of the calibrators, from `posthoc.KINDS`.
 
     Returns:
         The content of comparison.json, with NaN where the file has null.
@@ -146,7 +156,7 @@ def compare_models(
     Raises:
         ValueError: in one sentence, as for `read_models`, and if the models share no case.
     """
-    models = read_models(model_folders, folds, allow_missing=allow_missing)
+    models = read_models(model_folders, folds, allow_missing=allow_missing, kind=kind)
     cases = sorted(set.intersection(*({*model.cases} for model in models)))
     if not cases:
         raise ValueError(
@@ -167,20 +177,23 @@ def compare_models(
         for quantity in QUANTITIES
         for stage in ((_EVERY_STAGE,) if quantity.metric == "dice" else STAGES)
     ]
+    calibrator = KINDS[kind].calibrator
     others = "the other folds" if len(numbers) > 1 else "other cases of the same fold (cross-fitting in five groups)"
     return {
         "format_version": FORMAT_VERSION,
         "nnunet_calib": nnunet_calib.__version__,
+        **({} if kind == Temperature.kind else {"kind": kind}),
         "dataset": models[0].model["dataset"],
         "folds": numbers,
         "test_to_train": ratio,
         "first_model": models[0].name,
-        "models": [{"name": model.name, **model.model, **_calibrators(model, cases)} for model in models],
+        "models": [{"name": model.name, **model.model, **calibrator_values(model, cases)} for model in models],
         "cases": cases,
         "left_out": left_out,
         "definitions": _DEFINITIONS
-        | {"scopes": scope_definitions(models[0].boundary_mm), CALIBRATED: _CALIBRATED.format(others)},
-        "notes": _notes(models, cases, numbers, results),
+        | {"scopes": scope_definitions(models[0].boundary_mm), CALIBRATED: _CALIBRATED.format(calibrator.noun, others)}
+        | ({} if calibrator.keeps_segmentation else {"dice": _DICE_AFTER}),
+        "notes": _notes(models, cases, numbers, results, calibrator),
         "results": results,
         "log_odds": _log_odds(models, cases),
         "metric_per_case": [
@@ -191,6 +204,7 @@ def compare_models(
                 "voxels": of.voxels,
                 **as_json(of.calibrator),
                 "dice": of.dice,
+                **({} if of.estimated_dice is None else {"estimated_dice": of.estimated_dice}),
                 **of.errors,
             }
             for case in cases
@@ -322,16 +336,6 @@ def _test_to_train(models: Sequence[ComparedModel], folds: Sequence[int]) -> flo
     return mean_of_known(ratios)
 
 
-def _calibrators(model: ComparedModel, cases: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return mean and range over the shared cases for each parameter of their calibrators."""
-    described = [as_json(model.cases[case].calibrator) for case in cases]
-    found: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(name for one in described for name, value in one.items() if isinstance(value, float)):
-        values = [one[name] for one in described if not np.isnan(one.get(name, np.nan))] or [float("nan")]
-        found[name] = {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}
-    return found
-
-
 def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
     """Yield a note for each difference in training, checkpoint or version between the models."""
     first = models[0]
@@ -359,14 +363,18 @@ def _differences(models: Sequence[ComparedModel]) -> Iterator[str]:
 
 
 def _notes(
-    models: Sequence[ComparedModel], cases: Sequence[str], folds: Sequence[int], results: Sequence[dict[str, Any]]
+    models: Sequence[ComparedModel],
+    cases: Sequence[str],
+    folds: Sequence[int],
+    results: Sequence[dict[str, Any]],
+    calibrator: type[Calibrator],
 ) -> list[str]:
     """Return the caveats for a reader of the numbers."""
     notes = []
     if len(folds) == 1:
         notes.append(
-            "One fold: each case is judged by a temperature fitted on other cases of the same fold (cross-fitting), "
-            "since there are no other folds."
+            f"One fold: each case is judged by {calibrator.indefinite} fitted on other cases of the same fold "
+            "(cross-fitting), since there are no other folds."
         )
     tests, smallest = len(models) - 1, 2.0 ** (1 - len(cases))
     if tests * smallest >= 1 - LEVEL:
@@ -380,6 +388,8 @@ def _notes(
             notes.append(f"No Dice of {model.name} from {named}, which nnU-Net writes at the end of its validation.")
         if any((c := model.cases[case].calibrator) and c.at_bound for case in cases):
             notes.append(f"A temperature of {model.name} lies on the bound of the search: do not use it.")
+        if dice := calibrator_values(model, cases).get("estimated_dice"):
+            notes.append(f"{model.name}: {dice_note(dice)}")
     notes += _differences(models)
     fewer = {group["metric"]: None for group in results for row in group["models"] if row["cases"] < len(cases)}
     if fewer:

@@ -6,25 +6,33 @@ seen the network that predicted it, and perhaps the case itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nnunet_calib.io.atomic_files import write_json
+from nnunet_calib.io.atomic_files import json_text
+from nnunet_calib.io.json_forms import NAME, read_json
 from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
 from nnunet_calib.metrics.significance import paired_difference, resampling_counts
-from nnunet_calib.posthoc import KINDS
-from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc import KINDS, from_json, kind_of
+from nnunet_calib.posthoc.calibrator import Calibrator, Fit
 from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.error_tree import average, case_error, definitions, described, mean_of_known
-from nnunet_calib.results.fold_summary import FittedOn, summary_content, temperature_content, write_results
+from nnunet_calib.results.fold_summary import (
+    FittedOn,
+    calibrators_content,
+    dice_note,
+    summary_content,
+    temperature_content,
+    write_results,
+)
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.judged_cases import MeasuredCase, errors_after, results
-from nnunet_calib.results.layout import CALIBRATORS, ModelFolder
+from nnunet_calib.results.judged_cases import MeasuredCase, errors_after, mean_dice, results
+from nnunet_calib.results.layout import CALIBRATORS, Fold, ModelFolder, find_results
 from nnunet_calib.results.measured_folds import (
     FoldResult,
     find_folds,
@@ -33,7 +41,7 @@ from nnunet_calib.results.measured_folds import (
     read_measured,
     versions_note,
 )
-from nnunet_calib.results.schemas import CALIBRATED, untrained_note
+from nnunet_calib.results.schemas import CALIBRATED, CALIBRATORS_OF_FOLDS, TEMPERATURE, Summary, untrained_note
 from nnunet_calib.results.uncertainty import intervals
 
 ENSEMBLE_NOTE = (
@@ -104,54 +112,64 @@ def merge_folds(
         note=" ".join([ENSEMBLE_NOTE, *_differences(found, model)]),
         per_fold=per_fold,
     )
-    judged = results(cases, [fits[others[case.fold]].calibrator for case in cases], heads)
-    judged["metric_per_case"] = [
-        {"case": case.name, "fold": case.fold} | row for case, row in zip(cases, judged["metric_per_case"], strict=True)
-    ]
+    judged = _of_folds(cases, [fits[others[case.fold]].calibrator for case in cases], heads)
     summary = summary_content(
-        model, heads, temperature, judged, definitions=_definitions(cases[0].boundary_mm, len(numbers)), missing=missing
+        model, heads, temperature, judged, definitions=_definitions(cases[0].boundary_mm), missing=missing
     )
     target = model_folder.crossval(numbers)
     target.mkdir(parents=True, exist_ok=True)
-    compared = compare_calibrators(cases, numbers, heads, calibrators) if calibrators else None
-    write_results(target, summary, temperature)
-    if compared is not None:
-        about = {name: temperature[name] for name in ("format_version", "nnunet_calib", "model")}
-        origin = {name: temperature[name] for name in ("in_sample", "seen_in_training", "folds", "cases", "note")}
-        write_json(about | compared | origin, target / CALIBRATORS)
+    compared = None
+    if calibrators:
+        by_fold: dict[int | None, Fit] = {None: fits[pool], **{fold: fits[others[fold]] for fold in numbers}}
+        compared = calibrators_content(
+            temperature, compare_calibrators(cases, numbers, heads, calibrators, by_fold, judged)
+        )
+    write_results(target, summary, temperature, calibrators=compared)
     return target
 
 
 def compare_calibrators(
-    cases: Sequence[MeasuredCase], folds: Sequence[int], heads: Heads, kinds: Sequence[str]
+    cases: Sequence[MeasuredCase],
+    folds: Sequence[int],
+    heads: Heads,
+    kinds: Sequence[str],
+    temperatures: Mapping[int | None, Fit],
+    judged: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Compare kinds of calibrators out of fold, and return the content of calibrators.json.
+    """Compare kinds of calibrators out of fold, and return their entries of calibrators.json.
 
     Args:
         cases: cases of all folds, each with a voxel that counts.
         folds: numbers of two or more folds.
         heads: heads of the networks.
         kinds: kinds from `KINDS`; the temperature is always added.
+        temperatures: fit of the temperature to all cases (None), and for each fold to those of the other folds.
+        judged: errors of the cases with these temperatures, from `results`.
     """
     pool = frozenset(folds)
-    sets = {fold: pool - {fold} for fold in folds}
-    counts = resampling_counts(len(cases))
+    sets: dict[int | None, frozenset[int]] = {None: pool, **{fold: pool - {fold} for fold in folds}}
+    counts, width = resampling_counts(len(cases)), cases[0].boundary_mm
     values: dict[str, dict[tuple[str, str | None], list[float]]] = {}
     entries: dict[str, dict[str, Any]] = {}
     for kind in [kind for kind in KINDS if kind in kinds or kind == Temperature.kind]:  # from simple to complex
-        fits = fit_folds(cases, {None: pool, **sets}, kind)
-        used = [fits[case.fold].calibrator for case in cases]
-        after, _ = errors_after(cases, used, heads)
+        if kind == Temperature.kind:
+            fits = temperatures
+            errors = {name: judged[name][CALIBRATED] for name in ("metrics", "intervals")}
+            after = [row[CALIBRATED] for row in judged["metric_per_case"]]
+        else:
+            fits = fit_folds(cases, sets, kind)
+            after, _ = errors_after(cases, [fits[case.fold].calibrator for case in cases], heads)
+            errors = {
+                "metrics": described(average(after, heads), width),
+                "intervals": described(intervals(after, heads), width),
+            }
         values[kind] = {
             (metric, of): [case_error(tree["image"], metric, of) for tree in after] for metric, of in _COMPARED
         }
-        dice = np.array([_dice(case, calibrator, heads) for case, calibrator in zip(cases, used, strict=True)])
-        width = cases[0].boundary_mm
         entries[kind] = {
             "fit": fits[None].to_json(),
             "without_fold": {str(fold): fits[fold].to_json() for fold in folds},
-            "metrics": described(average(after, heads), width),
-            "intervals": described(intervals(after, heads), width),
+            **errors,
             "differences": [
                 {
                     "metric": metric,
@@ -160,13 +178,76 @@ def compare_calibrators(
                 }
                 for metric, of in _COMPARED
             ],
-            "dice": dict(zip(("before", "after"), map(mean_of_known, dice.T), strict=True)),
+            "dice": mean_dice(cases, [fits[case.fold].calibrator for case in cases], heads),
         }
     return {
         "definitions": _CALIBRATOR_DEFINITIONS,
         "recommended": recommended({kind: of_kind["nll", None] for kind, of_kind in values.items()}, counts),
         "calibrators": entries,
     }
+
+
+def summary_with(model_folder: ModelFolder, folds: Sequence[Fold], kind: str) -> Summary | None:
+    """Return the content of summary.json of a fold or of merged folds, judged by a kind of calibrator.
+
+    That of a fold has to be judged by it already. Of merged folds calibrators.json has the fits to judge by.
+
+    Args:
+        model_folder: nnU-Net's folder of the model, with the folders `fold_X`.
+        folds: the fold, or those that were merged.
+        kind: kind from `KINDS`.
+
+    Returns:
+        The content, or None if that of the file is judged by this kind.
+
+    Raises:
+        ValueError: in one sentence with the command that fits the kind, if it is not fitted; or if the cases are no
+            longer those of the files.
+    """
+    folder = find_results(model_folder, folds)
+    summary = read_json(folder / "summary.json", {"temperature": TEMPERATURE, "metric_per_case": [{"case": NAME}]})
+    if kind_of(summary["temperature"]).kind == kind:
+        return None
+    if len(folds) == 1:
+        raise ValueError(
+            f"expected cases judged by a calibrator of kind {kind} in {folder}, found others: judge them with "
+            f"{model_folder.validate_command(*folds)} --calibrator {kind}"
+        )
+    again = f"{model_folder.command('crossval', *folds)} --calibrators {kind}"
+    file = folder / CALIBRATORS
+    compared = read_json(file, CALIBRATORS_OF_FOLDS, f"make it again with {again}") if file.is_file() else None
+    if compared is None or kind not in compared["calibrators"]:
+        raise ValueError(f"expected a calibrator of kind {kind} in {file}, found none: fit it with {again}")
+    found = find_folds(model_folder, folds, allow_missing=True)
+    cases, _ = read_measured(found, allow_missing=True)
+    named = {row["case"] for row in summary["metric_per_case"]}
+    cases = [case for case in cases if case.name in named]
+    entry, heads, weights = compared["calibrators"][kind], found[0].heads, merged_model(found)["weights_sha256"]
+    made_of = compared["cases"], compared["model"]["weights_sha256"], {*entry["without_fold"]}
+    if ([case.name for case in cases], weights, {*weights}) != made_of:
+        raise ValueError(
+            f"expected the cases and networks that {file} was made of, found others: make it again with {again}"
+        )
+    try:
+        used = [from_json(entry["without_fold"][str(case.fold)]) for case in cases]
+    except ValueError as error:
+        raise ValueError(f"{error} in {file}: make it again with {again}") from error
+    judged = _of_folds(cases, used, heads)
+    if not used[0].keeps_segmentation:
+        judged["notes"].append(dice_note(entry["dice"]))
+    fitted = summary["temperature"] | entry["fit"]
+    content = summary | judged | {"temperature": fitted, "definitions": _definitions(cases[0].boundary_mm, used[0])}
+    as_read: Summary = json.loads(json_text(content))
+    return as_read
+
+
+def _of_folds(cases: Sequence[MeasuredCase], calibrators: Sequence[Calibrator], heads: Heads) -> dict[str, Any]:
+    """Return the errors of the cases, as `results`, with the fold of each case."""
+    judged = results(cases, calibrators, heads)
+    judged["metric_per_case"] = [
+        {"case": case.name, "fold": case.fold} | row for case, row in zip(cases, judged["metric_per_case"], strict=True)
+    ]
+    return judged
 
 
 def recommended(nll: Mapping[str, Sequence[float]], counts: NDArray[np.float64]) -> str:
@@ -190,24 +271,6 @@ def _difference(values: Sequence[float], baseline: Sequence[float], counts: NDAr
     return {"pairs": found.pairs, "difference": found.mean, "interval": [found.low, found.high], "p": found.p}
 
 
-def _dice(case: MeasuredCase, calibrator: Calibrator, heads: Heads) -> tuple[float, float]:
-    """Return the mean foreground Dice of a case before and after calibration, estimated from its voxel sample."""
-    sample = case.read().sample
-    z = torch.from_numpy(sample.logits.T.astype(np.float32))
-    after = calibrator.logits(z, regions=heads.regions is not None)
-    weights = sample.weights.astype(np.float64)
-    found = []
-    for logits in (z.numpy(), after.numpy()):
-        if heads.regions is not None:
-            predicted, true = logits > 0, sample.labels.T
-        else:
-            classes = np.arange(1, len(logits))[:, None]
-            predicted, true = logits.argmax(0) == classes, sample.labels == classes
-        overlap, size = (predicted & true) @ weights, predicted @ weights + true @ weights
-        found.append(mean_of_known(np.divide(2 * overlap, size, out=np.full(len(size), np.nan), where=size > 0)))
-    return found[0], found[1]
-
-
 def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator[str]:
     """Yield a note for each unexpected difference between folds, and for calibration losses that were not trained."""
     if note := untrained_note(model, "A network of these folds"):
@@ -223,9 +286,10 @@ def _differences(found: Sequence[FoldResult], model: dict[str, Any]) -> Iterator
         )
 
 
-def _definitions(boundary_mm: float, folds: int) -> dict[str, Any]:
-    return definitions(boundary_mm, folds) | {
-        CALIBRATED: "each case with the temperature of the other folds (without_fold), on the kept voxels of the case",
+def _definitions(boundary_mm: float, calibrator: Calibrator | type[Calibrator] = Temperature) -> dict[str, Any]:
+    return definitions(boundary_mm, None) | {
+        CALIBRATED: f"each case with the {calibrator.noun} of the other folds (without_fold), on the kept voxels of "
+        "the case",
         "temperature": "fitted on all cases of all folds by minimising the mean NLL over voxels; no error in this file "
         "is computed with it",
     }

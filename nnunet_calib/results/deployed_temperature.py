@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from nnunet_calib.io.json_forms import read_json
+from nnunet_calib.io.json_forms import check_form, read_json
 from nnunet_calib.io.wording import one_line, reason, shortened
-from nnunet_calib.posthoc import from_json
+from nnunet_calib.posthoc import from_json, kind_of
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.fold_summary import FittedOn, temperature_content
@@ -43,7 +43,7 @@ class Deployed:
             return f"{self.calibrator.words('.6g')}, as given"
         error, folds, cases = (self.content.get(name) for name in ("standard_error", "folds", "cases"))
         line = self.calibrator.words()
-        if error is not None:
+        if error is not None and isinstance(self.calibrator, Temperature):
             line += f", standard error {error:.4f}"
         if cases:
             line += f", fitted on {len(cases)} case{'s' * (len(cases) > 1)}"
@@ -124,49 +124,50 @@ def find_temperature(
     Args:
         model_folder: nnU-Net's folder of the model, with the folders `fold_X`.
         folds: folds to deploy.
-        given: a number or a temperature.json. None takes the temperature of the largest cross-validation that has all
-            of `folds`; a single fold without one has its own.
-        kind: kind of a calibrator that the cross-validation compared, instead of `given`; None means a temperature.
+        given: a number, a temperature.json or a calibrators.json. None takes that of the largest cross-validation that
+            has all of `folds`; a single fold without one has its own.
+        kind: kind of the calibrator; None means that of a given file, else a temperature.
 
     Raises:
         ValueError: in one sentence, if there is none, if the data did not determine it, or if the model was trained on
             these data.
     """
-    if kind not in (None, Temperature.kind):
-        return _find_calibrator(model_folder, folds, given, str(kind))
     if given is not None:
-        content = given_temperature(given)
+        content = given_temperature(given, kind)
         return Deployed(content, _relative(Path(given), model_folder) if content.get("model") else None)
-    found = merged_temperature(model_folder, folds)
+    name = _file_of(kind)
+    found = merged_temperature(model_folder, folds, name)
     if found is None and len(folds) == 1:
-        found = model_folder.calibration(folds[0]) / "temperature.json"
+        found = model_folder.calibration(folds[0]) / name
     if found is None or not found.is_file():
-        raise ValueError(
-            f"expected the temperature of fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of {model_folder}, "
-            f"found none: {_measure(model_folder, folds)}, or give one with --temperature"
+        raise ValueError(_none_found(model_folder, folds, kind))
+    return read_temperature(found, model_folder, kind)
+
+
+def _file_of(kind: str | None) -> str:
+    """Return the name of the file with a kind of calibrator."""
+    return "temperature.json" if kind in (None, Temperature.kind) else CALIBRATORS
+
+
+def _none_found(model_folder: ModelFolder, folds: Sequence[Fold], kind: str | None) -> str:
+    """Return the message that folds have no calibrator of a kind."""
+    named = f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of {model_folder}"
+    if kind in (None, Temperature.kind):
+        return (
+            f"expected the temperature of {named}, found none: {_measure(model_folder, folds)}, or give one with "
+            f"--temperature"
         )
-    return read_temperature(found, model_folder)
+    command = (
+        f"{model_folder.command('crossval', *folds)} --calibrators {kind}"
+        if len(folds) > 1
+        else f"{model_folder.validate_command(*folds)} --calibrator {kind}, or crossval --calibrators {kind}"
+    )
+    return f"expected a calibrator of kind {kind} for {named}, found none: fit one with {command}"
 
 
-def _find_calibrator(model_folder: ModelFolder, folds: Sequence[Fold], given: str | None, kind: str) -> Deployed:
-    """Return a calibrator from the calibrators.json of a cross-validation; see `find_temperature`."""
-    if given is not None:
-        raise ValueError(f"expected --calibrator or --temperature, got {kind} and {given}: leave out one of them")
-    found = merged_temperature(model_folder, folds, CALIBRATORS)
-    compared = {} if found is None else read_json(found, CALIBRATOR_FITS, "make it again with nnunet_calib crossval")
-    if found is None or kind not in compared["calibrators"]:
-        command = model_folder.command("crossval", *folds)
-        raise ValueError(
-            f"expected a calibrator of kind {kind} fitted on folds with {' '.join(map(str, folds))} of {model_folder}, "
-            f"found none: fit one with {command} --calibrators {kind}"
-        )
-    content = {name: value for name, value in compared.items() if name in get_type_hints(TemperatureContent)}
-    return _unseen(content | compared["calibrators"][kind]["fit"], found, model_folder)
-
-
-def read_temperature(found: Path, model_folder: ModelFolder) -> Deployed:
-    """Return the temperature in a file of the model; errors as for `find_temperature`."""
-    return _unseen(given_temperature(str(found)), found, model_folder)
+def read_temperature(found: Path, model_folder: ModelFolder, kind: str | None = None) -> Deployed:
+    """Return the calibrator in a file of the model; errors as for `find_temperature`."""
+    return _unseen(given_temperature(str(found), kind), found, model_folder)
 
 
 def _unseen(content: dict[str, Any], found: Path, model_folder: ModelFolder) -> Deployed:
@@ -235,37 +236,45 @@ def find_temperatures(
     Args:
         model_folder: nnU-Net's folder of the model, with the folders `fold_X`.
         folds: folds whose networks predict.
-        given: a number or a temperature.json for all folds, or "folds" for the temperature of each fold's own
-            validation cases. None takes the temperature of the merged folds, or each fold's own without merged ones.
+        given: a number, a temperature.json or a calibrators.json for all folds, or "folds" for the calibrator of each
+            fold's own validation cases. None takes that of the merged folds, or each fold's own without merged ones.
         kind: as for `find_temperature`.
 
     Raises:
         ValueError: as for `find_temperature`.
     """
-    if kind not in (None, Temperature.kind):
-        return (find_temperature(model_folder, folds, given, kind),) * len(folds)
-    if given is None and merged_temperature(model_folder, folds) is None:
+    name = _file_of(kind)
+    if given is None and merged_temperature(model_folder, folds, name) is None:
         given = OWN
     if given != OWN:
-        return (find_temperature(model_folder, folds, given),) * len(folds)
-    files = [model_folder.calibration(fold) / "temperature.json" for fold in folds]
+        return (find_temperature(model_folder, folds, given, kind),) * len(folds)
+    files = [model_folder.calibration(fold) / name for fold in folds]
     missing = [fold for fold, file in zip(folds, files, strict=True) if not file.is_file()]
     if missing:
-        find_temperature(model_folder, missing)  # raises, with the command that makes them
-    return tuple(read_temperature(file, model_folder) for file in files)
+        find_temperature(model_folder, missing, kind=kind)  # raises, with the command that makes them
+    return tuple(read_temperature(file, model_folder, kind) for file in files)
 
 
-def given_temperature(value: str) -> dict[str, Any]:
-    """Return the content of a temperature.json, or the same entries for a number.
+def given_temperature(value: str, kind: str | None = None) -> dict[str, Any]:
+    """Return the content of a temperature.json, or the same entries for a number or a kind in a calibrators.json.
+
+    Args:
+        value: the number, or the path of the file.
+        kind: kind of the calibrator; None means that of a temperature.json.
 
     Raises:
-        ValueError: if the value is neither, or if the data did not determine the temperature.
+        ValueError: if the value is neither, if it has no calibrator of the kind, or if the data did not determine it.
     """
     wanted = "expected a temperature above 0, or a temperature.json of nnunet_calib"
     try:
         number = float(value)
     except ValueError:
-        return _fitted_before(value, wanted)
+        return _fitted_before(value, wanted, kind)
+    if kind not in (None, Temperature.kind):
+        raise ValueError(
+            f"expected --temperature with a calibrators.json for --calibrator {kind}, got the number {value}: name the "
+            f"file that nnunet_calib fit --calibrator {kind} or crossval --calibrators {kind} has written"
+        )
     try:
         parameters = Temperature(number).to_json()
     except ValueError as error:
@@ -274,13 +283,26 @@ def given_temperature(value: str) -> dict[str, Any]:
     return temperature_content(parameters | unknown, FittedOn())
 
 
-def _fitted_before(file: str, wanted: str) -> dict[str, Any]:
-    """Return the content of a temperature.json with any kind of calibrator."""
+def _fitted_before(file: str, wanted: str, kind: str | None) -> dict[str, Any]:
+    """Return the content of a temperature.json with any kind of calibrator, or of one kind in a calibrators.json."""
     try:
         content: dict[str, Any] = read_json(Path(file), TEMPERATURE, "fit it again")
-        from_json(content)
+        several = "calibrators" in content
+        if several:
+            check_form(content, CALIBRATOR_FITS, Path(file), "fit it again")
+        else:
+            from_json(content)
     except (OSError, ValueError) as error:
         raise ValueError(f"{wanted}, got {file} ({type(error).__name__}: {reason(error)})") from error
+    kinds = [*content["calibrators"]] if several else [kind_of(content).kind]
+    if (several and kind is None) or kind not in (None, *kinds):
+        raise ValueError(
+            f"expected {'one of the kinds' if kind is None else f'a calibrator of kind {kind}'} in {file}, got "
+            f"{'no --calibrator' if kind is None else 'none'}: name {one_line(' or '.join(kinds))} with --calibrator"
+        )
+    if several:
+        shared = {name: value for name, value in content.items() if name in get_type_hints(TemperatureContent)}
+        content = shared | content["calibrators"][kind]["fit"]
     _check_determined(content, file)
     return content
 

@@ -23,6 +23,8 @@ from nnunet_calib.metrics.catalogue import (
 )
 from nnunet_calib.metrics.errors import NUM_BINS, calibration_errors
 from nnunet_calib.metrics.significance import LEVEL, RESAMPLES
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.heads import BACKGROUND, Heads
 from nnunet_calib.results.schemas import CALIBRATED, Tree
 
@@ -159,15 +161,17 @@ def scope_definitions(boundary_mm: float) -> dict[str, str]:
     }
 
 
-def definitions(boundary_mm: float, cross_fits: int | None) -> dict[str, Any]:
-    """Return the definitions of names in a file; `cross_fits` is None if the temperature comes from other cases."""
+def definitions(
+    boundary_mm: float, cross_fits: int | None, calibrator: Calibrator | type[Calibrator] = Temperature
+) -> dict[str, Any]:
+    """Return the definitions of names in a file; `cross_fits` is None if the calibrator comes from other cases."""
     fitted = {
-        CALIBRATED: "each case with a temperature fitted on other cases of the fold only (cross-fitting in "
+        CALIBRATED: f"each case with {calibrator.indefinite} fitted on other cases of the fold only (cross-fitting in "
         f"{cross_fits} groups), on the kept voxels of the case",
         "temperature": "fitted on all cases of the fold by minimising the mean NLL over voxels",
     }
     given = {
-        CALIBRATED: "each case with the given temperature, on the kept voxels of the case",
+        CALIBRATED: f"each case with the given {calibrator.noun}, on the kept voxels of the case",
         "temperature": "given, not fitted on these cases unless in_sample says so",
     }
     return (

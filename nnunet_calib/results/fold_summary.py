@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,44 +13,23 @@ from typing import Any
 
 import nnunet_calib
 from nnunet_calib.io.atomic_files import forget, json_text, replaced_when_complete
+from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.io.names import check_cases
+from nnunet_calib.io.wording import number
 from nnunet_calib.measuring.scopes import BOUNDARY_MM
 from nnunet_calib.posthoc import from_json
 from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.error_tree import definitions
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.judged_cases import CROSS_FITS, Keeper, MeasuredCase, cross_fitted, is_of, load_case, results
-from nnunet_calib.results.layout import (
-    CALIBRATORS,
-    ENDINGS,
-    EXPECTED_FIGURE,
-    EXPECTED_FILE,
-    FIGURES,
-    PAGE,
-    Fold,
-    case_file,
-)
-from nnunet_calib.results.schemas import untrained_note
+from nnunet_calib.results.judged_cases import CROSS_FITS, MeasuredCase, cross_fitted, mean_dice, read_cases, results
+from nnunet_calib.results.layout import CALIBRATORS, ENDINGS, MADE_FROM_NUMBERS, THRESHOLDS_FILE, Fold, case_file
+from nnunet_calib.results.schemas import UNCALIBRATED, untrained_note
 from nnunet_calib.results.training_split import Split
 
 SUMMARY, TEMPERATURE = "summary.json", "temperature.json"
 
 FORMAT_VERSION = 1
-
-
-def read_cases(
-    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any], boundary_mm: float
-) -> tuple[list[MeasuredCase], list[str]]:
-    """Read the cases measured with this model and width, in order, and return them with the names of all others."""
-    found, missing, keeper = [], [], Keeper(heads)
-    for case in sorted(cases):
-        path = case_file(calibration_folder, case)
-        statistics = load_case(calibration_folder, case) if path.is_file() else None
-        if statistics is not None and is_of(statistics, model, boundary_mm):
-            found.append(keeper.keep(statistics, calibration_folder, model["fold"]))
-        else:
-            missing.append(case)
-    return found, missing
 
 
 @dataclass(frozen=True)
@@ -141,23 +121,73 @@ def summary_content(
     }
 
 
-def fitted_temperature(
-    cases: Sequence[MeasuredCase], model: dict[str, Any], split: Split | None = None
-) -> tuple[dict[str, Any], list[Calibrator | None]]:
-    """Return the content of temperature.json, fitted to all cases, and a calibrator for each case fitted without it.
+def calibrators_content(temperature: Mapping[str, Any], compared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of calibrators.json, with NaN where the file has null.
+
+    Args:
+        temperature: the content of temperature.json, fitted on the same cases.
+        compared: the entry `calibrators`, with the fit of each kind, and what else is known of them.
+    """
+    about = {name: temperature[name] for name in ("format_version", "nnunet_calib", "model")}
+    origin = ("in_sample", "seen_in_training", "folds", "cases", "note")
+    return about | dict(compared) | {name: temperature[name] for name in origin if name in temperature}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibrator fitted to cases.
+
+    Attributes:
+        temperature: content of temperature.json, of one temperature for the same cases.
+        calibrators: content of calibrators.json; None for a temperature.
+        content: what summary.json tells of the calibrator: as `temperature`, with the values of the calibrator.
+        without: for each case a calibrator that was fitted without it, or None.
+    """
+
+    temperature: dict[str, Any]
+    calibrators: dict[str, Any] | None
+    content: dict[str, Any]
+    without: list[Calibrator | None]
+
+
+def fit_calibrator(
+    cases: Sequence[MeasuredCase],
+    heads: Heads,
+    model: dict[str, Any],
+    split: Split | None = None,
+    kind: str = Temperature.kind,
+) -> Fitted:
+    """Fit a calibrator to all cases, and for each case one without it.
 
     Args:
         cases: the measured cases.
+        heads: heads of the network.
         model: identity of the model.
         split: split that the network was trained with; None if unknown.
+        kind: kind from `posthoc.KINDS`.
 
     Raises:
-        ValueError: if no case has a voxel that counts.
+        ValueError: if no case has a voxel that counts, or if the kind cannot be fitted to so many classes.
     """
     if not any(case.kept for case in cases):
         raise ValueError(f"expected cases to fit a temperature on, found no voxel that counts in {len(cases)} cases")
-    fit, without = cross_fitted(cases)
-    return temperature_content(fit.to_json(), FittedOn.of_fold(model, [case.name for case in cases], split)), without
+    fit, without = cross_fitted(cases, kind)
+    on = FittedOn.of_fold(model, [case.name for case in cases], split)
+    temperature = temperature_content(fit.of_all.to_json(), on)
+    if kind == Temperature.kind:
+        return Fitted(temperature, None, temperature, without)
+    entry: dict[str, Any] = {"fit": fit.to_json()}
+    if not fit.calibrator.keeps_segmentation:
+        entry["dice"] = mean_dice(cases, [one or fit.calibrator for one in without], heads)
+    calibrators = calibrators_content(temperature, {"definitions": _FIT_DEFINITIONS, "calibrators": {kind: entry}})
+    return Fitted(temperature, calibrators, temperature_content(fit.to_json(), on), without)
+
+
+_FIT_DEFINITIONS = {
+    "fit": "the calibrator fitted on all cases, with standard errors that take only cases as independent",
+    "dice": "of the segmentation before and after calibration, each case with a calibrator fitted without it, mean "
+    "over the foreground classes and the cases, estimated from the kept voxels",
+}
 
 
 def write_fold(
@@ -167,6 +197,7 @@ def write_fold(
     model: dict[str, Any],
     boundary_mm: float = BOUNDARY_MM,
     split: Split | None = None,
+    kind: str = Temperature.kind,
 ) -> dict[str, Any]:
     """Merge the case files of a fold into temperature.json and summary.json, and remove the files of other cases.
 
@@ -177,22 +208,24 @@ def write_fold(
         model: identity of the model; case files of other weights are not used.
         boundary_mm: half width of the boundary scope; case files of other widths are not used.
         split: split that the network was trained with; None if unknown.
+        kind: kind of the calibrator that the cases are judged by; another than the temperature is also written into
+            calibrators.json.
 
     Returns:
         The content of summary.json, with NaN where the file has null.
 
     Raises:
-        ValueError: if no case was measured.
+        ValueError: if no case was measured, or as for `fit_calibrator`.
     """
     check_cases(cases)
     measured, missing = read_cases(calibration_folder, cases, heads, model, boundary_mm)
     if not any(case.kept for case in measured):
         raise ValueError(f"expected statistics of {len(cases)} cases in {calibration_folder}, found none with a voxel")
-    temperature, without = fitted_temperature(measured, model, split)
-    summary = summarise(measured, missing, heads, model, temperature, without)
+    fitted = fit_calibrator(measured, heads, model, split, kind)
+    summary = summarise(measured, missing, heads, model, fitted.content, fitted.without)
     summary["split"] = None if split is None else split.as_json()
     files = {case.name: case_file(calibration_folder, case.name) for case in measured}
-    write_results(calibration_folder, summary, temperature, files)
+    write_results(calibration_folder, summary, fitted.temperature, files, fitted.calibrators)
     return summary
 
 
@@ -201,7 +234,7 @@ def summarise(
     missing: Sequence[str],
     heads: Heads,
     model: dict[str, Any],
-    temperature: dict[str, Any],
+    fitted: dict[str, Any],
     without: Sequence[Calibrator | None] | None,
 ) -> dict[str, Any]:
     """Measure all errors and return the content of summary.json, with NaN where the file has null.
@@ -211,22 +244,34 @@ def summarise(
         missing: names of the cases that were not measured.
         heads: heads of the network.
         model: identity of the model.
-        temperature: the content of temperature.json.
-        without: for each case the calibrator fitted without it, or None to use `temperature`. None for a given
-            temperature, which all cases are judged with.
+        fitted: the content of temperature.json, or the same entries of another calibrator.
+        without: for each case the calibrator fitted without it, or None to use `fitted`. None for a given calibrator,
+            which all cases are judged with.
     """
-    given = from_json(temperature)
+    given = from_json(fitted)
     judged = results(cases, [given] * len(cases) if without is None else without, heads, given)
+    if not given.keeps_segmentation:
+        judged["notes"].append(
+            dice_note(mean_dice(cases, [one or given for one in without or [None] * len(cases)], heads))
+        )
     if note := untrained_note(model, "This network"):
         judged["notes"].append(note)
     return summary_content(
         model,
         heads,
-        temperature,
+        fitted,
         judged,
-        definitions=definitions(cases[0].boundary_mm, None if without is None else CROSS_FITS),
+        definitions=definitions(cases[0].boundary_mm, None if without is None else CROSS_FITS, given),
         missing=missing,
         cross_fitted=without is not None,
+    )
+
+
+def dice_note(dice: Mapping[str, float]) -> str:
+    """Return the note on what a calibrator does to the segmentation, given the values of `mean_dice`."""
+    return (
+        f"The calibrator may change the segmentation: the Dice, estimated from the kept voxels, is "
+        f"{number(dice['before'])} before it and {number(dice['after'])} after it."
     )
 
 
@@ -235,8 +280,9 @@ def write_results(
     summary: dict[str, Any],
     temperature: dict[str, Any] | None,
     case_files: Mapping[str, Path] | None = None,
+    calibrators: dict[str, Any] | None = None,
 ) -> None:
-    """Write summary.json and temperature.json so that old and new files never stand side by side.
+    """Write summary.json, temperature.json and calibrators.json so that old and new never stand side by side.
 
     No old file is removed before all new ones are complete. Then summary.json is removed first and written last:
     without it, the folder is not read as results. Figures and page stay if the numbers have not changed.
@@ -247,16 +293,19 @@ def write_results(
         temperature: the content of temperature.json; None leaves the file as it is.
         case_files: case name -> file with its statistics, to be moved here; files of other cases are removed. None if
             the folder has no cases of its own.
+        calibrators: the content of calibrators.json; None writes none.
     """
     with ExitStack() as stack:  # files take their places in reverse order
-        new = stack.enter_context(replaced_when_complete(calibration_folder / SUMMARY))
-        new.write_text(json_text(summary), encoding="utf-8")
+        new = _complete(stack, calibration_folder / SUMMARY, summary)
         if temperature is not None:
-            fitted = stack.enter_context(replaced_when_complete(calibration_folder / TEMPERATURE))
-            fitted.write_text(json_text(temperature), encoding="utf-8")
+            _complete(stack, calibration_folder / TEMPERATURE, temperature)
+        if calibrators is not None:
+            _complete(stack, calibration_folder / CALIBRATORS, calibrators)
         others = [] if case_files is None else _other_cases(calibration_folder, case_files)
         changed = not _is_same(new, calibration_folder / SUMMARY)
-        made = [*_made_from_numbers(calibration_folder)] if changed else []
+        made = [*_made_from_numbers(calibration_folder, calibrators is None)] if changed else []
+        if _are_of_others(calibration_folder / THRESHOLDS_FILE, summary, calibration_folder / SUMMARY):
+            made.append(calibration_folder / THRESHOLDS_FILE)
         if changed or others:
             (calibration_folder / SUMMARY).unlink(missing_ok=True)
         for path in (*made, *others):
@@ -268,16 +317,62 @@ def write_results(
         _tell(calibration_folder, made, others)
 
 
+def write_fits(calibration_folder: Path, fitted: Fitted) -> None:
+    """Write temperature.json and calibrators.json alone; a calibrators.json of other cases is removed.
+
+    Args:
+        calibration_folder: folder for the files, which is made if needed.
+        fitted: the fitted calibrator.
+    """
+    calibration_folder.mkdir(parents=True, exist_ok=True)
+    old: list[Path] = []
+    with ExitStack() as stack:
+        new = _complete(stack, calibration_folder / TEMPERATURE, fitted.temperature)
+        if fitted.calibrators is not None:
+            _complete(stack, calibration_folder / CALIBRATORS, fitted.calibrators)
+        elif not _is_same(new, calibration_folder / TEMPERATURE) and (calibration_folder / CALIBRATORS).is_file():
+            old = [calibration_folder / CALIBRATORS]
+            forget(old[0])
+    if old:
+        _tell(calibration_folder, old, [])
+
+
+def _complete(stack: ExitStack, path: Path, content: Mapping[str, Any]) -> Path:
+    """Write JSON beside its place, which it takes when the stack is left, and return where."""
+    temporary = stack.enter_context(replaced_when_complete(path))
+    temporary.write_text(json_text(content), encoding="utf-8")
+    return temporary
+
+
 def _is_same(new: Path, old: Path) -> bool:
     return old.is_file() and new.read_bytes() == old.read_bytes()
 
 
-def _made_from_numbers(calibration_folder: Path) -> Iterator[Path]:
-    """Yield the existing figures, page and comparison of calibrators."""
-    drawn = (f"{name}.{ending}" for name in (*FIGURES, EXPECTED_FIGURE) for ending in ENDINGS)
-    for name in (*drawn, PAGE, CALIBRATORS, EXPECTED_FILE):
+def _made_from_numbers(calibration_folder: Path, with_calibrators: bool) -> Iterator[Path]:
+    """Yield the existing files that are made from the numbers; not calibrators.json where it is replaced."""
+    for name in MADE_FROM_NUMBERS:
+        if name == CALIBRATORS and not with_calibrators:
+            continue
         if (path := calibration_folder / name).is_file():
             yield path
+
+
+def _are_of_others(thresholds: Path, summary: Mapping[str, Any], old: Path) -> bool:
+    """Return whether thresholds.json is of other networks, cases or numbers than the summary that replaces an old one.
+
+    Thresholds do not depend on the calibrator, and there may be some before there is a summary.
+    """
+    if not thresholds.is_file():
+        return False
+    try:
+        content = read_json(thresholds, {"model": dict, "cases": [str]})
+        before = read_json(old)["metrics"][UNCALIBRATED] if old.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    cases = {row["case"] for row in summary["metric_per_case"]}
+    if content["model"].get("weights_sha256") != summary["model"]["weights_sha256"] or {*content["cases"]} != cases:
+        return True
+    return before is not None and before != json.loads(json_text(summary["metrics"][UNCALIBRATED]))
 
 
 def _other_cases(calibration_folder: Path, cases: Mapping[str, Path]) -> list[Path]:
@@ -289,7 +384,7 @@ def _other_cases(calibration_folder: Path, cases: Mapping[str, Path]) -> list[Pa
 
 
 def _tell(calibration_folder: Path, made: list[Path], others: list[Path]) -> None:
-    named = [path.name for path in made if path.name in (PAGE, CALIBRATORS, EXPECTED_FILE)]
+    named = [path.name for path in made if path.suffix[1:] not in ENDINGS]
     counts = {"figure": len(made) - len(named), "case file": len(others)}
     parts = [f"{number} {what}{'s' * (number > 1)}" for what, number in counts.items() if number]
     parts += named

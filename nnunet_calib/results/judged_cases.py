@@ -6,11 +6,13 @@ again for each pass over their voxels, one at a time; a small fold is read only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from nnunet_calib.measuring.case_statistics import CaseStatistics
@@ -20,7 +22,7 @@ from nnunet_calib.metrics.pooled_errors import CaseSums, PooledCases
 from nnunet_calib.posthoc import fit
 from nnunet_calib.posthoc.calibrator import Calibrator, Fit, Key
 from nnunet_calib.posthoc.temperature import Temperature
-from nnunet_calib.results.error_tree import brief, combine, described, measure
+from nnunet_calib.results.error_tree import brief, combine, described, mean_of_known, measure
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.layout import case_file
 from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED, Tree
@@ -104,6 +106,21 @@ class Keeper:
         )
 
 
+def read_cases(
+    calibration_folder: Path, cases: Sequence[str], heads: Heads, model: dict[str, Any], boundary_mm: float
+) -> tuple[list[MeasuredCase], list[str]]:
+    """Read the cases measured with this model and width, in order, and return them with the names of all others."""
+    found, missing, keeper = [], [], Keeper(heads)
+    for case in sorted(cases):
+        path = case_file(calibration_folder, case)
+        statistics = load_case(calibration_folder, case) if path.is_file() else None
+        if statistics is not None and is_of(statistics, model, boundary_mm):
+            found.append(keeper.keep(statistics, calibration_folder, model["fold"]))
+        else:
+            missing.append(case)
+    return found, missing
+
+
 def fit_sets(
     cases: Sequence[MeasuredCase], sets: Mapping[Key, Container[int]], kind: str = Temperature.kind
 ) -> Mapping[Key, Fit]:
@@ -112,8 +129,8 @@ def fit_sets(
     return fit(kind, _samples(cases), sets, [folds[case.fold] for case in cases])
 
 
-def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[Fit, list[Calibrator | None]]:
-    """Fit one calibrator to all cases, and for each case one without it.
+def cross_fitted(cases: Sequence[MeasuredCase], kind: str = Temperature.kind) -> tuple[Fit, list[Calibrator | None]]:
+    """Fit one calibrator of a kind to all cases, and for each case one without it.
 
     The cases are dealt into five groups (fewer if there are fewer cases); each case gets the calibrator fitted to the
     other groups. A case without a voxel that counts gets None, and so does a single case, which leaves nothing to fit.
@@ -126,7 +143,7 @@ def cross_fitted(cases: Sequence[MeasuredCase]) -> tuple[Fit, list[Calibrator | 
     sets: dict[int | None, Container[int]] = {None: range(len(cases))}
     for group in sorted({group for group in groups if group is not None}):
         sets[group] = {number for number, other in enumerate(groups) if other not in (None, group)}
-    fits = fit_sets(cases, sets)
+    fits = fit_sets(cases, sets, kind)
     return fits[None], [None if group is None else fits[group].calibrator for group in groups]
 
 
@@ -175,6 +192,38 @@ def errors_after(
         if sampled is not None:
             sampled.add(after, case.voxels, calibrator, errors[-1])
     return errors, sums
+
+
+def mean_dice(cases: Sequence[MeasuredCase], calibrators: Sequence[Calibrator], heads: Heads) -> dict[str, float]:
+    """Return the mean of `estimated_dice` over the cases, each with its calibrator."""
+    return mean_of_pairs(estimated_dice(case, one, heads) for case, one in zip(cases, calibrators, strict=True))
+
+
+def mean_of_pairs(pairs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means of the Dice before and of that after calibration; NaN does not count."""
+    found = [*pairs]
+    return {stage: mean_of_known(pair[stage] for pair in found) for stage in ("before", "after")}
+
+
+def estimated_dice(case: MeasuredCase, calibrator: Calibrator, heads: Heads) -> dict[str, float]:
+    """Return the Dice of a case before and after calibration, estimated from its voxel sample.
+
+    It is the mean over the foreground classes that have a value; NaN if none has.
+    """
+    sample = case.read().sample
+    z = torch.from_numpy(sample.logits.T.astype(np.float32))
+    after = calibrator.logits(z, regions=heads.regions is not None)
+    weights = sample.weights.astype(np.float64)
+    found = []
+    for logits in (z.numpy(), after.numpy()):
+        if heads.regions is not None:
+            predicted, true = logits > 0, sample.labels.T
+        else:
+            classes = np.arange(1, len(logits))[:, None]
+            predicted, true = logits.argmax(0) == classes, sample.labels == classes
+        overlap, size = (predicted & true) @ weights, predicted @ weights + true @ weights
+        found.append(mean_of_known(np.divide(2 * overlap, size, out=np.full(len(size), np.nan), where=size > 0)))
+    return {"before": found[0], "after": found[1]}
 
 
 def results(

@@ -30,6 +30,13 @@ FIGURES = (
     "worst_cases",
 )
 ENDINGS = ("png", "svg", "pdf")  # bitmap, vector graphics for the web, vector graphics for LaTeX
+# Files that are made from summary.json and the cases' files, and go with them.
+MADE_FROM_NUMBERS = (
+    *(f"{name}.{ending}" for name in (*FIGURES, EXPECTED_FIGURE) for ending in ENDINGS),
+    PAGE,
+    CALIBRATORS,
+    EXPECTED_FILE,
+)
 _CROSSVAL = "crossval_results_folds_"
 _LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
 

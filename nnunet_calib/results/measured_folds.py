@@ -309,7 +309,7 @@ def fit_folds(
     return fit_sets(cases, members, kind)
 
 
-def fits_without_fold(cases: Sequence[MeasuredCase]) -> Mapping[int, Fit]:
+def fits_without_fold(cases: Sequence[MeasuredCase], kind: str = Temperature.kind) -> Mapping[int, Fit]:
     """Fit a calibrator for each fold to all cases of the other folds, to judge its own cases with."""
     folds = {case.fold for case in cases}
-    return fit_folds(cases, {fold: folds - {fold} for fold in sorted(folds)})
+    return fit_folds(cases, {fold: folds - {fold} for fold in sorted(folds)}, kind)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from nnunet_calib.io.json_forms import NAME, form_of
 from nnunet_calib.io.wording import one_line
 from nnunet_calib.metrics.catalogue import BY_CHANCE, HEAD_ERRORS, RANKINGS, SCORES
+from nnunet_calib.posthoc import kind_of
 
 # Errors of a case or fold before calibration, as the network predicts, and after it.
 UNCALIBRATED: Literal["uncalibrated"] = "uncalibrated"
@@ -175,22 +176,28 @@ THRESHOLDS = {  # form of thresholds.json
     "levels": [{"of": NAME, "level": float, "structures": {str: {"threshold": _NUMBER, "cases": int}}}],
 }
 CALIBRATOR_FITS = TEMPERATURE | {"calibrators": {str: {"fit": dict}}}  # form of calibrators.json
+CALIBRATORS_OF_FOLDS = CALIBRATOR_FITS | {  # form of that of merged folds
+    "model": {"weights_sha256": dict},
+    "cases": [NAME],
+    "calibrators": {str: {"fit": dict, "without_fold": {str: dict}, "dice": {"before": _NUMBER, "after": _NUMBER}}},
+}
 
 
 def in_sample_note(fit: Mapping[str, Any]) -> str | None:
-    """Return the warning for a temperature that was fitted in sample, or None.
+    """Return the warning for a calibrator that was fitted in sample, or None; it begins with the calibrator's name.
 
     Args:
         fit: the entry `temperature` of a summary.json, or the content of a temperature.json.
     """
     if not fit.get("in_sample"):
         return None
+    name = kind_of(fit).short
     seen = len(fit.get("seen_in_training") or ())
     # a given temperature may also be in sample because it was fitted on the cases of an evaluation
     if seen or fit.get("cross_fitted", True) or "all" in (fit.get("folds") or ()):
         what = f"{seen} case{'s' * (seen > 1)}" if seen else "cases"
-        return f"T was fitted on {what} that the network was trained on: expect larger errors on others."
-    return "T was fitted on cases that it is judged by: expect larger errors on others."
+        return f"{name} was fitted on {what} that the network was trained on: expect larger errors on others."
+    return f"{name} was fitted on cases that it is judged by: expect larger errors on others."
 
 
 def untrained_note(model: dict[str, Any], name: str) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from nnunet_calib import CaseStatistics, cli
 from nnunet_calib.decisions.risk_control import THRESHOLDS, controlled_index, missed_shares
 from nnunet_calib.results.layout import case_file
-from tests.worlds.measured_folds import TRAINER
+from tests.worlds.measured_folds import TRAINER, made
 from tests.worlds.predicted_folder import write_world
 
 FOLDS = ["thresholds", "-d", "4", "-c", "3d_fullres", "-tr", TRAINER, "-f", "0", "1", "2"]
@@ -103,3 +103,21 @@ def test_levels(capsys):
     with pytest.raises(SystemExit):
         cli.main([*FOLDS, "--recall", "95"])
     assert "expected a number between 0 and 1, got 95: write .95 for 95 %" in capsys.readouterr().err
+
+
+def test_other_numbers(model, capsys):
+    """They go with the numbers they were chosen from; those of these numbers stay, whichever came first."""
+    file = model.model_folder.crossval([0, 1, 2]) / "thresholds.json"
+    merge = ["crossval", *FOLDS[1:]]
+    assert cli.main([*FOLDS, "--recall", ".6"]) == 0
+    assert cli.main(merge) == 0
+    assert file.is_file()
+    model.write(2, model.cases[2], weights_sha256="others")
+    assert cli.main(merge) == 0
+    assert not file.exists()
+    assert "thresholds.json" in capsys.readouterr().err
+    assert cli.main([*FOLDS, "--recall", ".6"]) == 0
+    model.write(2, {**model.cases[2], "case.9": made(9)}, weights_sha256="others")
+    (file.parent / "summary.json").unlink()
+    assert cli.main(merge) == 0
+    assert not file.exists()

@@ -20,6 +20,7 @@ from nnunet_calib.nnunet.pickled_properties import image_spacing
 from nnunet_calib.nnunet.prediction_folder import find_predictions
 from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
 from nnunet_calib.posthoc import from_json
+from nnunet_calib.posthoc.classwise import Classwise
 from nnunet_calib.report.fold_words import case_table, facts, headline, notes
 from nnunet_calib.report.page import definitions
 from nnunet_calib.results.compared_models import dice_per_case
@@ -103,6 +104,14 @@ def make_readers(root: Path) -> dict[str, Reader]:
             folder / "temperature.json",
             lambda: _deploy(folder / "temperature.json", model),
             _content(folder / "temperature.json") | {"at_bound": False},
+        ),
+        "calibrators": _json(
+            folder / "calibrators.json",
+            lambda: _deploy(folder / "calibrators.json", model, "classwise"),
+            {
+                **{name: _content(folder / "temperature.json")[name] for name in ("model", "cases", "folds")},
+                "calibrators": {"classwise": {"fit": Classwise(1.2, (1.1, 1.2, 1.3), regions=False).to_json()}},
+            },
         ),
         "dice": _json(
             root / "theirs.json",
@@ -188,8 +197,8 @@ def _report(path: Path) -> None:
     [*headline(summary), *notes(summary), *definitions(summary["definitions"]), *facts("", [summary["model"]])]
 
 
-def _deploy(path: Path, model: ModelFolder) -> None:
-    found = Deployed(given_temperature(str(path)), "temperature.json")
+def _deploy(path: Path, model: ModelFolder, kind: str | None = None) -> None:
+    found = Deployed(given_temperature(str(path), kind), path.name)
     assert found.calibrator.to_json()["temperature"] > 0
     found.describe()
     found.origin()

@@ -26,6 +26,9 @@ class Factors:
 
     kind: ClassVar[str] = "factors"
     noun: ClassVar[str] = "factors"
+    indefinite: ClassVar[str] = "factors"
+    effect: ClassVar[str] = "Factors move them."
+    keeps_segmentation: ClassVar[bool] = False
     short: ClassVar[str] = "factors"
     form: ClassVar[dict] = {"factors": [float]}
     at_bound: ClassVar[bool] = False

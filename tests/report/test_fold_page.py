@@ -16,6 +16,7 @@ from nnunet_calib.figures.case_pictures import colour_bar
 from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.figures.style import new_figure
 from nnunet_calib.metrics.catalogue import RANKINGS
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.report import fold_page as report_page
 from nnunet_calib.report.fold_page import write_report
 from nnunet_calib.report.page import data_uri
@@ -156,7 +157,10 @@ def test_figures(whole):
     _, page, asked = whole
     svg = [source for source in page.sources if source.startswith("data:image/svg+xml;base64,")]
     assert len(svg) == len(FIGURES)
-    assert all(spec.title in page.text and spec.caption in page.text for spec in FIGURES)
+    captions = [spec.caption.format(effect=Temperature.effect) for spec in FIGURES]
+    assert all(
+        spec.title in page.text and caption in page.text for spec, caption in zip(FIGURES, captions, strict=True)
+    )
     for source in svg:
         assert re.search(rb'width="249\.\d*pt"', base64.b64decode(source.split(",")[1]))  # 88 mm
     assert asked.count("case0") == 2  # for its own slice and as one of the worst four

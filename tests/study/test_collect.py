@@ -97,6 +97,32 @@ def test_collected(results):
             assert text.startswith(f"{name} of nnUNetTrainerStudy{method}__")
 
 
+def test_calibrators(results):
+    """A row for each method and case before and after each kind, and the means of a comparison in the table."""
+    models = module.Study(results.parent / "study")
+    compared = {kind: module.compare(models, ["Calib", "ML1ACE"], [0], kind) for kind in ("temperature", "vector")}
+    compared["classwise"] = compared["temperature"]
+    rows = module.calibrator_rows(compared)
+    assert [row["model"] for row in rows] == ["Calib", "ML1ACE"] * 4
+    module.write_rows(rows, results / "calibrators.csv")
+    table = [line.split("|")[1:-1] for line in report.tables(results)["calibrators"].splitlines()]
+    assert [line[0].strip() for line in table[2:]] == ["Calib", "", "", "", "ML1ACE", "", "", ""]
+    assert [line[1].strip() for line in table[2:6]] == ["-", "T", "T by class", "w z + b"]
+    for number, (kind, stage) in enumerate((("vector", "uncalibrated"), ("temperature", "calibrated"))):
+        for metric, column, digits in (("ece", 3, 4), ("nll", 6, 4)):
+            means = [
+                model["mean"]
+                for group in compared[kind]["results"]
+                if (group["metric"], group["scope"], group["stage"]) == (metric, "image", stage)
+                and group["of"] in ("foreground_mean", None)
+                for model in group["models"]
+            ]
+            assert float(table[6 + number][column]) == pytest.approx(means[1], abs=0.6 * 10**-digits)
+    after = [row["estimated_dice"]["after"] for row in compared["vector"]["metric_per_case"] if row["model"] == "Calib"]
+    assert float(table[5][2]) == pytest.approx(np.mean(after), abs=6e-4)
+    assert float(table[4][2]) == float(table[2][2])
+
+
 def test_a_network_without_foreground(results):
     """Its fold is no part of a comparison, and it is named."""
     path = results / "runs" / "ML1ACE_fold1.json"

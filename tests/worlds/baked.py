@@ -10,10 +10,18 @@ import torch
 from nnunet_calib import cli
 from nnunet_calib.nnunet.checkpoints import weights_fingerprint
 from nnunet_calib.nnunet.trained_model import describe_model
+from nnunet_calib.posthoc.vector import Vector
 from tests.worlds.nnunet_world import PLANS, World
 
 TRAINER = "nnUNetTrainerCalib"
 SHARPEN = 8.0  # random weights give logits near 0
+
+
+def write_vector(file: Path, heads: int, *, regions: bool = False) -> str:
+    """A calibrator with a factor and an offset for each head; the file's name as it is typed."""
+    factors, offsets = np.linspace(0.5, 0.9, heads), np.linspace(-0.3, 0.4, heads)
+    file.write_text(json.dumps(Vector(1.7, tuple(factors), tuple(offsets), regions).to_json()))
+    return str(file)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,11 @@ class Untrained:
     def arguments(self) -> list[str]:
         """What names it on the command line."""
         return ["-d", str(self.world.dataset_id), "-c", self.configuration, "-tr", self.trainer]
+
+    @property
+    def image(self) -> Path:
+        """What is predicted."""
+        return self.world.folder / "raw" / self.world.dataset / "imagesTr" / "case.0_0000.nii.gz"
 
     def bake(self, *options: str) -> int:
         """The command."""
@@ -83,8 +96,7 @@ class Untrained:
         from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-        image = self.world.folder / "raw" / self.world.dataset / "imagesTr" / "case.0_0000.nii.gz"
         predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(model_folder), folds, checkpoint)
-        data, properties = SimpleITKIO().read_images([str(image)])
+        data, properties = SimpleITKIO().read_images([str(self.image)])
         return predictor.predict_single_npy_array(data, properties, None, None, True)[1]

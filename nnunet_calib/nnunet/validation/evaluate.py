@@ -1,4 +1,4 @@
-"""Measuring the calibration of a folder of predictions, or fitting a temperature to it."""
+"""Measuring the calibration of a folder of predictions, or fitting a calibrator to it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_calib.io.atomic_files import hidden_folder, write_json
+from nnunet_calib.io.atomic_files import hidden_folder
 from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.nnunet.predictions import Predictions
-from nnunet_calib.results.fold_summary import fitted_temperature, read_cases, summarise, write_results
-from nnunet_calib.results.judged_cases import MeasuredCase
+from nnunet_calib.posthoc.temperature import Temperature
+from nnunet_calib.results.fold_summary import Fitted, fit_calibrator, summarise, write_fits, write_results
+from nnunet_calib.results.judged_cases import MeasuredCase, read_cases
 from nnunet_calib.results.layout import case_file
 
 _RATERS = "Measured against {} raters: each voxel counts once for each of them."
@@ -22,16 +23,19 @@ def evaluate(
     predictions: Predictions,
     calibration_folder: Path,
     processes: int | None = None,
-    temperature: dict[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
+    kind: str = Temperature.kind,
 ) -> dict[str, Any]:
     """Measure the cases and write a calibration folder; nothing is written before the last case is measured.
 
     Args:
         predictions: predictions to measure.
-        calibration_folder: folder for cases/, summary.json and, unless a temperature is given, temperature.json.
+        calibration_folder: folder for cases/, summary.json and, unless a calibrator is given, temperature.json and that
+            of another kind in calibrators.json.
         processes: number of cases measured at once; None means nnU-Net's default.
-        temperature: from `given_temperature`; None fits one, and each case is then judged by one that was fitted
+        given: calibrator from `given_temperature`; None fits one, and each case is then judged by one that was fitted
             without it.
+        kind: kind of the calibrator that is fitted, from `posthoc.KINDS`.
 
     Returns:
         The content of summary.json, with NaN where the file has null.
@@ -41,30 +45,33 @@ def evaluate(
         OSError: if the folder cannot be written, or memory runs out.
     """
     with measured(predictions, calibration_folder, processes) as cases:
-        fitted, without = None, None
-        if temperature is None:
-            fitted, without = fitted_temperature(cases, predictions.model)
-        used = fitted or _judged_by_own_cases(temperature or {}, predictions.cases)
+        fitted = None
+        if given is None:
+            fitted = fit_calibrator(cases, predictions.heads, predictions.model, kind=kind)
+            used, without = fitted.content, fitted.without
+        else:
+            used, without = _judged_by_own_cases(given, predictions.cases), None
         summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, used, without)
         if predictions.further_raters:
             summary["notes"].insert(0, _RATERS.format(1 + len(predictions.further_raters)))
         case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
         files = {case.name: case_file(case.folder, case.name) for case in cases}
-        write_results(calibration_folder, summary, fitted, files)
+        new = (None, None) if fitted is None else (fitted.temperature, fitted.calibrators)
+        write_results(calibration_folder, summary, new[0], files, new[1])
     return summary
 
 
-def fit(predictions: Predictions, calibration_folder: Path, processes: int | None = None) -> dict[str, Any]:
-    """Fit one temperature to the cases and write temperature.json; errors as for `evaluate`.
+def fit(
+    predictions: Predictions, calibration_folder: Path, processes: int | None = None, kind: str = Temperature.kind
+) -> Fitted:
+    """Fit a calibrator to the cases, and write temperature.json and that of another kind in calibrators.json.
 
-    Returns:
-        The content of the file, with infinities where it has null.
+    Arguments and errors are those of `evaluate`.
     """
     with measured(predictions, calibration_folder, processes) as cases:
-        temperature, _ = fitted_temperature(cases, predictions.model)
-    calibration_folder.mkdir(parents=True, exist_ok=True)
-    write_json(temperature, calibration_folder / "temperature.json")
-    return temperature
+        fitted = fit_calibrator(cases, predictions.heads, predictions.model, kind=kind)
+    write_fits(calibration_folder, fitted)
+    return fitted
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from nnunet_calib.nnunet.trained_model import describe_model
 from nnunet_calib.nnunet.validation.export_worker import ExportAndMeasure
 from nnunet_calib.nnunet.validation.predict_cases import check_inputs, export_for, predict
 from nnunet_calib.nnunet.validation.remade_trainer import preprocess_command, remade_trainer
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.fold_summary import write_fold
 from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import is_measured, is_of_network, load_case
@@ -49,6 +50,7 @@ class Options:
         use_npz: whether nnU-Net's .npz are measured where they exist.
         boundary_mm: half width of the boundary scope; None means that of the trainer.
         trust: load the checkpoint as nnU-Net does, which can run code in it.
+        calibrator: kind of the calibrator that the cases are judged by, from `posthoc.KINDS`.
     """
 
     checkpoint: str = FINAL
@@ -59,6 +61,7 @@ class Options:
     use_npz: bool = True
     trust: bool = False
     boundary_mm: float | None = None
+    calibrator: str = Temperature.kind
 
     def __post_init__(self) -> None:
         """Raise ValueError for a part that does not exist."""
@@ -145,7 +148,7 @@ def validate_fold(model_folder: ModelFolder, fold: int | str, options: Options) 
             _check_results(folder, others, type(trainer).__name__)
     if not all(is_measured(folder, case, model, width) for case in cases if case not in share):
         return None
-    return write_fold(folder, cases, heads, model, width, split)
+    return write_fold(folder, cases, heads, model, width, split, options.calibrator)
 
 
 def _check_origin(weights: TrainedWeights, trainer: Any, checkpoint: Path) -> None:

@@ -1,6 +1,5 @@
 """What a baked checkpoint predicts, and what it keeps of the original."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,13 +9,12 @@ import pytest
 import torch
 
 import nnunet_calib
-from nnunet_calib import apply_temperature
+from nnunet_calib import apply_temperature, cli
 from nnunet_calib.nnunet.checkpoints import load_checkpoint, weights_fingerprint
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED, ENTRY
-from nnunet_calib.posthoc.logits import calibrated, log_probabilities
-from nnunet_calib.posthoc.vector import Vector
 from nnunet_calib.results.layout import FINAL
-from tests.worlds.baked import TRAINER
+from tests.worlds.baked import TRAINER, write_vector
+from tests.worlds.maps import read_maps
 
 pytestmark = [
     # nnU-Net's own, on tiny data
@@ -63,18 +61,16 @@ def test_vector(untrained, monkeypatch, tmp_path, world):
     model = untrained("2d")
     folder = Path(model.make(0, seed=0).output_folder_base)
     original = model.probabilities(folder, FINAL, (0,))
-    heads, regions = len(original), "regions" in folder.parent.name
-    factors, offsets = np.linspace(0.5, 0.9, heads), np.linspace(-0.3, 0.4, heads)
-    calibrator = Vector(T, tuple(factors), tuple(offsets), regions)
-    file = tmp_path / "vector.json"
-    file.write_text(json.dumps(calibrator.to_json()))
-    assert model.bake("-f", "0", "--temperature", str(file)) == 0
+    file = write_vector(tmp_path / "vector.json", len(original), regions="regions" in folder.parent.name)
+    assert model.bake("-f", "0", "--temperature", file, "--calibrator", "vector", "--portable") == 0
     baked = model.probabilities(folder, CALIBRATED, (0,))
-    expected = calibrated(log_probabilities(original, regions=regions), calibrator, regions=regions)
-    # where float32 still tells p from 0 and 1, so that its logit is that of the network
-    inside = (np.abs(original - 0.5) < 0.5 - 1e-6).all(0)
-    assert inside.mean() > 0.1
-    assert np.abs(baked - expected)[:, inside].max() < 1e-4
+    images, output = tmp_path / "images", tmp_path / "predicted"
+    images.mkdir()
+    (images / "case.0_0000.nii.gz").symlink_to(model.image)
+    command = ["predict", *model.arguments, "-i", str(images), "-o", str(output), "-f", "0", "-device", "cpu"]
+    assert cli.main([*command, "-npp", "0", "-nps", "0", "--temperature", file]) == 0
+    maps = read_maps(output / "maps", "probabilities", "case.0")
+    assert np.abs(baked - maps).max() < 1e-4
     assert np.abs(baked - original).max() > 0.1
 
 

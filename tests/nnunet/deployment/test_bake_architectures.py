@@ -14,6 +14,7 @@ from nnunet_calib import apply_temperature
 from nnunet_calib.nnunet.checkpoints import load_checkpoint
 from nnunet_calib.nnunet.deployment.bake import CALIBRATED, ENTRY
 from nnunet_calib.results.layout import FINAL
+from tests.worlds.baked import write_vector
 
 pytestmark = [
     # nnU-Net's own, on tiny data
@@ -219,8 +220,7 @@ def test_without_the_package(untrained, tmp_path):
     fold = Path(trainer.output_folder)
     images = tmp_path / "images"
     images.mkdir()
-    raw = model.world.folder / "raw" / model.world.dataset / "imagesTr" / "case.0_0000.nii.gz"
-    (images / raw.name).symlink_to(raw)
+    (images / model.image.name).symlink_to(model.image)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         "import sys\n\n\nclass Without:\n    def find_spec(self, name, path=None, target=None):\n"
@@ -261,10 +261,12 @@ def test_without_the_package(untrained, tmp_path):
     assert "ImportError: nnunet_calib" in run("-c", "import nnunet_calib").stderr
     assert model.bake("-f", "0", "--temperature", str(T)) == 0
     assert "Could not find requested nnunet trainer nnUNetTrainerCalib" in predict(CALIBRATED).stderr
-    assert model.bake("-f", "0", "--temperature", str(T), "--portable") == 0
+    file = write_vector(tmp_path / "vector.json", 3)
+    assert model.bake("-f", "0", "--temperature", file, "--portable") == 0
     (fold / CALIBRATED).rename(fold / "portable.pth")
     done = predict("portable.pth")
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "portable.pth" / "case.0.npz") as file:
         baked = file["probabilities"]
+    assert len(baked) == 3
     assert np.array_equal(baked, model.probabilities(fold.parent, "portable.pth"))

@@ -120,6 +120,8 @@ def test_another_width_is_measured_again(trained, in_threads, monkeypatch, capsy
     monkeypatch.setattr(CalibrationMixin, "boundary_mm", 1.25)
     assert trained.validate() == 0
     assert "5 measured before" in capsys.readouterr().err
+    assert trained.validate("--calibrator", "classwise") == 0
+    assert "ECE T by class" in capsys.readouterr().out
 
 
 def test_stale_files(trained, in_threads, capsys):
