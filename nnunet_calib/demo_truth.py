@@ -102,3 +102,25 @@ def table(models: dict[str, dict[str, Any]], truth: dict[str, float]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def findings(models: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a sentence on the first model, one on its temperature, and one on each other model beside it."""
+    baseline, *others = models
+    temperature = models[baseline]["temperature"]
+    trained, scaled = (models[baseline][when] for when in STAGES)
+    sure = "is too sure (T > 1)" if temperature > 1 else "is not too sure (T is not above 1)"
+    columns = ("ace", "nll", "kl_to_truth")
+    return [
+        f"{baseline} {sure}: T = {temperature:.2f}.",
+        f"Its temperature gives {_changes(trained, scaled, ('nll', 'kl_to_truth'))}.",
+        *(f"{other} as trained has {_changes(trained, models[other][STAGES[0]], columns)}." for other in others),
+    ]
+
+
+def _changes(before: dict[str, float], after: dict[str, float], columns: Sequence[str]) -> str:
+    def change(column: str) -> str:
+        a, b = before[column], after[column]
+        return f"{'a lower' if b < a else 'a higher' if b > a else 'the same'} {_COLUMNS[column]} ({a:.4f} -> {b:.4f})"
+
+    return ", ".join(map(change, columns))

@@ -22,7 +22,7 @@ _BLOB_SIZE = 4.0  # standard deviations of the filters, in voxels
 _IMAGE_BLUR = 1.0
 _DRAW_SIZE = 1.2
 _NOISE = 0.2
-_THRESHOLD = 1.0  # of the smoothed image, in its standard deviations, where a class is as likely as background
+_THRESHOLD = 1.0
 _STEEPNESS = 8.0
 
 
@@ -41,7 +41,7 @@ class SyntheticCase:
     probabilities: NDArray[np.float32]
 
 
-def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> NDArray[np.float64]:
+def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: Sequence[float]) -> NDArray[np.float64]:
     """Return smooth Gaussian noise that is standard normal in every voxel."""
     impulse = np.zeros(shape)
     impulse[(0,) * len(shape)] = 1
@@ -50,17 +50,34 @@ def _unit_field(rng: np.random.Generator, shape: Sequence[int], sigma: float) ->
     return field
 
 
-def true_probabilities(image: NDArray[Any]) -> NDArray[np.float32]:
+def _along(axes: int, shape: Sequence[int], size: float) -> tuple[float, ...]:
+    """Return a filter's size along each axis: 0 but for the last axes."""
+    return (0.0,) * (len(shape) - axes) + (size,) * axes
+
+
+def true_probabilities(
+    image: NDArray[Any], threshold: float = _THRESHOLD, axes: int | None = None
+) -> NDArray[np.float32]:
     """Return the posterior of the labels given an image, (3, *spatial).
 
     It is softmax(0, k (g - t), k (-g - t)) with the blurred image g, steepness k and threshold t.
+
+    Args:
+        image: (*spatial), standardised.
+        threshold: t, where a class is as likely as background, in the image's standard deviations.
+        axes: number of last axes along which the image is blurred; None means all.
     """
-    g = gaussian_filter(image.astype(np.float64), _IMAGE_BLUR, mode="wrap")
-    logits = np.stack([np.zeros_like(g), _STEEPNESS * (g - _THRESHOLD), _STEEPNESS * (-g - _THRESHOLD)])
+    g = gaussian_filter(image.astype(np.float64), _along(axes or image.ndim, image.shape, _IMAGE_BLUR), mode="wrap")
+    logits = np.stack([np.zeros_like(g), _STEEPNESS * (g - threshold), _STEEPNESS * (-g - threshold)])
     return np.asarray(softmax(logits, axis=0), np.float32)
 
 
-def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticCase:
+def synthetic_case(
+    seed: int | Sequence[int],
+    shape: Sequence[int] = (40, 40, 40),
+    threshold: float = _THRESHOLD,
+    axes: int | None = None,
+) -> SyntheticCase:
     """Make one case.
 
     The labels are drawn with smooth noise, so that they form regions with plausible borders; in every voxel each label
@@ -69,14 +86,17 @@ def synthetic_case(seed: int, shape: Sequence[int] = (40, 40, 40)) -> SyntheticC
     Args:
         seed: the same seed gives the same case.
         shape: of the image, 2D or 3D.
+        threshold: of `true_probabilities`; a higher one gives fewer and smaller blobs.
+        axes: number of last axes along which blobs extend; 2 makes a stack of independent slices. None means all.
     """
     rng = np.random.default_rng(seed)
-    image = _unit_field(rng, shape, _BLOB_SIZE) + _NOISE * rng.standard_normal(shape)
+    blob_size, draw_size = (_along(axes or len(shape), shape, size) for size in (_BLOB_SIZE, _DRAW_SIZE))
+    image = _unit_field(rng, shape, blob_size) + _NOISE * rng.standard_normal(shape)
     # nnU-Net standardises each image: as this one already is, the network's input still determines the probabilities
     image = ((image - image.mean()) / image.std()).astype(np.float32)
-    probabilities = true_probabilities(image)
+    probabilities = true_probabilities(image, threshold, axes)
     # the distribution function makes standard normal noise uniform in every voxel
-    uniform = ndtr(_unit_field(rng, shape, _DRAW_SIZE))
+    uniform = ndtr(_unit_field(rng, shape, draw_size))
     # with background in the middle, the noise moves borders but does not swap the two classes
     labels = np.where(uniform < probabilities[2], 2, np.where(uniform >= 1 - probabilities[1], 1, 0)).astype(np.uint8)
     return SyntheticCase(image, labels, probabilities)

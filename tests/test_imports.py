@@ -20,6 +20,7 @@ LAYERS = (
     "commands/",
     "demo",
     "demo_truth",
+    "demo_commands",
     "trainers",
     "nnunet/",
     "report/",

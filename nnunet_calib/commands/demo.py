@@ -5,6 +5,8 @@ from pathlib import Path
 
 from nnunet_calib.commands.arguments import Commands, add_folds
 
+LARGEST_SEED = 10**6
+
 
 def _run(args: argparse.Namespace) -> None:
     from nnunet_calib.demo import TRAINERS, run_demo
@@ -24,7 +26,13 @@ def _run(args: argparse.Namespace) -> None:
             f"expected two or more different folds, got {' '.join(map(str, args.folds))}: name them after -f, from 0 "
             "to 4"
         )
-    run_demo(args.output, named, sorted(args.folds))
+    run_demo(args.output, named, sorted(args.folds), args.seed)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {LARGEST_SEED}, got {text}")
+    return int(text)
 
 
 def add(commands: Commands) -> None:
@@ -50,4 +58,11 @@ def add(commands: Commands) -> None:
         help="two or more trainers of this package (default: nnUNetTrainerCalib nnUNetTrainerML1ACE)",
     )
     add_folds(command, "two folds or more", (0, 1))
+    command.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="seed of the cases and of the trainings (default: %(default)s)",
+    )
     command.set_defaults(run=_run)

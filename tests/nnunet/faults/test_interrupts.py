@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nnunet_calib import demo
+from nnunet_calib.demo_commands import run_commands
 from nnunet_calib.io.processes import sigterm_interrupts
 from tests.worlds.command_line import sentence
 from tests.worlds.predicted_folder import write_world
@@ -183,9 +182,9 @@ def test_demo(tmp_path):
     program.write_text(f"#!{sys.executable}\n{PROGRAM}")
     program.chmod(0o755)
     code = "import sys; from tests.nnunet.faults.test_interrupts import run_program; run_program(*sys.argv[1:])"
-    command = [sys.executable, "-W", "ignore", "-c", code, program, tmp_path / "log"]
+    command = [sys.executable, "-W", "ignore", "-c", code, program, tmp_path]
     with subprocess.Popen(command, preexec_fn=hear_interrupts) as process:
-        assert until(lambda: len(below(process.pid)) == 2 and (tmp_path / "log").is_file())
+        assert until(lambda: len(below(process.pid)) == 2 and (tmp_path / "log.unfinished.txt").is_file())
         ours = below(process.pid)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(SECONDS) == 7
@@ -200,11 +199,11 @@ def hear_interrupts() -> None:
 PROGRAM = "import subprocess, time; subprocess.Popen(['sleep', '600']); print('started', flush=True); time.sleep(600)"
 
 
-def run_program(program: str, log: str) -> None:
+def run_program(program: str, logs: str) -> None:
     """What the demo does with each command of nnU-Net's; ends with status 7 if it is interrupted."""
     try:
         with sigterm_interrupts():
-            deque(demo._run([program], Path(log), dict(os.environ)), 0)
+            run_commands({"log": [program]}, Path(logs), os.environ)
     except KeyboardInterrupt:
         os._exit(7)
 
