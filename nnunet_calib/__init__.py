@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from nnunet_calib.metrics.errors import calibration_errors
     from nnunet_calib.posthoc.temperature import TemperatureFit, apply_temperature, fit_temperature
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["CaseStatistics", "TemperatureFit", "apply_temperature", "calibration_errors", "fit_temperature"]
 
