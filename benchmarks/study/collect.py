@@ -25,7 +25,7 @@ from nnunet_calib.figures.fold_figures import draw_fold
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.measuring.case_statistics import CaseStatistics
 from nnunet_calib.measuring.scopes import scope_members
-from nnunet_calib.metrics.catalogue import HEAD_ERRORS, SCORES
+from nnunet_calib.metrics.catalogue import HEAD_ERRORS, RANKINGS, SCORES
 from nnunet_calib.metrics.errors import reliability_curve
 from nnunet_calib.nnunet.raw_images import raw_images
 from nnunet_calib.posthoc import KINDS
@@ -110,7 +110,7 @@ def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         row = {name: case[name] for name in ("model", "case", "fold", "temperature", "dice")}
         for stage in STAGES:
             errors = case[stage]["image"]
-            row |= {f"{metric}_{stage}": case_error(errors, metric) for metric in (*HEAD_ERRORS, *SCORES)}
+            row |= {f"{metric}_{stage}": case_error(errors, metric) for metric in (*HEAD_ERRORS, *SCORES, *RANKINGS)}
         rows.append({key: round(v, _DIGITS) if isinstance(v, float) else v for key, v in row.items()})
     return rows
 

@@ -149,7 +149,7 @@ def test_statistics_bomb(tmp_path):
 def test_largest_statistics(tmp_path):
     """What honest files take may be raised by who trusts them."""
     make_case().measure(case="one").save(tmp_path / "x.npz")
-    told = "unreadable (its arrays would take 0 MiB of memory, more than 0)"
+    told = "unreadable (its arrays would take 1 MiB of memory, more than 0)"
     refused(tmp_path / "x.npz", told, max_bytes=1000)
     assert CaseStatistics.load(tmp_path / "x.npz", max_bytes=1 << 20).cases == ("one",)
 

@@ -72,7 +72,7 @@ def test_crossval(model):
 
 
 def test_report_and_compare(model, tmp_path):
-    """One page; and three tables and a page, without a figure, since these models have no Dice."""
+    """One page; and three tables, the figure of the logits and a page, without Dice, which these models lack."""
     (tmp_path / "page").mkdir()
     check_every_kill(
         ["report", *CROSSVAL[1:], "-f", "0", "--no-images", "-o", str(tmp_path / "page" / "report.html")],
@@ -97,7 +97,7 @@ def test_report_and_compare(model, tmp_path):
             str(tmp_path / "compared"),
         ],
         tmp_path / "compared",
-        4,
+        3 + 3 + 1,
     )
 
 
