@@ -28,6 +28,24 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which batch systems send, as an exception distinct from that of Ctrl-C."""
 
 
+def _terminate(*_: Any) -> None:
+    raise Terminated
+
+
+def _end_at_once() -> None:
+    """Let SIGTERM end a forked process as usual.
+
+    nnU-Net lists files with a pool, which ends its workers by SIGTERM. A handler in Python runs after the signal only
+    when a lock's wait returns: a worker that gets the signal just before it begins to wait would wait for ever.
+    """
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_at_once)
+
+
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM raise `Terminated` in the main thread within the block, so that context managers clean up."""
@@ -35,10 +53,7 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
         return
 
-    def terminate(*_: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
