@@ -97,10 +97,7 @@ def calibrator_rows(comparisons: Mapping[str, dict[str, Any]]) -> list[dict[str,
                 row[f"dice_{kind}"] = case["estimated_dice"]["after"]
             for stage, name in zip(STAGES, ("before", kind), strict=True):
                 row |= {f"{m}_{name}": case_error(case[stage]["image"], m) for m in (*HEAD_ERRORS, "nll")}
-    return [
-        {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in row.items()}
-        for row in rows.values()
-    ]
+    return [*map(_rounded, rows.values())]
 
 
 def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -111,8 +108,12 @@ def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         for stage in STAGES:
             errors = case[stage]["image"]
             row |= {f"{metric}_{stage}": case_error(errors, metric) for metric in (*HEAD_ERRORS, *SCORES, *RANKINGS)}
-        rows.append({key: round(v, _DIGITS) if isinstance(v, float) else v for key, v in row.items()})
+        rows.append(_rounded(row))
     return rows
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:

@@ -84,17 +84,29 @@ def write_expected(folder: Path, dice: Mapping[str, Mapping[str, float]]) -> Non
     write_json(content, folder / EXPECTED_FILE)
 
 
-def volume_limits(file: Path) -> dict[str, LogInterval]:
-    """Return the interval of each structure's true volume around the calibrated expected one, from a written file.
-
-    Structures with too few cases are left out; without a file there are none.
+def read_expected(folder: Path) -> dict[str, Any] | None:
+    """Return the expected volumes and Dice of merged folds; None for a calibration folder without them.
 
     Raises:
         ValueError: if the file is damaged.
     """
+    file = folder / EXPECTED_FILE
     if not file.is_file():
-        return {}
-    volumes = read_json(file, EXPECTED, "merge the folds again with nnunet_calib crossval")["volumes"]
+        return None
+    content: dict[str, Any] = read_json(file, EXPECTED, "merge the folds again with nnunet_calib crossval")
+    return content
+
+
+def volume_limits(folder: Path) -> dict[str, LogInterval]:
+    """Return the interval of each structure's true volume around the calibrated expected one, in merged folds.
+
+    Structures with too few cases are left out; without expected.json there are none.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    content = read_expected(folder)
+    volumes = {} if content is None else content["volumes"]
     found = {key: (of[CALIBRATED]["low"], of[CALIBRATED]["high"]) for key, of in volumes.items()}
     return {key: LogInterval(low, high) for key, (low, high) in found.items() if None not in (low, high)}
 

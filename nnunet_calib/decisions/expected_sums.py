@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_calib.decisions.risk_control import ratio
+
 
 class ExpectedSums:
     r"""Sums over the voxels of a case, for each class or region.
@@ -63,12 +65,12 @@ class ExpectedSums:
     @property
     def dice(self) -> NDArray[np.float64]:
         """Expected Dice of each structure; NaN where neither the segmentation nor the probabilities hold anything."""
-        return _ratio(2 * self.inside, self.segmented + self.expected)
+        return ratio(2 * self.inside, self.segmented + self.expected)
 
     @property
     def mean_entropy(self) -> NDArray[np.float64]:
         """Mean entropy over the segmentation of each structure, in nats; NaN where it is empty, and for background."""
-        return _ratio(self.entropy, self.segmented)
+        return ratio(self.entropy, self.segmented)
 
 
 def _weighted(values: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float64]:
@@ -84,9 +86,3 @@ def _entropy(p: NDArray[np.float32], *, regions: bool) -> NDArray[np.float64]:
         return np.asarray(h.sum(0))
     q = 1 - p
     return np.asarray((h - q * np.log(np.where(q > 0, q, 1))).mean(0))
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    ratio = np.full(len(whole), np.nan)
-    np.divide(part, whole, out=ratio, where=whole > 0)
-    return ratio

@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def missed_shares(histograms: Histograms) -> NDArray[np.float64]:
         (heads, thresholds), rising along the thresholds; NaN for a structure that the case lacks.
     """
     found = _at_least(histograms.positives)
-    return 1 - _ratio(found, found[:, :1])
+    return 1 - ratio(found, found[:, :1])
 
 
 def wrong_shares(histograms: Histograms) -> NDArray[np.float64]:
@@ -54,7 +55,7 @@ def wrong_shares(histograms: Histograms) -> NDArray[np.float64]:
     Returns:
         (heads, thresholds), falling along the thresholds; 1 where a case without the structure has a mask.
     """
-    wrong = np.nan_to_num(1 - _ratio(_at_least(histograms.positives), _at_least(histograms.counts)))
+    wrong = np.nan_to_num(1 - ratio(_at_least(histograms.positives), _at_least(histograms.counts)))
     return np.maximum.accumulate(wrong[:, ::-1], axis=1)[:, ::-1]
 
 
@@ -67,7 +68,7 @@ def relative_sizes(histograms: Histograms) -> NDArray[np.float64]:
     Returns:
         (heads, thresholds); NaN for a structure that the case lacks.
     """
-    return _ratio(_at_least(histograms.counts), _at_least(histograms.positives)[:, :1])
+    return ratio(_at_least(histograms.counts), _at_least(histograms.positives)[:, :1])
 
 
 def _at_least(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -75,11 +76,12 @@ def _at_least(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return counts[:-1, ::-1].cumsum(1)[:, ::-1]
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """Return part / whole, which is broadcast to the shape of the part; NaN where the whole is 0."""
     whole = np.broadcast_to(whole, part.shape)
-    ratio = np.full(part.shape, np.nan)
-    np.divide(part, whole, out=ratio, where=whole > 0)
-    return ratio
+    found = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=found, where=whole > 0)
+    return found
 
 
 def controlled_index(total_losses: NDArray[np.float64], cases: int, alpha: float, *, rising: bool) -> int | None:

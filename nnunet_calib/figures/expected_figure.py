@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.figures.style import COLOURS, in_lines, in_style, new_figure
-from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.io.names import in_figure
-from nnunet_calib.results.layout import EXPECTED_FILE
-from nnunet_calib.results.schemas import CALIBRATED, EXPECTED, UNCALIBRATED
+from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,25 +26,12 @@ CAPTION = (
 _MARKERS = ("o", "s", "^", "D", "v")
 
 
-def read_expected(calibration_folder: Path) -> dict[str, Any] | None:
-    """Return the expected volumes and Dice of merged folds; None for a folder without them.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    file = calibration_folder / EXPECTED_FILE
-    if not file.is_file():
-        return None
-    content: dict[str, Any] = read_json(file, EXPECTED, "merge the folds again with nnunet_calib crossval")
-    return content
-
-
 @in_style
 def expected_figure(content: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
     """Draw expected against true Dice before and after calibration, and volumes against the truth.
 
     Args:
-        content: from `read_expected`.
+        content: from `decisions.expected_of_folds.read_expected`.
         names: key -> name of each structure.
     """
     figure, axes = new_figure(4.4, 2, 2)

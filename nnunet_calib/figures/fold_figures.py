@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunet_calib.decisions.expected_of_folds import read_expected
 from nnunet_calib.figures.case_figures import ImageOf, no_image, reliability_of_cases_figure, worst_cases_figure
 from nnunet_calib.figures.diagrams import (
     draw_confidence,
@@ -20,7 +21,7 @@ from nnunet_calib.figures.diagrams import (
     draw_risk_coverage,
 )
 from nnunet_calib.figures.drawn_results import DrawnCases, Results
-from nnunet_calib.figures.expected_figure import expected_figure, read_expected
+from nnunet_calib.figures.expected_figure import expected_figure
 from nnunet_calib.figures.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
 from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve, calibration_errors, reliability_curve
 from nnunet_calib.metrics.ranking import ranking_errors, risk_coverage

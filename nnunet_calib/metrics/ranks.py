@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 
 from nnunet_calib.metrics.ranking import auroc
 
 
-def mean_ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """Return the rank of each value, from 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse], np.float64)
-
-
 def spearman(one: ArrayLike, other: ArrayLike) -> float:
     """Return Spearman's rank correlation; NaN for fewer than two values, or if all values of one are equal."""
-    a, b = mean_ranks(one), mean_ranks(other)
+    a, b = rankdata(one), rankdata(other)
     a, b = a - a.mean() if a.size else a, b - b.mean() if b.size else b
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale > 0 else float("nan")
@@ -34,5 +29,5 @@ def auroc_of_scores(scores: ArrayLike, positive: ArrayLike) -> float:
     """
     values, place = np.unique(np.asarray(scores, np.float64), return_inverse=True)
     chosen = np.asarray(positive, bool)
-    positives, negatives = (np.bincount(place, which, len(values)) for which in (chosen * 1.0, ~chosen * 1.0))
+    positives, negatives = (np.bincount(place[which], minlength=len(values)) for which in (chosen, ~chosen))
     return auroc(positives.astype(np.float64), negatives.astype(np.float64))

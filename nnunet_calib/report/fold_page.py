@@ -9,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunet_calib.decisions.expected_of_folds import read_expected
 from nnunet_calib.figures.case_figures import ImageOf
 from nnunet_calib.figures.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
 from nnunet_calib.figures.drawn_results import Results, worst_cases
-from nnunet_calib.figures.expected_figure import CAPTION, TITLE, expected_figure, read_expected
+from nnunet_calib.figures.expected_figure import CAPTION, TITLE, expected_figure
 from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.io.wording import number
 from nnunet_calib.metrics.catalogue import HEAD_LABELS

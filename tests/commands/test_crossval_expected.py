@@ -7,7 +7,8 @@ import pytest
 from scipy.special import softmax
 
 from nnunet_calib import CaseStatistics, cli
-from nnunet_calib.figures.expected_figure import expected_figure, read_expected
+from nnunet_calib.decisions.expected_of_folds import read_expected
+from nnunet_calib.figures.expected_figure import expected_figure
 from nnunet_calib.figures.style import figure_bytes
 from nnunet_calib.results.layout import EXPECTED_FILE, case_file
 from tests.worlds.measured_folds import CROSSVAL

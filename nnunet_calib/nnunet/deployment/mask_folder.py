@@ -1,8 +1,10 @@
 """The folder of masks: one for each promise and structure, and masks.json, which says what they promise.
 
-masks/
-masks.json
-recall_0.95/STRUCTURE/CASE.nii.gz    0 and 1
+    masks/
+      masks.json
+      recall_0.95/STRUCTURE/CASE.nii.gz    0 and 1
+
+The files have the names of the segmentations.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from nnunet_calib.nnunet.validation.replaced_names import EXPORT_NAME
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.results.deployed_temperature import Deployed, find_temperatures, model_difference
 from nnunet_calib.results.heads import Heads
-from nnunet_calib.results.layout import EXPECTED_FILE, FINAL, Fold, ModelFolder
+from nnunet_calib.results.layout import FINAL, Fold, ModelFolder
 from nnunet_calib.results.schemas import in_sample_note
 
 
@@ -194,7 +194,7 @@ def _case_table(
     sources, limits = {deployed.source for deployed in temperatures}, {}
     source, *others = sources
     if source is not None and not others and Path(source).name == "temperature.json":
-        limits = volume_limits((model_folder.path / source).with_name(EXPECTED_FILE))
+        limits = volume_limits((model_folder.path / source).parent)
     return CaseTable(folder, heads, reader, limits, source if limits else None)
 
 

@@ -43,7 +43,6 @@ LOGITS = "pseudo_logit_quantiles"
 STRIDE = 17
 LOGIT_STRIDE = 4  # of these, the logits of one in four are counted, which has a histogram for every class
 
-
 # The figure of the logits, which takes seconds, is drawn after so many epochs each, and after each of the first ones.
 _EVERY = 10
 
@@ -176,11 +175,8 @@ class PseudoACEMixin(Trainer):
             if self.measure_pseudo_ace:
                 self._log_pseudo_ace(*self._gathered_pseudo_ace())
             else:
-                for key in (
-                    MEAN,
-                    PER_CLASS,
-                    LOGITS,
-                ):  # a checkpoint may hold some: progress.png ends with the shortest list
+                # a checkpoint may hold some: progress.png ends with the shortest list
+                for key in (MEAN, PER_CLASS, LOGITS):
                     self._logged_lists().pop(key, None)
         self._log_failure()
 
