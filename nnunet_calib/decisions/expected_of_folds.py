@@ -25,6 +25,7 @@ from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import is_calibrated, load_case
 from nnunet_calib.results.layout import EXPECTED_FILE, calibration_of_fold
 from nnunet_calib.results.schemas import CALIBRATED, EXPECTED, STAGES, SUMMARY, UNCALIBRATED
+from nnunet_calib.threads import one_thread
 
 LEVEL = 0.9
 WORST = 0.1  # share of the cases with the smallest Dice that a score is to find
@@ -128,6 +129,7 @@ def _rows(
         }
 
 
+@one_thread()
 def expected_of_case(
     statistics: CaseStatistics, calibrator: Calibrator, heads: Heads, dice: Mapping[str, float]
 ) -> dict[str, dict[str, Any]]:

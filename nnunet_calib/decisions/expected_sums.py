@@ -74,8 +74,7 @@ class ExpectedSums:
 
 
 def _weighted(values: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the weighted sums (heads,) in float64; unlike einsum's, their bits do not depend on memory addresses."""
-    return np.asarray((values.astype(np.float64) * weights).sum(1))
+    return np.asarray(np.einsum("cn,n->c", values, weights, dtype=np.float64))
 
 
 def _entropy(p: NDArray[np.float32], *, regions: bool) -> NDArray[np.float64]:

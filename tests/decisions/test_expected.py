@@ -4,11 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import entr, softmax
 
-from nnunet_calib.decisions.expected_of_folds import judged
+from nnunet_calib.decisions.expected_of_folds import expected_of_case, judged
 from nnunet_calib.decisions.expected_sums import ExpectedSums
+from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.heads import Heads
+from tests.worlds.measured_folds import LABELS, made
 
 HEADS = Heads(("0", "1"), ("background", "nodule"), None, None)
 
@@ -98,3 +101,16 @@ def test_volumes():
     assert found["uncalibrated"]["low"] == pytest.approx(residuals[270 - 258])
     assert found["calibrated"]["mean"] == pytest.approx(found["segmented"]["mean"] - math.log(2))
     assert found["calibrated"]["covered"] == pytest.approx(0.9, abs=0.05)
+
+
+def test_threads():
+    """The last digits do not depend on the number of PyTorch's threads."""
+    case = made(0).measure(case="one", model={})
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            found.append(expected_of_case(case, Temperature(1.7), LABELS, {"1": 0.5, "2": 0.5}))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
