@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_calib.io.wording import missing
@@ -176,32 +176,60 @@ def _run_value(run: dict[str, Any] | None, name: str) -> float | None:
     return image["nll"] if name == "NLL" else image["foreground_mean"]["ace"]
 
 
-def set_here(hyperparameters: dict[str, Any]) -> str:
-    """Return the hyperparameters that the sweep varies, in words."""
-    names = {
-        "nacl_weight": "NACL",
-        "ml1_ace_weight": "mL1-ACE",
-        "svls_sigma": "sigma",
-        "ls_alpha": "alpha",
-        "mbls_weight": "MbLS",
-        "mbls_margin": "margin",
-        "focal_gamma": "gamma",
-        "ecp_weight": "entropy",
-        "dsc_plus_plus_gamma": "gamma",
-        "mdca_weight": "MDCA",
-    }
-    parts = [f"{label} {hyperparameters[key]:g}" for key, label in names.items() if key in hyperparameters]
-    if epochs := hyperparameters.get("nacl_warmup_epochs") or hyperparameters.get("ml1_ace_warmup_epochs"):
-        parts.append(f"whole after {epochs} epochs")
-    if hyperparameters.get("ml1_ace_binning") == "soft":
-        parts.append("soft bins")
+# Hyperparameters whose values the sweep changes, and how tables name them.
+_SWEPT = {
+    "nacl_weight": "NACL",
+    "ml1_ace_weight": "mL1-ACE",
+    "svls_sigma": "sigma",
+    "ls_alpha": "alpha",
+    "mbls_weight": "MbLS",
+    "mbls_margin": "margin",
+    "focal_gamma": "gamma",
+    "ecp_weight": "entropy",
+    "dsc_plus_plus_gamma": "gamma",
+    "mdca_weight": "MDCA",
+}
+
+
+def swept_value(hyperparameters: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Return kind ("weight", "sigma", ...) and value of the first hyperparameter that the sweep changes, if any."""
+    for key in _SWEPT:
+        if key in hyperparameters:
+            return key.rpartition("_")[2], float(hyperparameters[key])
+    return "", None
+
+
+def variant(hyperparameters: Mapping[str, Any]) -> str:
+    """Return what a run changes besides a value; "" for a method's own setting."""
+    if others := _other_changes(hyperparameters):
+        return ", ".join(others)
+    scheduled = "nacl_weight" in hyperparameters or "ml1_ace_weight" in hyperparameters
+    return "whole from the start" if scheduled and not _warmup(hyperparameters) else ""
+
+
+def _warmup(hyperparameters: Mapping[str, Any]) -> int:
+    return int(hyperparameters.get("nacl_warmup_epochs") or hyperparameters.get("ml1_ace_warmup_epochs") or 0)
+
+
+def _other_changes(hyperparameters: Mapping[str, Any]) -> list[str]:
+    parts = []
     if hyperparameters.get("ml1_ace_pool_with_batch_dice"):
         parts.append("bins pooled over the batch")
     if hyperparameters.get("ml1_ace_every_resolution") is False:
         parts.append("full resolution only")
     if hyperparameters.get("nacl_on") == "probabilities":
         parts.append("on probabilities")
-    return ", ".join(parts) or "-"
+    return parts
+
+
+def set_here(hyperparameters: Mapping[str, Any]) -> str:
+    """Return the hyperparameters that the sweep varies, in words."""
+    parts = [f"{label} {hyperparameters[key]:g}" for key, label in _SWEPT.items() if key in hyperparameters]
+    if epochs := _warmup(hyperparameters):
+        parts.append(f"whole after {epochs} epochs")
+    if hyperparameters.get("ml1_ace_binning") == "soft":
+        parts.append("soft bins")
+    return ", ".join(parts + _other_changes(hyperparameters)) or "-"
 
 
 def _temperature(model: dict[str, Any], stage: str) -> str:

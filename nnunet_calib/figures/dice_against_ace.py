@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 NAME = "dice_against_ace"
 
-# tell models apart in grey print, and models that share a colour
-_MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
+_COLOURS = (*COLOURS, "#882255")
+# Markers tell models apart in grey print, and models that share a colour: one more, so that pairs repeat late.
+_MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">", "P")
 
 
 class Estimate(NamedTuple):
@@ -61,7 +62,7 @@ def draw_dice_against_ace(
         calibrator: kind of the calibrators, which the legend names.
     """
     for i, point in enumerate(points):
-        colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
+        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
         stages = [(point.uncalibrated, "white", 5), (point.calibrated, colour, 2.5)]
         stages = [stage for stage in stages if not missing(stage[0].mean)]
         if missing(point.dice.mean) or not stages:

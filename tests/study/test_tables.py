@@ -5,9 +5,17 @@ import pytest
 from scipy import stats
 
 from benchmarks.study.collect import comparable, swept
-from benchmarks.study.figures import families, reliability_figure
+from benchmarks.study.figures import families, looks_of, reliability_figure, sweep_figure
 from benchmarks.study.report import filled, trainings
-from benchmarks.study.tables import COLUMNS, differences_table, folds_table, means_table, nll_table, sweep_table
+from benchmarks.study.tables import (
+    COLUMNS,
+    differences_table,
+    folds_table,
+    means_table,
+    nll_table,
+    sweep_table,
+    swept_value,
+)
 from nnunet_calib.results.schemas import STAGES
 
 
@@ -164,9 +172,59 @@ def test_markers():
 
 
 def test_reliability_figure():
-    """Bars at the observed frequencies, a row for each stage."""
-    stage = {"counts": [4, 0, 2], "probability": [0.4, 0.0, 1.9], "positives": [1.0, 0.0, 2.0]}
-    figure = reliability_figure({"Calib": dict.fromkeys(STAGES, stage)}, [0, 1])
-    first, second = figure.axes[:2]
-    assert [bar.get_height() for bar in first.patches[:2]] == [0.25, 1.0]
-    assert "with temperature" in second.get_title()
+    """A panel for each method with a line for each stage, without the empty bins."""
+    stage = {"counts": [4, 0, 2], "probability": [0.4, 0.0, 1.9], "positives": [1.0, 0.0, 2.0], "nll": [1.0, 1.0]}
+    figure = reliability_figure(dict.fromkeys(("Calib", "NACL"), dict.fromkeys(STAGES, stage)), [0, 1])
+    assert [ax.get_title() for ax in figure.axes] == ["Calib", "NACL"]
+    for ax in figure.axes:
+        _, *lines = ax.lines
+        assert [line.get_label() for line in lines] == ["T = 1", "with temperature"]
+        assert [line.get_xydata().tolist() for line in lines] == [[[0.1, 0.25], [0.95, 1.0]]] * 2
+
+
+def sweep(hyperparameters: dict) -> dict:
+    """A comparison of runs with these hyperparameters."""
+    rows = [{"model": name, "mean": 0.1 + 0.01 * i, "interval": [None] * 2} for i, name in enumerate(hyperparameters)]
+    common = {"of": "foreground_mean", "scope": "image", "models": rows}
+    return {
+        "models": [{"name": name, "hyperparameters": values} for name, values in hyperparameters.items()],
+        "cases": ["a"],
+        "results": [{"metric": "dice", "stage": "both", **common}]
+        + [{"metric": "ace", "stage": stage, **common} for stage in STAGES],
+    }
+
+
+def test_sweep_figure():
+    """A value looks the same in every panel, values are in rising order, and the legend lies below all panels."""
+    runs = {
+        "Calib": {},
+        "NACL": {"nacl_weight": 0.1, "nacl_warmup_epochs": 10},
+        "NACL_w1": {"nacl_weight": 1.0, "nacl_warmup_epochs": 10},
+        "NACL_w03": {"nacl_weight": 0.3, "nacl_warmup_epochs": 0},
+        "ML1ACE": {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 10},
+        "ML1ACE_w01": {"ml1_ace_weight": 0.1, "ml1_ace_warmup_epochs": 10},
+        "ML1ACE_seed": {"ml1_ace_weight": 1.0, "ml1_ace_warmup_epochs": 10},
+    }
+    looks = looks_of(runs)
+    assert [*looks] == [None, 0.1, 0.3, 1.0]
+    assert len({look.marker for look in looks.values()}) == 4
+    figure = sweep_figure(sweep(runs))
+    panels = dict(zip((ax.get_title() for ax in figure.axes), figure.axes, strict=True))
+    assert [*panels] == ["NACL: weight", "ML1ACE: weight", "other seeds"]
+    for title, names in (
+        ("NACL: weight", ("Calib", "NACL", "NACL_w1", "NACL_w03")),
+        ("ML1ACE: weight", ("Calib", "ML1ACE", "ML1ACE_w01")),
+        ("other seeds", ("ML1ACE", "ML1ACE_seed")),
+    ):
+        points = [line for line in panels[title].lines if len(line.get_xdata()) == 1]
+        assert [line.get_markerfacecolor() == "white" for line in points] == [True, False] * len(names)
+        assert [(line.get_color(), line.get_marker()) for line in points[::2]] == [
+            looks[swept_value(runs[name])[1]] for name in names
+        ]
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["Calib", "0.1", "0.3", "1", "T = 1", "with temperature", "whole from the start", "another seed"]
+    figure.draw_without_rendering()
+    below = legend.get_window_extent()
+    assert below.y1 <= min(ax.get_tightbbox().y0 for ax in figure.axes)
+    assert 0 <= below.x0 < below.x1 <= figure.bbox.x1
