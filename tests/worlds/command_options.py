@@ -18,25 +18,25 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def _value(action: argparse.Action) -> str:
-    """What stands behind an option."""
+    """Return the value of an option as --help shows it; "|" would end a table's cell."""
     if action.nargs == 0:
         return ""
     choices = action.choices and action.metavar is None
-    value = "|".join(map(str, action.choices)) if choices else str(action.metavar)
+    value = f"{{{','.join(map(str, action.choices))}}}" if choices else str(action.metavar)
     return f" {value} ..." if action.nargs == "+" else f" {value}"
 
 
 def table(parser: argparse.ArgumentParser) -> str:
-    """A row for each option; options that must be given are bold."""
+    """Return a row for each option, required ones in bold, or a sentence if there are none."""
     rows = ["| option | meaning |", "|---|---|"]
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction):
             continue
         names = ", ".join(action.option_strings)
-        option = f"`{names}{_value(action)}`".replace("|", r"\|")
+        option = f"`{names}{_value(action)}`"
         meaning = (action.help or "") % {"default": action.default}
         rows.append(f"| {f'**{option}**' if action.required else option} | {meaning} |")
-    return "\n".join(rows)
+    return "\n".join(rows) if len(rows) > 2 else "This command has no options."
 
 
 def with_tables(page: str) -> str:
