@@ -46,6 +46,7 @@ LIBRARIES = {
     "PIL": {"figures/"},
     "jinja2": {"report/"},
     "triton": {"losses/"},
+    "cc3d": {"decisions/"},
     "scipy": {"results/", "metrics/", "measuring/", "posthoc/", "synthetic"},
     "tqdm": {"demo", "figures/", "nnunet/", "report/", "results/"},
     "SimpleITK": {"demo", "demo_truth", "nnunet/"},

@@ -28,6 +28,7 @@ def _run(args: argparse.Namespace) -> None:
             temperature=args.temperature,
             calibrator=args.calibrator,
             thresholds=args.masks,
+            lesions=args.lesions,
             average=args.average,
             checkpoint=args.checkpoint,
             trust=args.trust,
@@ -77,6 +78,12 @@ def add(commands: Commands) -> None:
         type=Path,
         metavar="FILE",
         help="a thresholds.json of nnunet_calib thresholds: also write into OUT/masks the masks that keep its promises",
+    )
+    command.add_argument(
+        "--lesions",
+        action="store_true",
+        help="also write OUT/maps/lesions.csv: each connected component of a structure, with its confidence, volume "
+        "and place",
     )
     command.add_argument(
         "--temperature",

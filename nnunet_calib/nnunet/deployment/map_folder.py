@@ -8,6 +8,7 @@
       mutual_information/CASE.nii.gz     of several folds
       variance/CLASS/CASE.nii.gz         of several folds; layout "4d": variance/CASE.nii.gz
       cases.csv, cases/CASE.json         after a prediction: volumes and expected Dice
+      lesions.csv                        after one with lesions
 
 The files have the names of the segmentations.
 """
@@ -52,7 +53,7 @@ class MapFolder:
         heads: heads of the model.
         reader: nnU-Net's reader for the segmentations.
         file_ending: file ending of the segmentations and of the maps.
-        cases: table of volumes and expected Dice; None writes none.
+        cases: tables of volumes, expected Dice and lesions; None writes none.
     """
 
     folder: Path
@@ -101,7 +102,7 @@ class MapFolder:
         """Write the maps of a case; arguments and errors as for `compute_maps` and `write_map`."""
         regions, sums = self.heads.regions is not None, None
         if self.cases is not None:
-            sums, voxel_ml = self.cases.start(segmentation, crop)
+            sums, geometry = self.cases.start(segmentation, crop)
         also = None if sums is None else sums.add
         try:
             maps = compute_maps(
@@ -115,7 +116,7 @@ class MapFolder:
             for image, path in zip(images, paths, strict=True):
                 write_map(image, segmentation, path, self.reader)
         if self.cases is not None and sums is not None:
-            self.cases.write(case, sums.sums, voxel_ml)
+            self.cases.write(case, sums, geometry)
 
     def claim(self, about: dict[str, Any]) -> None:
         """Write maps.json, before the first map.

@@ -138,3 +138,25 @@ def write_map(array: NDArray[Any], segmentation: Path, target: Path, reader: Any
         raise OSError(
             f"expected to write {target}, could not ({last_line(error)}): is there space and permission?"
         ) from error
+
+
+def in_physical_space(points: NDArray[np.float64], properties: dict[str, Any]) -> NDArray[np.float64]:
+    """Return points in mm in the coordinates of their image, (n, 3), with x to the left and y to the back.
+
+    Args:
+        points: (n, axes) positions in voxels on the axes of nnU-Net's reader.
+        properties: what the reader tells of the image.
+
+    Returns:
+        NaN for formats without such coordinates, and for the third one of images without a third dimension.
+    """
+    xyz, found = points[:, ::-1], np.full((len(points), 3), np.nan)
+    if (itk := properties.get("sitk_stuff")) is not None:
+        spacing, origin = np.array(itk["spacing"]), np.array(itk["origin"])
+        axes = len(spacing)
+        direction = np.reshape(itk["direction"], (axes, axes))
+        found[:, :axes] = origin + (xyz[:, :axes] * spacing) @ direction.T
+    elif (nifti := properties.get("nibabel_stuff")) is not None:
+        affine = nifti.get("reoriented_affine", nifti["original_affine"])
+        found[:] = (xyz @ affine[:3, :3].T + affine[:3, 3]) * (-1, -1, 1)  # NIfTI's x and y point right and forward
+    return found

@@ -15,6 +15,7 @@ from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_calib.decisions.conformal import LogInterval
 from nnunet_calib.decisions.expected_of_folds import volume_limits
 from nnunet_calib.decisions.promised_masks import Promises, read_promises
 from nnunet_calib.io.atomic_files import forget_leftovers
@@ -45,6 +46,7 @@ class PredictionOptions:
         temperature: see `find_temperatures`.
         calibrator: kind of calibrator, see `find_temperatures`.
         thresholds: a thresholds.json whose masks are written; None writes none.
+        lesions: whether a table of lesions is written.
         average: what is averaged over the folds for the maps, one of `AVERAGES`.
         checkpoint: file name of the checkpoint in each fold.
         trust: also read checkpoints that hold objects whose code then runs.
@@ -67,6 +69,7 @@ class PredictionOptions:
     temperature: str | None = None
     calibrator: str | None = None
     thresholds: Path | None = None
+    lesions: bool = False
     average: str = LOGITS
     checkpoint: str = FINAL
     trust: bool = False
@@ -149,7 +152,8 @@ def predict(
     calibrators = tuple(deployed.calibrator for deployed in temperatures)
     heads, reader = Heads.of(nnunet.label_manager), nnunet.plans_manager.image_reader_writer_class()
     ending = nnunet.dataset_json["file_ending"]
-    cases = _case_table(output / MAPS_FOLDER, model_folder, temperatures, heads, reader)
+    limits, limits_from = _volume_limits(model_folder, temperatures)
+    cases = CaseTable(output / MAPS_FOLDER, heads, reader, limits, limits_from, options.lesions)
     maps = MapFolder(output / MAPS_FOLDER, options.maps, heads, reader, ending, cases)
     masks = None
     if options.thresholds is not None:
@@ -187,15 +191,16 @@ def predict(
     return maps.folder
 
 
-def _case_table(
-    folder: Path, model_folder: ModelFolder, temperatures: Sequence[Deployed], heads: Heads, reader: Any
-) -> CaseTable:
-    """Return the table of the cases, with the intervals beside the one temperature of the cross-validation."""
-    sources, limits = {deployed.source for deployed in temperatures}, {}
+def _volume_limits(
+    model_folder: ModelFolder, temperatures: Sequence[Deployed]
+) -> tuple[dict[str, LogInterval], str | None]:
+    """Return the intervals beside the one temperature of the cross-validation, and that temperature's file."""
+    sources = {deployed.source for deployed in temperatures}
     source, *others = sources
     if source is not None and not others and Path(source).name == "temperature.json":
         limits = volume_limits((model_folder.path / source).parent)
-    return CaseTable(folder, heads, reader, limits, source if limits else None)
+        return limits, source if limits else None
+    return {}, None
 
 
 def _run(nnunet: MapPredictor, images: Path, output: Path, options: PredictionOptions) -> None:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 from scipy.special import entr, expit, logit, softmax
 
 from nnunet_calib import apply_temperature, cli
@@ -17,6 +18,7 @@ from tests.worlds.predicting import MARKS, files
 pytestmark = MARKS
 
 ALL = ("--maps", "probabilities", "entropy", "confidence")
+CORNERS = np.ones((3, 3, 3))
 both_heads = pytest.mark.parametrize("world", ["labels", "regions"], indirect=True)
 
 
@@ -74,11 +76,35 @@ def assert_table_of(folder, name: str, maps: dict, segmentation: np.ndarray, ima
             assert row["mean_entropy"] == ""
 
 
+def assert_lesions_of(folder, name: str, maps: dict, segmentation: np.ndarray, image) -> None:
+    """The rows of lesions.csv are the connected components of a case's segmentation, where ITK has them."""
+    heads, image = json.loads((folder / "maps.json").read_text())["heads"], sitk.ReadImage(str(image))
+    with (folder / "lesions.csv").open(newline="") as file:
+        found = [[*map(float, [*row.values()][4:])] for row in csv.DictReader(file) if row["case"] == name]
+    expected = []
+    for head, key in enumerate(heads["keys"]):
+        if key == "0":
+            continue
+        parts, number = ndimage.label(
+            np.isin(segmentation, heads["regions"][head] if heads["regions"] else int(key)), CORNERS
+        )
+        p, start = maps["probabilities"][head].astype(np.float64), len(expected)
+        for n in range(1, number + 1):
+            inside = parts == n
+            centre = np.argwhere(inside).mean(0)[::-1].tolist()
+            sizes = inside.sum(), p[inside].sum()
+            ml = np.prod(image.GetSpacing()) / 1000
+            place = image.TransformContinuousIndexToPhysicalPoint(centre)
+            expected.append([*sizes, sizes[0] * ml, sizes[1] * ml, p[inside].mean(), p[inside].max(), *place])
+        expected[start:] = sorted(expected[start:], key=lambda row: -row[4])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
 @both_heads
 @pytest.mark.parametrize("deployed", ["2d", "3d_fullres"], indirect=True)
 def test_maps(deployed):
     """Those of nnU-Net's .npz with the fold's temperature, in the geometry of the oblique image, crop included."""
-    folder, regions = deployed.predict(*ALL), is_regions(deployed)
+    folder, regions = deployed.predict(*ALL, "--lesions"), is_regions(deployed)
     reference, probabilities = deployed.reference()
     assert_segmentations_of(folder, reference)
     assert [p.name for p in folder.rglob("*") if p.suffix in (".npz", ".pkl")] == []
@@ -108,6 +134,7 @@ def test_maps(deployed):
         for path in (folder / "maps").rglob(f"{name}.nii.gz"):
             assert_same_geometry(path, image)
         assert_table_of(folder / "maps", name, maps, segmentation, image)
+        assert_lesions_of(folder / "maps", name, maps, segmentation, image)
 
 
 def write_limits(file, key: str, low: float, high: float) -> None:
