@@ -16,6 +16,7 @@ from nnunet_calib.commands.arguments import (
 
 def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints on import and while it reads
+        from nnunet_calib.decisions.froc import lesion_table
         from nnunet_calib.figures.fold_figures import draw_fold
         from nnunet_calib.nnunet.validation.evaluate import evaluate
         from nnunet_calib.report.tables import summary_table
@@ -23,10 +24,13 @@ def _run(args: argparse.Namespace) -> None:
 
         given = None if args.temperature is None else given_temperature(args.temperature, args.calibrator)
         folder = args.output or args.predictions / "calibration"
-        summary = evaluate(predictions(args), folder, args.processes, given, args.calibrator or CALIBRATORS[0])
+        kind, found = args.calibrator or CALIBRATORS[0], predictions(args)
+        summary = evaluate(found, folder, args.processes, given, kind, lesions=args.lesions)
         if args.figures:
             draw_fold(folder)
     print(summary_table(summary))
+    if args.lesions:
+        print(f"\n{lesion_table(summary['lesions'], dict(zip(found.heads.keys, found.heads.names, strict=True)))}\n")
     print(folder / "summary.json")
 
 
@@ -49,5 +53,11 @@ def add(commands: Commands) -> None:
         "(default: fit one here, and judge each case by one that was fitted without it)",
     )
     add_calibrator(command, "judges the cases, fitted here or, with --temperature, from a calibrators.json", None)
+    command.add_argument(
+        "--lesions",
+        action="store_true",
+        help="also judge the lesions, the connected components of each structure: which are found, and how many are "
+        "false, by their confidence (FROC); takes another pass over the cases",
+    )
     command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")
     command.set_defaults(run=_run)

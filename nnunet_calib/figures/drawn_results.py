@@ -25,6 +25,7 @@ from nnunet_calib.posthoc import from_json
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.temperature import nll_at
 from nnunet_calib.results.error_tree import case_error
+from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import is_calibrated, is_of_network, load_case
 from nnunet_calib.results.layout import calibration_of_fold, case_file
 from nnunet_calib.results.schemas import SUMMARY, UNCALIBRATED, ReportedRow, Summary
@@ -138,6 +139,12 @@ class Results:
         """Name of each head by its key."""
         heads = self.summary["heads"]
         return dict(zip(heads["keys"], heads["names"], strict=True))
+
+    @property
+    def foreground_names(self) -> dict[str, str]:
+        """Name of each structure by its key."""
+        heads, names = Heads.of_summary({**self.summary["heads"]}), self.names_by_key
+        return {key: names[key] for key in heads.foreground}
 
     @classmethod
     def read(cls, calibration_folder: Path, summary: Summary | None = None) -> Results:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_calib.decisions.expected_of_folds import read_expected
+from nnunet_calib.decisions.froc import read_lesions
 from nnunet_calib.figures.case_figures import ImageOf, no_image, reliability_of_cases_figure, worst_cases_figure
 from nnunet_calib.figures.diagrams import (
     draw_confidence,
@@ -22,13 +23,14 @@ from nnunet_calib.figures.diagrams import (
 )
 from nnunet_calib.figures.drawn_results import DrawnCases, Results
 from nnunet_calib.figures.expected_figure import expected_figure
+from nnunet_calib.figures.froc_figure import froc_figure
 from nnunet_calib.figures.style import colour_bar, in_lines, in_style, make_room, new_figure, outer_labels, save_figure
 from nnunet_calib.metrics.errors import NUM_BINS, ReliabilityCurve, calibration_errors, reliability_curve
 from nnunet_calib.metrics.ranking import ranking_errors, risk_coverage
 from nnunet_calib.metrics.significance import ratio_intervals
 from nnunet_calib.posthoc import IDENTITY, calibrator_of
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.results.layout import EXPECTED_FIGURE
+from nnunet_calib.results.layout import EXPECTED_FIGURE, LESIONS_FIGURE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -260,3 +262,5 @@ def draw_fold(calibration_folder: Path, image_of: ImageOf = no_image) -> None:
         save_figure(partial(spec.draw, results, image_of), calibration_folder, spec.name)
     if (expected := read_expected(calibration_folder)) is not None:
         save_figure(partial(expected_figure, expected, results.names_by_key), calibration_folder, EXPECTED_FIGURE)
+    if (lesions := read_lesions(calibration_folder)) is not None:
+        save_figure(partial(froc_figure, lesions, results.foreground_names), calibration_folder, LESIONS_FIGURE)

@@ -34,20 +34,29 @@ def measure_case(
     For the other arguments and for errors see `CaseStatistics.from_probabilities`. Errors of nnU-Net's reader are not
     caught.
     """
-    labels, properties = reader.read_seg(str(labels_file))
-    labels = _in_two_bytes(_only_layer(labels, len(properties["spacing"]), labels_file), labels_file)
+    labels, own_spacing = read_labels(labels_file, reader)
     return CaseStatistics.from_probabilities(
         probabilities,
         labels,
         regions=heads.regions,
         ignore_label=heads.ignore_label,
-        spacing=properties["spacing"] if spacing is None else spacing,
+        spacing=own_spacing if spacing is None else spacing,
         boundary_mm=boundary_mm,
         crop=crop,
         max_voxels=max_voxels,
         case=case,
         model=model,
     )
+
+
+def read_labels(file: Path, reader: Any) -> tuple[NDArray[np.int16], Sequence[float]]:
+    """Return the label map (*spatial) in a file, and its spacing in mm.
+
+    Raises:
+        ValueError: if the file has several layers, or values that are no labels. Errors of the reader are not caught.
+    """
+    labels, properties = reader.read_seg(str(file))
+    return _in_two_bytes(_only_layer(labels, len(properties["spacing"]), file), file), properties["spacing"]
 
 
 def _only_layer(labels: NDArray[Any], axes: int, file: Path) -> NDArray[Any]:

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from nnunet_calib.io.npz_arrays import Described, open_arrays
 from nnunet_calib.io.wording import reason
-from nnunet_calib.measuring.volume import check_sums
+from nnunet_calib.measuring.volume import Probabilities, check_range, check_sums
+from nnunet_calib.posthoc import IDENTITY
+from nnunet_calib.posthoc.calibrator import Calibrator
+from nnunet_calib.posthoc.logits import calibrated, log_probabilities
 
 _KEY = "probabilities"
 _OF_ZERO = 0.125  # of a step
@@ -51,6 +54,33 @@ class SavedProbabilities:
         except Exception as error:  # zipfile and zlib each raise their own errors
             raise _damaged(self._path, error) from error
         return values.astype(values.dtype.newbyteorder("="), copy=False)  # PyTorch needs native byte order
+
+
+class CalibratedProbabilities:
+    """Calibrated probabilities, computed on indexing.
+
+    Zeros stay zeros. Nearly all lie outside nnU-Net's crop, where there were no logits to calibrate.
+    """
+
+    def __init__(self, probabilities: Probabilities, calibrator: Calibrator, *, regions: bool) -> None:
+        self._probabilities, self._calibrator, self._regions = probabilities, calibrator, regions
+        self.shape = probabilities.shape
+
+    def __getitem__(self, key: Any) -> NDArray[np.float32]:
+        p: NDArray[np.float32] = self._probabilities[key]
+        check_range(p)  # calibration would map invalid numbers into [0, 1]
+        if not self._regions:
+            check_sums(p)
+        if self._calibrator == IDENTITY:
+            return p
+        result: NDArray[np.float32] = calibrated(
+            log_probabilities(p, regions=self._regions), self._calibrator, regions=self._regions
+        )
+        if (impossible := p == 0).any():
+            result[impossible] = 0
+            if not self._regions:
+                result /= result.sum(0)
+        return result
 
 
 def describe_npz(path: Path) -> Described:

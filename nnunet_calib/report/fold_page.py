@@ -10,6 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunet_calib.decisions.expected_of_folds import read_expected
+from nnunet_calib.decisions.froc import read_lesions
+from nnunet_calib.figures import froc_figure
 from nnunet_calib.figures.case_figures import ImageOf
 from nnunet_calib.figures.case_pictures import OUTLINES, CasePicture, colour_bar, picture_bytes
 from nnunet_calib.figures.drawn_results import Results, worst_cases
@@ -53,6 +55,9 @@ def write_report(
     if (expected := read_expected(calibration_folder)) is not None:
         draw = partial(expected_figure, expected, results.names_by_key)
         content["figures"].append(inline_figure(draw, TITLE, CAPTION))
+    if (lesions := read_lesions(calibration_folder)) is not None:
+        draw = partial(froc_figure.froc_figure, lesions, results.foreground_names)
+        content["figures"].append(inline_figure(draw, froc_figure.TITLE, froc_figure.CAPTION))
     write_page(
         "report.html.j2",
         output,

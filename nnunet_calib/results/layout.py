@@ -19,6 +19,8 @@ CALIBRATORS = "calibrators.json"
 THRESHOLDS_FILE = "thresholds.json"
 EXPECTED_FILE = "expected.json"
 EXPECTED_FIGURE = "expected"  # of merged folds
+LESIONS_FILE = "lesions.json"  # of an evaluation
+LESIONS_FIGURE = "lesions"
 FIGURES = (
     "reliability",
     "dataset_reliability_histogram",
@@ -32,10 +34,11 @@ FIGURES = (
 ENDINGS = ("png", "svg", "pdf")  # bitmap, vector graphics for the web, vector graphics for LaTeX
 # Files that are made from summary.json and the cases' files, and go with them.
 MADE_FROM_NUMBERS = (
-    *(f"{name}.{ending}" for name in (*FIGURES, EXPECTED_FIGURE) for ending in ENDINGS),
+    *(f"{name}.{ending}" for name in (*FIGURES, EXPECTED_FIGURE, LESIONS_FIGURE) for ending in ENDINGS),
     PAGE,
     CALIBRATORS,
     EXPECTED_FILE,
+    LESIONS_FILE,
 )
 _CROSSVAL = "crossval_results_folds_"
 _LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes

@@ -168,6 +168,12 @@ EXPECTED = {  # form of expected.json
     "dice": {str: _DICE},
     "metric_per_case": [{"case": NAME, "structures": {str: _EXPECTED_OF_CASE}}],
 }
+_CONFIDENCES: dict[str, Any] = {stage: {name: [_NUMBER] for name in ("mean_p", "max_p")} for stage in STAGES}
+_LESIONS: dict[str, Any] = {
+    "predicted": {"voxels": [int], "meets": [int], **_CONFIDENCES},
+    "true": {"voxels": [int], **_CONFIDENCES},
+}
+LESIONS = {"metric_per_case": [{"case": NAME, "structures": {str: _LESIONS}}]}  # form of lesions.json
 THRESHOLDS = {  # form of thresholds.json
     "model": form_of(_RecordedModel),
     "heads": HEADS,

@@ -6,45 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nnunet_calib.io.wording import last_line
-from nnunet_calib.measuring.volume import Probabilities, check_range, check_sums
 from nnunet_calib.nnunet.deployment.map_folder import MapFolder
 from nnunet_calib.nnunet.deployment.map_values import MapOptions
 from nnunet_calib.nnunet.predictions import Predictions, for_each_case
-from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
+from nnunet_calib.nnunet.saved_probabilities import CalibratedProbabilities, SavedProbabilities
 from nnunet_calib.posthoc import IDENTITY, from_json
 from nnunet_calib.posthoc.calibrator import Calibrator
-from nnunet_calib.posthoc.logits import calibrated, log_probabilities
-
-
-class _Calibrated:
-    """Calibrated probabilities, computed on indexing.
-
-    Zeros stay zeros. Nearly all lie outside nnU-Net's crop, where there were no logits to calibrate.
-    """
-
-    def __init__(self, probabilities: Probabilities, calibrator: Calibrator, *, regions: bool) -> None:
-        self._probabilities, self._calibrator, self._regions = probabilities, calibrator, regions
-        self.shape = probabilities.shape
-
-    def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        p: NDArray[np.float32] = self._probabilities[key]
-        check_range(p)  # calibration would map invalid numbers into [0, 1]
-        if not self._regions:
-            check_sums(p)
-        if self._calibrator == IDENTITY:
-            return p
-        result: NDArray[np.float32] = calibrated(
-            log_probabilities(p, regions=self._regions), self._calibrator, regions=self._regions
-        )
-        if (impossible := p == 0).any():
-            result[impossible] = 0
-            if not self._regions:
-                result /= result.sum(0)
-        return result
 
 
 @dataclass(frozen=True)
@@ -73,7 +41,7 @@ class _Export:
                 f"case {case}: expected probabilities (C, *spatial) on the grid {size} of {segmentation}, found shape "
                 f"{probabilities.shape} in {npz}: predict the case again with --save_probabilities"
             )
-        self.maps.write(case, _Calibrated(probabilities, self.calibrator, regions=regions), segmentation)
+        self.maps.write(case, CalibratedProbabilities(probabilities, self.calibrator, regions=regions), segmentation)
 
 
 def export_maps(

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nnunet_calib.decisions.froc import lesion_summary, write_lesions
 from nnunet_calib.io.atomic_files import hidden_folder
 from nnunet_calib.io.json_forms import read_json
 from nnunet_calib.nnunet.predictions import Predictions
+from nnunet_calib.nnunet.validation.found_lesions import found_lesions
+from nnunet_calib.posthoc import from_json
 from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.results.fold_summary import Fitted, fit_calibrator, summarise, write_fits, write_results
 from nnunet_calib.results.judged_cases import MeasuredCase, read_cases
@@ -25,6 +28,8 @@ def evaluate(
     processes: int | None = None,
     given: dict[str, Any] | None = None,
     kind: str = Temperature.kind,
+    *,
+    lesions: bool = False,
 ) -> dict[str, Any]:
     """Measure the cases and write a calibration folder; nothing is written before the last case is measured.
 
@@ -36,6 +41,7 @@ def evaluate(
         given: calibrator from `given_temperature`; None fits one, and each case is then judged by one that was fitted
             without it.
         kind: kind of the calibrator that is fitted, from `posthoc.KINDS`.
+        lesions: whether lesions are judged too, which takes another pass over the cases, and written into lesions.json.
 
     Returns:
         The content of summary.json, with NaN where the file has null.
@@ -44,6 +50,11 @@ def evaluate(
         ValueError: if a case cannot be measured, or no case has a voxel that counts.
         OSError: if the folder cannot be written, or memory runs out.
     """
+    if lesions and predictions.further_raters:
+        raise ValueError(
+            f"expected one folder of label maps with --lesions, got {1 + len(predictions.further_raters)}: a lesion is "
+            f"found or missed for one rater, so name one with -gt"
+        )
     with measured(predictions, calibration_folder, processes) as cases:
         fitted = None
         if given is None:
@@ -54,10 +65,18 @@ def evaluate(
         summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, used, without)
         if predictions.further_raters:
             summary["notes"].insert(0, _RATERS.format(1 + len(predictions.further_raters)))
+        rows = []
+        if lesions:
+            of_all = from_json(used)
+            own = {case.name: one or of_all for case, one in zip(cases, without or [None] * len(cases), strict=True)}
+            rows = found_lesions(predictions, own, processes)
+            summary["lesions"] = lesion_summary(rows, predictions.heads.foreground)
         case_file(calibration_folder, "").parent.mkdir(parents=True, exist_ok=True)
         files = {case.name: case_file(case.folder, case.name) for case in cases}
         new = (None, None) if fitted is None else (fitted.temperature, fitted.calibrators)
         write_results(calibration_folder, summary, new[0], files, new[1])
+        if lesions:
+            write_lesions(calibration_folder, predictions.model, rows)
     return summary
 
 
