@@ -73,9 +73,9 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "report",
         help="one HTML file with numbers, figures, slices and definitions of a fold or a cross-validation",
-        description="Writes report.html into the calibration folder of a fold (one number after -f) or of merged folds "
-        "(as given to crossval), or of predictions that evaluate has measured (-i). The file needs no other file and no network. Slices show the images of nnUNet_raw "
-        "where that is there.",
+        description="Writes report.html into the calibration folder of a fold (one number after -f), of merged folds "
+        "(as given to crossval) or of predictions that evaluate has measured (-i). The file needs no other file and no "
+        "network. Slices show the images of nnUNet_raw where that is there.",
         epilog="Example: nnunet_calib report -d 4 -c 3d_fullres -tr nnUNetTrainerNACL",
     )
     add_model(command, required=False)
