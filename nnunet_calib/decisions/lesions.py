@@ -42,9 +42,9 @@ class Lesions:
     def of_labels(cls, labels: NDArray[Any], heads: Heads) -> Lesions:
         """Return the lesions in a label map (*spatial); labels without a head belong to none."""
         largest = int(labels.max(initial=0))
+        classes: NDArray[Any] = labels.astype(np.uint8 if largest < 256 else np.uint16)  # readers return float32
         if heads.regions is not None:
-            return cls.of_masks([member[labels] for member in region_members(heads.regions, largest)])
-        classes: NDArray[Any] = labels.astype(np.uint8 if largest < 256 else np.uint16)
+            return cls.of_masks([member[classes] for member in region_members(heads.regions, largest)])
         if largest >= len(heads.keys):
             classes[classes >= len(heads.keys)] = 0
         return cls._joined([_components(classes)], [None])

@@ -27,7 +27,7 @@ def sets(lesions: Lesions, head: int) -> list[set[int]]:
 def test_components(shape, heads):
     """Those of SciPy, with corners connected; labels that touch are lesions of their own, regions overlap."""
     labels = np.random.default_rng(0).choice([0, 1, 2, 9 if heads is HEADS else 0], shape, p=[0.7, 0.1, 0.1, 0.1])
-    lesions = Lesions.of_labels(labels, heads)
+    lesions = Lesions.of_labels(labels.astype(np.float32), heads)  # as nnU-Net's readers return them
     masks = [labels == 0, labels == 1, labels == 2] if heads is HEADS else [labels > 0, labels == 2]
     masks[0] = masks[0] & (heads is not HEADS)
     for head, mask in enumerate(masks):
