@@ -286,6 +286,16 @@ def add_maps(command: argparse.ArgumentParser, *, folds: bool = False) -> None:
     )
 
 
+def add_masks(command: argparse.ArgumentParser, folder: str) -> None:
+    """Add --masks for the masks of a thresholds.json, which are written into a folder."""
+    command.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FILE",
+        help=f"a thresholds.json of nnunet_calib thresholds: also write into {folder} the masks that keep its promises",
+    )
+
+
 def map_options(args: argparse.Namespace) -> MapOptions:
     """Return the options that `add_maps` has added."""
     from nnunet_calib.nnunet.deployment.map_values import FOLD_KINDS, KINDS, MapOptions

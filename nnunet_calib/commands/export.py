@@ -8,6 +8,7 @@ from nnunet_calib.commands.arguments import (
     Commands,
     add_calibrator,
     add_maps,
+    add_masks,
     add_predictions,
     map_options,
     predictions,
@@ -18,6 +19,7 @@ def _run(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         from nnunet_calib.nnunet.deployment.map_folder import MAPS_FOLDER
         from nnunet_calib.nnunet.deployment.maps_of_npz import export_maps
+        from nnunet_calib.nnunet.deployment.mask_folder import MASKS_FOLDER
         from nnunet_calib.results.deployed_temperature import given_temperature
         from nnunet_calib.results.schemas import in_sample_note
 
@@ -30,7 +32,8 @@ def _run(args: argparse.Namespace) -> None:
         if temperature is not None and (note := in_sample_note(temperature)):
             print(note, file=sys.stderr)
         folder = args.output or args.predictions / MAPS_FOLDER
-        export_maps(predictions(args), folder, map_options(args), temperature, args.processes)
+        masks = None if args.masks is None else (args.masks, (args.output or args.predictions) / MASKS_FOLDER)
+        export_maps(predictions(args), folder, map_options(args), temperature, args.processes, masks)
     print(folder / "maps.json")
 
 
@@ -45,6 +48,7 @@ def add(commands: Commands) -> None:
     )
     add_predictions(command, labels=False, output="PRED/maps")
     add_maps(command)
+    add_masks(command, "PRED/masks, with -o DIR/masks,")
     command.add_argument(
         "--temperature",
         metavar="T",

@@ -13,6 +13,7 @@ from nnunet_calib.commands.arguments import (
     add_folds,
     add_inference,
     add_maps,
+    add_masks,
     add_model_or_folder,
     map_options,
     trained_model,
@@ -73,12 +74,7 @@ def add(commands: Commands) -> None:
     add_folds(command, "folds whose networks are averaged")
     add_checkpoint(command)
     add_maps(command, folds=True)
-    command.add_argument(
-        "--masks",
-        type=Path,
-        metavar="FILE",
-        help="a thresholds.json of nnunet_calib thresholds: also write into OUT/masks the masks that keep its promises",
-    )
+    add_masks(command, "OUT/masks")
     command.add_argument(
         "--lesions",
         action="store_true",

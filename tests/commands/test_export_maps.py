@@ -14,6 +14,7 @@ from nnunet_calib import apply_temperature, cli
 from tests.worlds.command_line import content
 from tests.worlds.maps import assert_same_geometry, export, make_oblique, read, read_maps
 from tests.worlds.predicted_folder import write_world
+from tests.worlds.promises import promised
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
 
@@ -219,3 +220,33 @@ def test_no_pickle(tmp_path):
     expected = content(tmp_path / "pred" / "maps")
     assert cli.main(["export", "-i", str(tmp_path / "pred"), "-np", "2", "-o", str(tmp_path / "two")]) == 0
     assert content(tmp_path / "two") == expected
+
+
+@pytest.mark.parametrize("mode", ["labels", "regions_ignore"])
+def test_masks(tmp_path, mode, capsys):
+    """Those of the probabilities as they are, whatever temperature the maps have; in the segmentation's geometry."""
+    cases, regions = write_world(tmp_path, mode, seeds=range(2)), mode.startswith("regions")
+    keys = ["(1, 2)", "2"] if regions else ["0", "1", "2"]
+    names = ["any", "dark"] if regions else ["background", "bright", "dark"]
+    heads = {"keys": keys, "names": names, "regions": [[1, 2], [2]] if regions else None}
+    heads["ignore_label"] = 3 if mode.endswith("ignore") else None
+    file = tmp_path / "thresholds.json"
+    file.write_text(json.dumps(promised(heads, {keys[-2]: (0.6, 0.3), keys[-1]: (0.4, None)})))
+    for name in cases:
+        make_oblique(tmp_path / "pred" / f"{name}.nii.gz")
+    export(tmp_path, "--masks", str(file), "--temperature", "2")
+    assert "no mask, for want of a threshold: recall 0.95 of dark" in capsys.readouterr().err
+    folder = tmp_path / "pred" / "masks"
+    expected = {("recall_0.8", -2): 0.6, ("recall_0.95", -2): 0.3, ("recall_0.8", -1): 0.4}
+    assert len([*folder.rglob("*.nii.gz")]) == len(expected) * len(cases)
+    assert json.loads((folder / "masks.json").read_text())["promise"] == "A promise."
+    for name, case in cases.items():
+        for (level, head), threshold in expected.items():
+            mask = folder / level / names[head] / f"{name}.nii.gz"
+            np.testing.assert_array_equal(read(mask), case.probabilities[head] >= threshold)
+            assert_same_geometry(mask, tmp_path / "pred" / f"{name}.nii.gz")
+    heads["names"][-1] = "another"
+    file.write_text(json.dumps(promised(heads, {keys[-1]: (0.4, 0.3)})))
+    assert cli.main(["export", "-i", str(tmp_path / "pred"), "--masks", str(file), "-o", str(tmp_path / "new")]) == 2
+    assert "choose thresholds with nnunet_calib thresholds of this model" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -9,6 +9,7 @@ The files have the names of the segmentations.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ class MaskFolder:
             write_map(array, segmentation, path, self.reader)
 
     def claim(self, about: dict[str, Any]) -> None:
-        """Write masks.json, before the first mask; arguments and errors as for `MapFolder.claim`."""
+        """Write masks.json, before the first mask; arguments and errors as for `MapFolder.claim`.
+
+        Structures without a threshold are named on stderr.
+        """
         content = {
             "format_version": FORMAT_VERSION,
             "nnunet_calib": nnunet_calib.__version__,
@@ -99,3 +103,5 @@ class MaskFolder:
             "value": "1 in the mask, 0 outside",
         }
         claim_folder(self.folder / "masks.json", content, "masks")
+        if self.promises.without_threshold:
+            print(f"no mask, for want of a threshold: {', '.join(self.promises.without_threshold)}", file=sys.stderr)

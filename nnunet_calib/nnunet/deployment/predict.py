@@ -176,8 +176,6 @@ def predict(
     )
     if masks is not None:
         masks.claim(predictor)
-        if masks.promises.without_threshold:
-            print(f"no mask, for want of a threshold: {', '.join(masks.promises.without_threshold)}", file=sys.stderr)
     nnunet.export = ExportWithMaps(export_prediction_from_logits, maps, calibrators, options.average, masks)
     try:
         with workers_end_with_us(), exporting_through(nnunet.export):
