@@ -67,6 +67,7 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
     promised_terms: tuple[type[nn.Module], ...] = ()
     _has_trained = False
     _missing_told = False
+    _weights_logged = True
     _untrained: list[str] | None = None  # the terms that the last epoch was trained without
     loaded_checkpoint: str | None = FINAL
 
@@ -146,7 +147,20 @@ class CalibrationMixin(PseudoACEMixin, Trainer):
             for part in added:
                 if type(part.term) in weights:
                     part.weight = weights[type(part.term)]
+            self._log_weights(added)
         self._has_trained = True
+
+    def _log_weights(self, added: list[LossWithTerm]) -> None:
+        """Log the weights of the epoch with nnU-Net's other loggers, until one of them fails."""
+        if not self._weights_logged:
+            return
+        self._weights_logged = False
+        with self._failure_logged("The weights of the calibration losses were not logged"):
+            # the local logger takes only the lists that it knows, and saves them with the checkpoint
+            for logger in getattr(self.logger, "loggers", ()):
+                for part in added:
+                    logger.log(f"calibration/weight_{type(part.term).__name__}", part.weight, self.current_epoch)
+            self._weights_logged = True
 
     def on_train_epoch_end(self, *arguments: Any, **named: Any) -> None:
         """End an epoch as nnU-Net does; log, and record, which terms it was trained without."""

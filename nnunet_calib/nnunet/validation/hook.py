@@ -22,6 +22,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.logging import nnunet_logger
 
 from nnunet_calib.io.wording import shortened
+from nnunet_calib.metrics.catalogue import SCORES
 from nnunet_calib.nnunet.boundary_width import width_of_trainer
 from nnunet_calib.nnunet.checkpoints import weights_fingerprint
 from nnunet_calib.nnunet.trained_model import describe_model, folder_of
@@ -129,17 +130,19 @@ def _print_headline(trainer: Any, summary: dict[str, Any], folder: Path) -> None
 def _tell_loggers(trainer: Any, summary: dict[str, Any]) -> None:
     """Pass the headline's numbers to the trainer's other loggers."""
     for name, metrics in summary["metrics"].items():
-        for metric, value in metrics["image"]["foreground_mean"].items():
+        image = metrics["image"]
+        for metric, value in (image["foreground_mean"] | {score: image[score] for score in SCORES}).items():
             trainer.logger.log_summary(f"final_val/calibration/{name}_{metric}", value)
     trainer.logger.log_summary("final_val/calibration/temperature", summary["temperature"]["temperature"])
 
 
 def _show_figures(trainer: Any, folder: Path) -> None:
-    """Show the figures in the trainer's run at Weights & Biases, if it has one."""
+    """Show the figures of the fold and of its training in the run at Weights & Biases, if there is one."""
     for logger in getattr(trainer.logger, "loggers", ()):
         if isinstance(logger, nnunet_logger.WandbLogger):
             image = nnunet_logger.wandb.Image
-            logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in sorted(folder.glob("*.png"))})
+            pictures = [*sorted(folder.glob("*.png")), *sorted(Path(trainer.output_folder).glob("progress_*.png"))]
+            logger.run.log({f"calibration/{path.stem}": image(str(path)) for path in pictures})
 
 
 @contextmanager

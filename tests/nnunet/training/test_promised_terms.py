@@ -292,6 +292,25 @@ def test_failures_cost_nothing(monkeypatch):
         assert text in told
 
 
+def test_a_logger_that_fails():
+    """Its epochs go on with the weights that they should have, and the failure is told once."""
+
+    def log(key, value, step):
+        logged.append((key, value, step))
+        if step == 1:
+            raise RuntimeError("no connection")
+
+    logged: list = []
+    trainer = make(NACLMixin)
+    trainer.num_epochs = 4
+    trainer.logger.loggers = [SimpleNamespace(log=log)]
+    trainer.run_training()
+    weights = [trainer.term_weights(epoch)[NACLLoss] for epoch in range(2)]
+    assert logged == [("calibration/weight_NACLLoss", weight, epoch) for epoch, weight in enumerate(weights)]
+    assert trainer.loss.loss.weight == trainer.term_weights(3)[NACLLoss]
+    assert len([line for line in trainer.log if "were not logged" in line]) == 1
+
+
 def test_two_terms():
     """Both count as called where they are computed at once, as they are when the warm-up is over."""
 
