@@ -125,7 +125,8 @@ def figure_bytes(draw: Callable[[], Figure], *endings: str) -> dict[str, bytes]:
     with styled():
         figure = draw()
         figure.draw_without_rendering()
-        figure.set_layout_engine(None)  # freeze the layout, to be equal in all files; with any engine, each is drawn twice
+        # freeze the layout, to be equal in all files; with any engine, each is drawn twice
+        figure.set_layout_engine(None)
         dpi = min(_DPI, _LARGEST / max(figure.get_size_inches()))
         for ending in endings:
             # a date would change the file each time
