@@ -45,6 +45,13 @@ _MARKER = "nnunet_calib_demo.json"
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs", "comparison")
 _PLANNING = "plan_and_preprocess"
 
+
+# of `make_model`
+PLAIN_TRAINER = "nnUNetTrainer"
+ALL_FOLDS = (0, 1, 2, 3, 4)
+MODEL_CASES = 40
+NEW_CASES = 2
+
 _LEGEND = """
 Mean over {cases} cases of {folds} folds; T = 1 as trained, else that of the other folds.
 ECE, ACE, MCE: 20 bins, foreground classes. NLL in nats; of it, KL to truth is what the model loses by not knowing the
@@ -118,24 +125,26 @@ def _prepare_folder(folder: Path, settings: Mapping[str, object]) -> None:
         raise OSError(f"expected a folder that can be written, got {error}: name another with -o") from error
 
 
-def _write_dataset(folder: Path, seed: int) -> None:
+def _write_dataset(folder: Path, seed: int, training: int, new: int = 0) -> None:
     """Write the synthetic cases in nnU-Net's raw format, and their true probabilities beside them."""
     raw = folder / "nnUNet_raw" / DATASET
-    for name in ("imagesTr", "labelsTr"):
-        (raw / name).mkdir(parents=True, exist_ok=True)
-    for number in range(CASES):
+    for number in range(training + new):
         case = synthetic_case([seed, number], SHAPE, THRESHOLD, axes=2)
-        name = f"demo_{number:03d}"
-        for array, file in ((case.image, f"imagesTr/{name}_0000.nii.gz"), (case.labels, f"labelsTr/{name}.nii.gz")):
+        name, part = f"demo_{number:03d}", "Tr" if number < training else "Ts"
+        for array, file in (
+            (case.image, f"images{part}/{name}_0000.nii.gz"),
+            (case.labels, f"labels{part}/{name}.nii.gz"),
+        ):
             image = sitk.GetImageFromArray(array)
             image.SetSpacing(SPACING)
+            (raw / file).parent.mkdir(parents=True, exist_ok=True)
             sitk.WriteImage(image, raw / file)
         np.savez_compressed(folder / "truth" / f"{name}.npz", probabilities=case.probabilities)
     write_json(
         {
             "channel_names": {"0": "synthetic"},
             "labels": {"background": 0, "bright": 1, "dark": 2},
-            "numTraining": CASES,
+            "numTraining": training,
             "file_ending": ".nii.gz",
         },
         raw / "dataset.json",
@@ -160,14 +169,69 @@ def _write_plans(folder: Path) -> None:
     write_json(plans, preprocessed / f"{PLANS}.json")
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """Return an environment in which all of nnU-Net's folders lie inside the demo's."""
+def _variables(folder: Path) -> dict[str, str]:
+    """Return the environment variables by which all of nnU-Net's folders lie inside the demo's."""
     own = {name: str(folder / name) for name in _FOLDERS if name.startswith("nnUNet")}
     own["nnUNet_extTrainer"] = os.pathsep.join([str(trainers_folder()), str(folder / "trainers")])
     own |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_wandb_enabled": "0"}
     # several commands run at once; nor do small arrays gain from more threads
     own |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return os.environ | own
+    return own
+
+
+def _plan(folder: Path, environment: Mapping[str, str]) -> None:
+    """Run nnU-Net's planning and preprocessing, and write the plans of the small network."""
+    plan = ["nnUNetv2_plan_and_preprocess", "-d", "999", "-c", CONFIGURATION, "-np", "1", "-npfp", "1"]
+    run_commands({_PLANNING: plan}, folder / "logs", environment)
+    _write_plans(folder)
+
+
+def _trainings(trainers: Sequence[str], folds: Sequence[int], *options: str) -> dict[str, list[str]]:
+    """Return nnU-Net's command for each training, by the name of its log."""
+    return {
+        f"{trainer}_fold_{fold}": [
+            *("nnUNetv2_train", "999", CONFIGURATION, str(fold), "-tr", trainer, "-p", PLANS),
+            *("-device", "cpu", *options),
+        ]
+        for trainer in trainers
+        for fold in folds
+    }
+
+
+def _write_trainers(folder: Path, module: str) -> None:
+    (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(module, encoding="utf-8")
+
+
+def make_model(folder: Path, seed: int = 0) -> dict[str, str]:
+    """Train all folds of a small plain nnU-Net on synthetic images: an example of a model to calibrate.
+
+    It takes a few minutes on two cores. What is done is not done again. `imagesTs` and `labelsTs` of the raw
+    dataset hold two cases that no fold has seen.
+
+    Args:
+        folder: where all files go: new, empty, or that of an earlier call.
+        seed: of the cases and the trainings.
+
+    Returns:
+        The environment variables of nnU-Net for this folder.
+
+    Raises:
+        ValueError: if the folder holds anything else.
+        OSError: if the folder cannot be written, or if a command fails.
+    """
+    folder = folder.resolve()
+    module = _trainer_module([PLAIN_TRAINER], seed)
+    _prepare_folder(folder, {"cases": MODEL_CASES, "folds": [*ALL_FOLDS], "seed": seed, "trainers": module})
+    variables = _variables(folder)
+    environment = os.environ | variables
+    _write_trainers(folder, module)
+    if not (folder / "logs" / f"{_PLANNING}.txt").is_file():
+        _write_dataset(folder, seed, MODEL_CASES, NEW_CASES)
+    _plan(folder, environment)
+    # augmentation in the training's own process, whose random numbers are seeded
+    trainings = _trainings([PLAIN_TRAINER + SHORT], ALL_FOLDS)
+    run_commands(trainings, folder / "logs", environment | {"nnUNet_n_proc_DA": "0"})
+    return variables
 
 
 def _model_folder(folder: Path, trainer: str) -> ModelFolder:
@@ -192,17 +256,10 @@ def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[i
     module = _trainer_module(trainers, seed)
     _prepare_folder(folder, {"cases": CASES, "folds": [*folds], "seed": seed, "trainers": module})
     logs = folder / "logs"
-    environment = _environment(folder)
-    (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(module, encoding="utf-8")
+    environment = os.environ | _variables(folder)
+    _write_trainers(folder, module)
     short = [trainer + SHORT for trainer in trainers]
-    trainings = {
-        f"{trainer}_fold_{fold}": [
-            *("nnUNetv2_train", "999", CONFIGURATION, str(fold), "-tr", trainer, "-p", PLANS),
-            *("-device", "cpu", "--npz"),
-        ]
-        for trainer in short
-        for fold in folds
-    }
+    trainings = _trainings(short, folds, "--npz")
     all_epochs = EPOCHS * len(trainings)
     # the bar's unit is an epoch; the steps before the trainings count as much as those after them
     with tqdm(total=2 * EPOCHS + all_epochs, file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed}") as bar:
@@ -221,11 +278,9 @@ def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[i
 
         if not (logs / f"{_PLANNING}.txt").is_file():
             show(f"making {CASES} synthetic cases", 0)
-            _write_dataset(folder, seed)
+            _write_dataset(folder, seed, CASES)
         show("planning and preprocessing", 1)
-        plan = ["nnUNetv2_plan_and_preprocess", "-d", "999", "-c", CONFIGURATION, "-np", "1", "-npfp", "1"]
-        run_commands({_PLANNING: plan}, logs, environment)
-        _write_plans(folder)
+        _plan(folder, environment)
         # augmentation in the training's own process, whose random numbers are seeded
         run_commands(trainings, logs, environment | {"nnUNet_n_proc_DA": "0"}, show_trainings)
         show("merging the folds, writing reports", EPOCHS + all_epochs)

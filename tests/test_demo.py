@@ -188,7 +188,7 @@ def test_refused_arguments(tmp_path, capsys, arguments, message):
 def test_failing_command(tmp_path, monkeypatch):
     """nnU-Net's failure is one sentence that names the log, which holds nnU-Net's reason."""
     shorten(monkeypatch)
-    monkeypatch.setattr(demo, "_write_dataset", lambda folder, seed: None)
+    monkeypatch.setattr(demo, "_write_dataset", lambda *arguments: None)
     folder = earlier_demo(tmp_path / "demo")
     log = folder / "logs" / "plan_and_preprocess.unfinished.txt"
     text = f"expected nnUNetv2_plan_and_preprocess to end well, it ended with status 1: see {log}"
@@ -280,11 +280,10 @@ def test_seed_of_trainings(monkeypatch):
 def test_seed_of_cases(tmp_path, monkeypatch):
     """The same seed makes the same images and labels, another one others."""
     shorten(monkeypatch)
-    monkeypatch.setattr(demo, "CASES", 1)
     made = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         demo._prepare_folder(tmp_path / name, {})
-        demo._write_dataset(tmp_path / name, seed)
+        demo._write_dataset(tmp_path / name, seed, training=1)
         files = sorted((tmp_path / name).rglob("demo_000*.nii.gz"))
         made.append([sitk.GetArrayFromImage(sitk.ReadImage(file)) for file in files])
     for a, b, c in zip(*made, strict=True):

@@ -1,0 +1,76 @@
+"""What makes a notebook cheap: `prepare`, called in its kernel, runs its commands there, without a process for each."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.utilities import utils
+
+from nnunet_calib import cli, demo
+from nnunet_calib.figures import fold_figures
+from tests.worlds.trained_fold import use_threads
+
+# as a shell reads it: the command, and where its messages go before their last lines are shown
+LINE = re.compile(r"nnunet_calib (?P<arguments>.+?)(?: > (?P<file>\S+) 2>&1 && tail -n (?P<lines>\d+) (?P=file))?")
+
+
+def prepare(sizes: Mapping[str, Any]) -> None:
+    """Set the sizes of the demo, draw no figures of folds, and run commands in this process, its workers as threads."""
+    for name, value in sizes.items():
+        setattr(demo, name, value)
+    demo.run_commands = run_nnunet
+    fold_figures.FIGURES = ()
+    use_threads(pytest.MonkeyPatch())
+    utils.Pool = ThreadPool  # which lists a folder's files
+    shell = get_ipython()  # type: ignore[name-defined]  # noqa: F821
+    shell.system = lambda line: run_line(shell.var_expand(line))
+
+
+def run_line(line: str) -> None:
+    """Run a line of a notebook that begins with an exclamation mark."""
+    match = LINE.fullmatch(line)
+    assert match, line
+    file = match["file"]
+    with ExitStack() as stack:
+        if file:
+            messages = stack.enter_context(open(file, "w", encoding="utf-8"))
+            for redirect in (redirect_stdout, redirect_stderr):
+                stack.enter_context(redirect(messages))
+        status = cli.main(shlex.split(match["arguments"]))
+    if file:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        print(*lines[-int(match["lines"]) :], sep="\n")
+    if status:
+        print(f"nnunet_calib: status {status}")
+
+
+def run_nnunet(commands: Mapping[str, Sequence[str]], logs: Path, environment: Mapping[str, str]) -> None:
+    """Run commands of nnU-Net that have no log yet, as `demo_commands.run_commands` does."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+    from nnunetv2.run.run_training import run_training
+
+    os.environ.update(environment)
+    for name, (program, dataset, configuration, fold, *options) in commands.items():
+        log = logs / f"{name}.txt"
+        if log.exists():
+            continue
+        with open(logs / f"{name}.unfinished.txt", "w", encoding="utf-8") as file, redirect_stdout(file):
+            if program == "nnUNetv2_train":
+                trainer, plans = (options[options.index(option) + 1] for option in ("-tr", "-p"))
+                run_training(dataset, configuration, int(fold), trainer, plans, device=torch.device("cpu"))
+            else:
+                extract_fingerprints([999], num_processes=1)
+                plan_experiments([999])
+                preprocess([999], "nnUNetPlans", ("2d",), (1,))
+        Path(file.name).replace(log)
+        sys.stdout.flush()
