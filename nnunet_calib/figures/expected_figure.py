@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 TITLE = "Expected Dice and volume"
 CAPTION = (
-    "Above: the Dice that the probabilities expect, without a ground truth, against the true one; on the dashed line "
-    "they agree. Below: the volume of the segmentation and the expected one (calibrated) as multiples of the true "
-    "volume, against the mean of both; solid: the mean ratio, dotted: 1.96 standard deviations of its logarithm to "
-    "either side."
+    "Top: the Dice that the probabilities expect, without a ground truth, against the true one; below the dashed line "
+    "the model is worse than it expects. Middle and bottom (Bland-Altman): the expected volume before and after "
+    "calibration, and that of the segmentation, as multiples of the true volume, against the mean of both. Solid: the "
+    "mean ratio, which is 1 without a bias; dotted: 1.96 standard deviations of its logarithm to either side. Points "
+    "that fall or rise from left to right: the error depends on the size of the structure."
 )
 _MARKERS = ("o", "s", "^", "D", "v")
 
@@ -34,25 +35,34 @@ def expected_figure(content: Mapping[str, Any], names: Mapping[str, str]) -> Fig
         content: from `decisions.expected_of_folds.read_expected`.
         names: key -> name of each structure.
     """
-    figure, axes = new_figure(4.4, 2, 2)
+    figure, axes = new_figure(6.0, 3, 2)
     keys = [*content["dice"]]
-    for ax, stage, when in zip(axes[0], (UNCALIBRATED, CALIBRATED), ("T = 1", "with temperature"), strict=True):
-        draw_expected_dice(ax, [_values(content, key, "dice", stage, "expected_dice") for key in keys])
-        ax.set_title(when)
-    segmented = [_values(content, key, "true_voxels", None, "segmented_voxels") for key in keys]
-    expected = [_values(content, key, "true_voxels", CALIBRATED, "expected_voxels") for key in keys]
-    for ax, what, volumes in zip(axes[1], ("segmented", "expected"), (segmented, expected), strict=True):
-        draw_volume_agreement(ax, volumes)
-        ax.set_title(f"{what} volume")
+    volumes = []
+    for (above, below), stage, when in zip(
+        axes[:2].T, (UNCALIBRATED, CALIBRATED), ("T = 1", "with temperature"), strict=True
+    ):
+        draw_expected_dice(above, [_values(content, key, "dice", stage, "expected_dice") for key in keys])
+        above.set_title(when)
+        volumes.append([_values(content, key, "true_voxels", stage, "expected_voxels") for key in keys])
+        below.set_title(f"expected volume,\n{when}")
+    volumes.append([_values(content, key, "true_voxels", None, "segmented_voxels") for key in keys])
+    agreement = [*axes[1], axes[2, 0]]
+    for ax, of_structures in zip(agreement, volumes, strict=True):
+        draw_volume_agreement(ax, of_structures)
+        ax.sharex(agreement[0])
+        ax.sharey(agreement[0])
+    axes[2, 0].set_title("segmented volume")
+    for ax in axes[1:, 0]:
         ax.set_ylabel("volume / true volume")
-    for ax in axes[:, 1]:
+    for ax in axes[:2, 1]:
         ax.set_ylabel("")
+    axes[2, 1].set_axis_off()
     handles = [
         axes[0, 0].plot([], [], _MARKERS[i % len(_MARKERS)], color=COLOURS[i % len(COLOURS)], markersize=3)[0]
         for i in range(len(keys))
     ]
     labels = [in_lines(in_figure(names[key])) for key in keys]
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    axes[2, 1].legend(handles, labels, loc="center", frameon=False)
     return figure
 
 

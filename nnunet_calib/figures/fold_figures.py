@@ -197,7 +197,8 @@ FIGURES = (
         "reliability",
         "Reliability",
         "Of the voxels that get a probability within a bin, how many belong to the class. Blue bars below the dashed "
-        "line: the model is too sure. Above each diagram, the number of voxels in each bin.",
+        "line: the model is too sure (hatched: the gap); on the line: its probabilities can be taken at their word. "
+        "Above each diagram, the number of voxels in each bin: a bar of few voxels says little.",
         lambda results, _: reliability_figure(*_stages(results)),
     ),
     FigureSpec(
@@ -210,7 +211,9 @@ FIGURES = (
     FigureSpec(
         "reliability_boxes",
         "Box-plot reliability",
-        "The same spread as quartiles: half of the cases lie within a box, its line is the median case.",
+        "The same spread as quartiles: half of the cases lie within a box, its line is the median case. Boxes around "
+        "the dashed line: a typical case is calibrated; long boxes: the cases differ, and one temperature cannot suit "
+        "all.",
         lambda results, _: boxes_figure(*_stages(results)),
     ),
     FigureSpec(
@@ -223,7 +226,8 @@ FIGURES = (
     FigureSpec(
         "confidence",
         "Confidence histogram",
-        "Where the probabilities lie. {effect}",
+        "How often each probability is given. Nearly all at 0 and 1: the model hardly ever says that it is unsure. "
+        "{effect}",
         lambda results, _: confidence_figure(results.before, results.after, results.names, results.calibrator),
     ),
     FigureSpec(
@@ -237,7 +241,8 @@ FIGURES = (
     FigureSpec(
         "nll",
         "NLL against temperature",
-        "The fitted temperature is the minimum; the band is two standard errors wide on each side.",
+        "The fitted temperature is the minimum; the band is two standard errors wide on each side. T = 1 outside of "
+        "the band: the model needs calibration. A narrow band: these cases determine T well.",
         lambda results, _: nll_figure(results),
     ),
     FigureSpec(

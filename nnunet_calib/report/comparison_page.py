@@ -12,9 +12,24 @@ from nnunet_calib.io.wording import missing, number
 from nnunet_calib.metrics.catalogue import LABELS
 from nnunet_calib.posthoc import kind_of
 from nnunet_calib.posthoc.temperature import Temperature
-from nnunet_calib.report.comparison_tables import comparison_about, comparison_notes, comparison_sections
+from nnunet_calib.report.comparison_tables import (
+    comparison_about,
+    comparison_csv,
+    comparison_notes,
+    comparison_sections,
+)
 from nnunet_calib.report.fold_words import facts
-from nnunet_calib.report.page import cell, column, definitions, inline_figure, text_cell, write_page
+from nnunet_calib.report.page import (
+    cell,
+    column,
+    csv_file,
+    definitions,
+    inline_figure,
+    sortable_table,
+    table_csv,
+    text_cell,
+    write_page,
+)
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
@@ -59,18 +74,31 @@ def write_comparison_page(comparison: dict[str, Any], output: Path, *, commands:
             "subtitle": comparison_about(comparison),
             "first_model": comparison["first_model"],
             "sentences": [*comparison_sentences(comparison)],
-            "sections": [*comparison_sections(comparison)],
+            "sections": [*_sections(comparison)],
+            "numbers_csv": csv_file("comparison.csv", comparison_csv(comparison)),
             "notes": comparison_notes(comparison),
             "figures": figures,
             "cases_note": "Dice and ACE are means over the foreground classes of the whole image. A click on a column "
             "sorts.",
-            "columns": columns,
-            "rows": [*_rows(comparison)],
+            "cases": sortable_table("cases", columns, [*_rows(comparison)]),
             "definitions": [*definitions(comparison["definitions"])],
             "commands": commands,
-            "facts": [*facts(comparison["nnunet_calib"], comparison["models"])],
+            **facts(comparison["nnunet_calib"], comparison["models"]),
         },
     )
+
+
+def _sections(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the tables of each section, each with its CSV file."""
+    for section in comparison_sections(comparison):
+        stem = section.title.lower().replace(",", "").replace(" ", "_")
+        yield {
+            "title": section.title,
+            "tables": [
+                {**table._asdict(), "csv": table_csv(f"{stem}_{number}.csv", table.header, table.rows)}
+                for number, table in enumerate(section.tables, 1)
+            ],
+        }
 
 
 def _rows(comparison: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:

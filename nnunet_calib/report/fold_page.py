@@ -19,12 +19,17 @@ from nnunet_calib.figures.expected_figure import CAPTION, TITLE, expected_figure
 from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.io.wording import number
 from nnunet_calib.metrics.catalogue import HEAD_LABELS
-from nnunet_calib.report.fold_words import case_table, facts, headline, notes
+from nnunet_calib.report.fold_words import LOOKED_AT, case_table, facts, headline, headline_csv, look_table, notes
 from nnunet_calib.report.page import data_uri, definitions, inline_figure, write_page
+from nnunet_calib.report.verdict import verdict
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import STAGES, Summary
 
 PICTURES_MIB = 4.0  # for all slices; with base64 and the figures, a page stays below 10 MB
+LOOK_NOTE = (
+    "The lowest expected Dice first, which needs no ground truth; beside it the true Dice. Where the two differ "
+    f"most, the probabilities mislead. The table shows {LOOKED_AT} rows, the CSV file all. A click on a column sorts."
+)
 
 
 def write_report(
@@ -52,9 +57,13 @@ def write_report(
     """
     results = Results.read(calibration_folder, summary)
     content = _content(results, image_of, dice or {})
+    content |= {"verdict": [*verdict(results, calibration_folder)], "to_look_at": None}
     if (expected := read_expected(calibration_folder)) is not None:
         draw = partial(expected_figure, expected, results.names_by_key)
         content["figures"].append(inline_figure(draw, TITLE, CAPTION))
+        links, names = _links(content["pictures"]), results.names_by_key
+        content["to_look_at"] = look_table(expected, names, links, results.calibrator.short)
+        content["look_note"] = LOOK_NOTE
     if (lesions := read_lesions(calibration_folder)) is not None:
         draw = partial(froc_figure.froc_figure, lesions, results.foreground_names)
         content["figures"].append(inline_figure(draw, froc_figure.TITLE, froc_figure.CAPTION))
@@ -68,9 +77,7 @@ def write_report(
 def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> dict[str, Any]:
     summary, model = results.summary, results.summary["model"]
     pictures, with_image = _pictures(results, image_of)
-    columns, rows = case_table(
-        results.cases, dice, {picture["name"]: picture["link"] for picture in pictures}, type(results.calibrator)
-    )
+    lines = [*headline(summary)]
     left_out = len(results.cases) - len(pictures)
     described = [model.get(key) for key in ("trainer", "dataset", "configuration", "plans")]
     trainer, *rest = [str(value) for value in described if value] or [str(model.get("folder", "predictions"))]
@@ -79,7 +86,8 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
     return {
         "title": f"Calibration of {trainer}",
         "subtitle": ", ".join([*rest, *([folds] if folds else []), f"{len(results.cases)} cases"]),
-        "headline": [*headline(summary)],
+        "headline": lines,
+        "headline_csv": headline_csv(lines, results.calibrator.noun),
         "notes": [*notes(summary)],
         "calibrator": results.calibrator.noun,
         "figures": [
@@ -88,16 +96,20 @@ def _content(results: Results, image_of: ImageOf, dice: Mapping[str, float]) -> 
             )
             for spec in tqdm(FIGURES, desc="drawing figures", unit="figure")
         ],
-        "columns": columns,
-        "rows": rows,
+        "cases": case_table(results.cases, dice, _links(pictures), type(results.calibrator)),
         "cases_note": f"{HEAD_LABELS} are means over the foreground classes of the whole image. A click on a column "
         "sorts.",
         "pictures": pictures,
         "background": "the image" if with_image else "the label map (no image was found)",
         "pictures_note": f"{left_out} cases with smaller ACE have no picture here." if left_out and pictures else "",
         "definitions": [*definitions(summary["definitions"])],
-        "facts": [*facts(summary["nnunet_calib"], [model])],
+        **facts(summary["nnunet_calib"], [model]),
     }
+
+
+def _links(pictures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return case -> anchor of its slice."""
+    return {picture["name"]: picture["link"] for picture in pictures}
 
 
 def _pictures(results: Results, image_of: ImageOf) -> tuple[list[dict[str, Any]], bool]:

@@ -13,9 +13,11 @@ from nnunet_calib.metrics.catalogue import BY_CHANCE, BY_NAME, CASE_ERRORS, HEAD
 from nnunet_calib.posthoc import from_json, kind_of
 from nnunet_calib.posthoc.calibrator import Calibrator
 from nnunet_calib.posthoc.temperature import Temperature
-from nnunet_calib.report.page import cell, column, text_cell
+from nnunet_calib.report.page import cell, column, sortable_table, table_csv, text_cell
 from nnunet_calib.results.error_tree import case_error
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED, Summary, in_sample_note
+
+LOOKED_AT = 50  # rows on the page; the CSV file has all
 
 
 def headline(summary: Summary) -> Iterator[dict[str, Any]]:
@@ -31,12 +33,22 @@ def headline(summary: Summary) -> Iterator[dict[str, Any]]:
             value, *limits = ((tree[group] if group else tree)[metric] for tree in trees)
             low_high = limits[0] if limits else (None, None)
             interval = None if low_high[0] is None else f"{number(low_high[0])} to {number(low_high[1])}"
-            cells[name] = {"number": value, "value": number(value), "interval": interval}
+            cells[name] = {"number": value, "limits": low_high, "value": number(value), "interval": interval}
         yield {
             "name": TITLES[metric],
             **cells,
             "meaning": " ".join([_meaning(metric, cells), *_beside(summary, group, metric)]),
         }
+
+
+def headline_csv(lines: Sequence[Mapping[str, Any]], noun: str) -> dict[str, str]:
+    """Return the CSV file of the lines from `headline`."""
+    header = ["whole image", *(f"{at}{of}" for at in ("T = 1", f"with {noun}") for of in ("", ", low", ", high"))]
+    values = (
+        [line["name"], *(value for at in ("before", "after") for value in (line[at]["number"], *line[at]["limits"]))]
+        for line in lines
+    )
+    return table_csv("errors.csv", header, [*values])
 
 
 def _beside(summary: Summary, group: str, metric: str) -> Iterator[str]:
@@ -94,8 +106,8 @@ def case_table(
     dice: Mapping[str, float],
     links: Mapping[str, str],
     calibrator: type[Calibrator] = Temperature,
-) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Return the columns of the table of cases, and the cells of each case.
+) -> dict[str, Any]:
+    """Return the table of cases.
 
     Args:
         cases: cases of a fold or of merged folds.
@@ -124,10 +136,55 @@ def case_table(
         used = case.calibrator
         cells += [cell(used.to_json()["temperature"], 3) if one_number else text_cell(used.words(".3f"))]
         rows.append([*cells, cell(case.row["voxels"], 0)])
-    return columns, rows
+    return sortable_table("cases", columns, rows)
 
 
-def facts(measured_by: str, models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def look_table(
+    expected: Mapping[str, Any], names: Mapping[str, str], links: Mapping[str, str], short: str
+) -> dict[str, Any]:
+    """Return the table of cases and structures by rising expected Dice; those without one come last.
+
+    Args:
+        expected: from `decisions.expected_of_folds.read_expected`.
+        names: key -> name of each structure.
+        links: case -> anchor of its slice on the page.
+        short: name of the calibrator in column heads.
+    """
+    columns = [
+        column("case", "name", is_number=False),
+        column("structure", "class or region", is_number=False),
+        column(f"expected Dice, {short}", "by the calibrated probabilities alone"),
+        column("true Dice", "nnU-Net's, by the ground truth"),
+        column("expected - true", "too optimistic where it is above 0"),
+        column("expected Dice, T = 1", "by the probabilities as predicted"),
+        column("segmented voxels", "size of the segmentation"),
+        column(f"expected voxels, {short}", "sum of the calibrated probabilities"),
+        column("true voxels", "size of the structure in the ground truth"),
+    ]
+    found = []
+    for row in expected["metric_per_case"]:
+        for key, of in row["structures"].items():
+            before, after = (_known(of[stage]["expected_dice"]) for stage in STAGES)
+            true, volume = _known(of["dice"]), _known(of[CALIBRATED]["expected_voxels"])
+            cells = [text_cell(row["case"], links.get(row["case"], "")), text_cell(names.get(key, key))]
+            cells += [cell(value, 3) for value in (after, true, after - true, before)]
+            cells += [cell(_known(value), 0) for value in (of["segmented_voxels"], volume, of["true_voxels"])]
+            found.append((isnan(after), after, cells))
+    rows = [cells for *_, cells in sorted(found, key=lambda entry: (entry[0], 0.0 if entry[0] else entry[1]))]
+    return sortable_table("cases_to_look_at", columns, rows, LOOKED_AT)
+
+
+def _known(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def facts(measured_by: str, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the versions of the packages, and the entries that identify the models, with their CSV file."""
+    rows = [*_facts(measured_by, models)]
+    return {"facts": rows, "facts_csv": table_csv("models.csv", ("name", "value"), rows)}
+
+
+def _facts(measured_by: str, models: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield the versions of the packages, and the entries that identify the models."""
     yield "nnunet_calib, which measured", measured_by
     for package in ("nnunet-calib", "nnunetv2", "torch"):

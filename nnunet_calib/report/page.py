@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,35 @@ def inline_figure(draw: Callable[[], Any], title: str, caption: str) -> dict[str
 def data_uri(content: bytes, kind: str) -> str:
     """Return content as a data URI, to embed in a page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def csv_file(name: str, content: str) -> dict[str, str]:
+    """Return a CSV file to download from a page, which needs neither network nor script for it."""
+    # Excel takes a file for Latin 1 unless it begins with the byte order mark
+    return {"name": name, "uri": data_uri(content.encode("utf-8-sig", "backslashreplace"), "text/csv")}
+
+
+def table_csv(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, str]:
+    """Return the CSV file of a table; missing values are empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return csv_file(name, text.getvalue())
+
+
+def sortable_table(
+    name: str, columns: Sequence[dict[str, Any]], rows: Sequence[Sequence[dict[str, Any]]], shown: int | None = None
+) -> dict[str, Any]:
+    """Return a table whose columns sort by a click, with all rows and digits as a CSV file.
+
+    Args:
+        name: its anchor, and the file's name.
+        columns: from `column`.
+        rows: cells from `cell` and `text_cell`.
+        shown: number of rows on the page; None for all.
+    """
+    values = [[cell["sort"] if cell["number"] else cell["text"] for cell in row] for row in rows]
+    header = [column["name"] for column in columns]
+    return {"name": name, "columns": columns, "rows": rows[:shown], "csv": table_csv(f"{name}.csv", header, values)}
 
 
 def column(name: str, title: str, *, is_number: bool = True) -> dict[str, Any]:

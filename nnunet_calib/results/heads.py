@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class Heads:
         )
 
     @classmethod
-    def of_summary(cls, content: dict[str, Any]) -> Heads:
+    def of_summary(cls, content: Mapping[str, Any]) -> Heads:
         """Return the heads in the entry `heads` of a summary.json.
 
         Raises:

@@ -1,5 +1,6 @@
 """The page of a comparison says what comparison.json says."""
 
+import csv
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from nnunet_calib import CaseStatistics, cli
 from nnunet_calib.metrics.log_odds import log_odds_counts
 from nnunet_calib.report.comparison_page import comparison_sentences, write_comparison_page
-from tests.report.test_fold_page import Page
+from tests.report.test_fold_page import CHROMIUM, Page, check_print, csv_rows
 from tests.worlds.compared_folds import COMPARE, OTHER, TRAINER, two_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net's imports
@@ -56,6 +57,27 @@ def test_numbers(compared):
     assert all(note in page.text for note in comparison["notes"])
     for _, sentences in comparison_sentences(comparison):
         assert all(sentence in page.text for sentence in sentences)
+
+
+def test_csv(compared):
+    """Each table as it is shown, and all numbers with every digit."""
+    page = Page((compared / "report.html").read_text(encoding="utf-8"))
+    with (compared / "comparison.csv").open() as file:
+        assert csv_rows(page, "comparison.csv") == [*csv.DictReader(file)]
+    shown = next(row for row in page.rows if row[:2] == [OTHER, "T = 1"])
+    (row,) = (
+        row for row in csv_rows(page, "whole_image_1.csv") if (row["model"], row["temperature"]) == (OTHER, "T = 1")
+    )
+    assert [value.replace(" (", "(") for value in row.values()] == shown
+    comparison = json.loads((compared / "comparison.json").read_text())
+    assert [row["case"] for row in csv_rows(page, "cases.csv")] == comparison["cases"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_print(compared, tmp_path):
+    """On A4 nothing is cut off."""
+    check_print(compared / "report.html", tmp_path)
 
 
 def test_log_odds(compared):

@@ -1,7 +1,9 @@
 """The report: one file that says what the summary says, and needs nothing else."""
 
 import base64
+import csv
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -12,12 +14,17 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from nnunet_calib import CaseStatistics
+from nnunet_calib.decisions.expected_of_folds import write_expected
 from nnunet_calib.figures.case_pictures import colour_bar
 from nnunet_calib.figures.fold_figures import FIGURES
 from nnunet_calib.figures.style import new_figure
+from nnunet_calib.metrics.bin_sums import BinSums
 from nnunet_calib.metrics.catalogue import RANKINGS
+from nnunet_calib.metrics.errors import NUM_BINS
 from nnunet_calib.posthoc.temperature import Temperature
 from nnunet_calib.report import fold_page as report_page
+from nnunet_calib.report import fold_words
 from nnunet_calib.report.fold_page import write_report
 from nnunet_calib.report.page import data_uri
 from tests.figures.test_fold_figures import NAMES, cases, write_cases
@@ -32,6 +39,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.links, self.ids, self.sources, self.words, self.rows = [], [], [], [], [], []
+        self.downloads = {}
         self.feed(text)
         assert not self.open
 
@@ -44,6 +52,8 @@ class Page(html.parser.HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+        if "download" in values:
+            self.downloads[values["download"]] = values["href"]
         for name, found in (("href", self.links), ("id", self.ids), ("src", self.sources)):
             if name in values:
                 found.append(values[name])
@@ -63,6 +73,13 @@ class Page(html.parser.HTMLParser):
     def text(self):
         """All of it, with single spaces."""
         return " ".join(" ".join(self.words).split())
+
+
+def csv_rows(page, name):
+    """The rows of a CSV file that a page offers."""
+    kind, content = page.downloads[name].split(",")
+    assert kind == "data:text/csv;base64"
+    return [*csv.DictReader(io.StringIO(base64.b64decode(content).decode("utf-8-sig")))]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +132,87 @@ def test_numbers(folder, tmp_path):
 
 
 @pytest.mark.usefixtures("one_figure")
+def test_verdict(folder, tmp_path):
+    """The first lines say how far off the probabilities are, for which structure most, and what to type."""
+    made, summary = cases(4), json.loads((folder / "summary.json").read_text())
+    model = {"dataset": "Dataset004_Made", "trainer": "nnUNetTrainerNACL", "plans": "nnUNetPlans", "fold": 0}
+    summary["model"] |= model | {"configuration": "2d"}
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "summary.json").write_text(json.dumps(summary))
+    text = report(copy, tmp_path).text
+    sums = BinSums.of(CaseStatistics.merge(made), NUM_BINS, "image")
+    inside, voxels = (values[1:3, 17:19].sum() for values in (sums.positives, sums.counts))
+    assert (
+        f"where it says 85 to 95 %, the structure is there in {100 * inside / voxels:.0f} % of the voxels (95" in text
+    )
+    ace = {key: summary["pooled"]["uncalibrated"]["image"]["per_class"][key]["ace"] for key in "12"}
+    worst = max(ace, key=ace.get)
+    assert f"{NAMES[int(worst)]}: the probabilities are off by {100 * ace[worst]:.1f}, with temperature by" in text
+    t = f"T = {summary['temperature']['temperature']:.3f}"
+    assert f"Calibrate with {t}: nnunet_calib bake -d Dataset004_Made -c 2d -tr nnUNetTrainerNACL" in text
+    summary["temperature"]["standard_error"] = 10.0
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert f"Use the probabilities as they are: {t} would hardly change them" in report(copy, tmp_path).text
+    summary["temperature"] |= {"at_bound": True}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert "Do not use its temperature" in report(copy, tmp_path).text
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_verdict_from_files(folder, tmp_path):
+    """Chosen thresholds and a recommended calibrator are named; without a model, the command for predictions."""
+    assert "nnunet_calib export -i PRED --temperature temperature.json" in report(folder, tmp_path).text
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["model"] |= dict.fromkeys(("dataset", "trainer", "plans", "configuration"), "x") | {"fold": 0}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    fitted = json.loads((folder / "temperature.json").read_text()) | {"recommended": "vector", "calibrators": {}}
+    (copy / "calibrators.json").write_text(json.dumps(fitted))
+    levels = [{"of": "recall", "level": n, "structures": {"1": {"threshold": n / 4, "cases": 9}}} for n in (0.8, 0.9)]
+    content = {"model": summary["model"], "heads": summary["heads"], "promise": "", "definitions": {}, "levels": levels}
+    (copy / "thresholds.json").write_text(json.dumps(content))
+    text = report(copy, tmp_path).text
+    assert "--calibrator vector is recommended there" in text
+    assert "masks that hold 90 % of a structure" in text
+    assert "before calibration (bright 0.225)" in text
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_cases_to_look_at(judged, tmp_path, monkeypatch):
+    """By rising expected Dice, with the true one beside it; the page has some rows, the CSV file all and each digit."""
+    monkeypatch.setattr(fold_words, "LOOKED_AT", 5)
+    page = report(judged, tmp_path)
+    rows = csv_rows(page, "cases_to_look_at.csv")
+    expected = json.loads((judged / "expected.json").read_text())["metric_per_case"]
+    of = {(row["case"], NAMES[int(key)]): s for row in expected for key, s in row["structures"].items()}
+    order = sorted(of, key=lambda at: of[at]["calibrated"]["expected_dice"])
+    assert [(row["case"], row["structure"]) for row in rows] == order
+    for row, at in zip(rows, order, strict=True):
+        assert float(row["expected Dice, T"]) == of[at]["calibrated"]["expected_dice"]
+        assert row["true Dice"] == ("" if of[at]["dice"] is None else repr(of[at]["dice"]))
+        assert float(row["true voxels"]) == of[at]["true_voxels"]
+    shown = [cells for cells in page.rows if len(cells) == len(rows[0]) and cells[1] in NAMES]
+    assert [tuple(cells[:2]) for cells in shown] == order[:5]
+    assert shown[0][2] == f"{of[order[0]]['calibrated']['expected_dice']:.3f}"
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_csv(folder, tmp_path):
+    """Each table has a file with the numbers of summary.json."""
+    page = report(folder, tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    ace = next(row for row in csv_rows(page, "errors.csv") if row["whole image"] == "ACE")
+    limits = summary["intervals"]["calibrated"]["image"]["foreground_mean"]["ace"]
+    found = float(ace["T = 1"]), float(ace["with temperature, low"]), float(ace["with temperature, high"])
+    assert found == (summary["metrics"]["uncalibrated"]["image"]["foreground_mean"]["ace"], *limits)
+    rows = csv_rows(page, "cases.csv")
+    assert [float(row["NLL, T = 1"]) for row in rows] == [
+        row["uncalibrated"]["image"]["nll"] for row in summary["metric_per_case"]
+    ]
+    assert [row["value"] for row in csv_rows(page, "models.csv") if row["name"].startswith("nnunet_calib")]
+
+
+@pytest.mark.usefixtures("one_figure")
 def test_merged_folds(folder, tmp_path):
     """The page of a cross-validation says which folds it is of."""
     summary = json.loads((folder / "summary.json").read_text())
@@ -146,17 +244,25 @@ def test_uncertainty_against_error(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(folder, tmp_path_factory):
+def judged(folder, tmp_path_factory):
+    """The same fold with its expected Dice beside nnU-Net's; one case has none."""
+    copy = shutil.copytree(folder, tmp_path_factory.mktemp("judged") / "fold")
+    write_expected(copy, {f"case{i}": {"1": 0.9 - 0.1 * i, "2": 0.5} for i in range(3)})
+    return copy
+
+
+@pytest.fixture(scope="module")
+def whole(judged, tmp_path_factory):
     """Return the folder of a page with every figure, the page, and the cases whose image was asked for."""
     asked, place = [], tmp_path_factory.mktemp("whole")
-    return place, report(folder, place, image_of=asked.append), asked
+    return place, report(judged, place, image_of=asked.append), asked
 
 
 def test_figures(whole):
     """Each with a caption, as vectors that lie within a column; the worst cases show the image; maps have colours."""
     _, page, asked = whole
     svg = [source for source in page.sources if source.startswith("data:image/svg+xml;base64,")]
-    assert len(svg) == len(FIGURES)
+    assert len(svg) == len(FIGURES) + 1  # and that of the expected Dice and volumes
     captions = [spec.caption.format(effect=Temperature.effect) for spec in FIGURES]
     assert all(
         spec.title in page.text and caption in page.text for spec, caption in zip(FIGURES, captions, strict=True)
@@ -172,7 +278,7 @@ def test_complete_in_itself(whole):
     place, page, _ = whole
     assert page.sources
     assert all(source.startswith("data:image/") for source in page.sources)
-    assert [link for link in page.links if not link.startswith("#")] == ["data:,"]
+    assert {link.split(",")[0] for link in page.links if not link.startswith("#")} == {"data:", "data:text/csv;base64"}
     assert {unquote(link)[1:] for link in page.links if link.startswith("#")} <= {*page.ids}
     text = (place / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href|url|@import)[=( \"']+https?:", text)
@@ -232,6 +338,64 @@ def test_damaged(folder, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def chromium(page, tmp_path, *options):
+    """Open a page in a browser without a window."""
+    always = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr")
+    return subprocess.run(
+        [CHROMIUM, *always, f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+
+MEASURE = """<script>
+const box = e => e.getBoundingClientRect(), measured = [...document.querySelectorAll("table, figure, img, pre, dl, p")];
+const outcome = JSON.stringify([
+  measured.filter(e => box(e).right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80)),
+  measured.filter(e => e.tagName === "IMG" && box(e).height > HEIGHT).map(e => e.alt),
+  [...document.querySelectorAll("td, th")].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent),
+  innerWidth]);
+parent.document.body.dataset.outcome = outcome;
+</script></body>"""
+
+
+def check_print(page, tmp_path):
+    """Print a page; each sheet must be A4, and nothing wider or higher than what the margins leave of it."""
+    chromium(page, tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", (tmp_path / "page.pdf").read_bytes())
+    assert boxes
+    for box in boxes:
+        assert [float(side) * 25.4 / 72 for side in box] == pytest.approx([210, 297], abs=0.5)
+    text = page.read_text(encoding="utf-8")
+    margin = int(re.search(r"@page { size: A4; margin: (\d+)mm; }", text)[1])
+    width, height = ((side - 2 * margin) * 96 / 25.4 for side in (210, 297))
+    # the same rules on a screen as wide as the sheet, where they can be measured
+    assert "@media print {" in text
+    text = text.replace("@media print {", "@media all {").replace("</body>", MEASURE.replace("HEIGHT", f"{height:.0f}"))
+    (tmp_path / "sheet.html").write_text(text, encoding="utf-8")
+    frame = tmp_path / "sheet_frame.html"
+    frame.write_text(
+        f'<iframe style="width: {width:.0f}px; height: {height:.0f}px; border: 0" src="sheet.html"></iframe>'
+    )
+    done = chromium(frame, tmp_path, "--window-size=1280,1200", "--allow-file-access-from-files", "--dump-dom")
+    wide, high, cut, inner = json.loads(html.unescape(re.search(r'data-outcome="([^"]*)"', done.stdout)[1]))
+    assert inner == round(width)
+    assert (wide, high, cut) == ([], [], [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_print(whole, tmp_path):
+    """On A4; a table that does not fit is found."""
+    check_print(whole[0] / "report.html", tmp_path)
+    text = (whole[0] / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "wide.html").write_text(text.replace("<table", '<table style="width: 900px"'), encoding="utf-8")
+    with pytest.raises(AssertionError, match="<table"):
+        check_print(tmp_path / "wide.html", tmp_path)
+
+
 CLICK = """<script>
 const column = [...document.querySelectorAll("#cases th")].findIndex(
   th => th.textContent.trim().replaceAll("\\u00a0", " ") === "ACE, T = 1");
@@ -265,24 +429,7 @@ def test_in_a_browser(folder, whole, tmp_path, width):
     if width < 500:  # a window of Chromium is not narrower, but a frame in it is
         page = tmp_path / "frame.html"
         page.write_text(f'<iframe style="width: {width}px; height: 800px; border: 0" src="clicked.html"></iframe>')
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--window-size=1280,900",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--enable-logging=stderr",
-            "--allow-file-access-from-files",
-            "--dump-dom",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = chromium(page, tmp_path, "--window-size=1280,900", "--allow-file-access-from-files", "--dump-dom")
     assert "CONSOLE" not in done.stderr
     falling, rising, wide, small, shrunk, found, inner = json.loads(
         html.unescape(re.search(r'data-outcome="([^"]*)"', done.stdout)[1])
