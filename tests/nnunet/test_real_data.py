@@ -17,7 +17,7 @@ from tests.worlds.trained_fold import use_threads
 
 VARIABLE = "NNUNET_CALIB_TEST_DATA"
 DATASET, NUMBER, CASES = "Dataset004_Hippocampus", 4, 8
-TRAINER = "nnUNetTrainerML1ACE_short"
+TRAINER = "nnUNetTrainerML1ACE_drawn"
 
 pytestmark = [
     pytest.mark.slow,

@@ -52,14 +52,15 @@ LABEL_MODES = {
     "regions_ignore": ({"background": 0, "any": [1, 2], "dark": 2, "ignore": 3}, [1, 2]),
 }
 
-# One epoch of two iterations; in a folder of its own, beside the package's.
+# One epoch of two iterations; in a folder of its own, beside the package's. Figures take longer than all else: only
+# the trainers whose names end with "_drawn" draw them, nnU-Net's own included.
 SHORT_TRAINERS = """
 import torch
 from nnunet_calib import trainers
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
-class Short:
+class Drawn:
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(
             plans=plans, configuration=configuration, fold=fold, dataset_json=dataset_json, device=device
@@ -69,10 +70,20 @@ class Short:
         self.num_val_iterations_per_epoch = 1
 
 
+class Short(Drawn):
+    draw_figures = draw_pseudo_ace = draw_logits = None
+
+    def initialize(self):
+        super().initialize()
+        self.logger.plot_progress_png = lambda folder: None
+
+
 class nnUNetTrainer_short(Short, nnUNetTrainer):
     pass
 """ + "".join(
-    f"\n\nclass {name}_short(Short, trainers.{name}):\n    pass\n" for name in TRAINERS + MORE_TRAINERS + COMPARATORS
+    f"\n\nclass {name}_{ending.lower()}({ending}, trainers.{name}):\n    pass\n"
+    for name in TRAINERS + MORE_TRAINERS + COMPARATORS
+    for ending in ("Short", "Drawn")
 )
 
 

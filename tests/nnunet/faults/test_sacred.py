@@ -142,16 +142,16 @@ def test_same_training(world, tmp_path, in_threads, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     stock = train(world.dataset, "nnUNetTrainer_short", tmp_path)
     with one_figure(monkeypatch):
-        assert killed_training(world.dataset, "nnUNetTrainerCalib_short", tmp_path, 2)  # after the split
-        ours = tmp_path / world.dataset / "nnUNetTrainerCalib_short__nnUNetPlans__2d" / "fold_0"
+        assert killed_training(world.dataset, "nnUNetTrainerCalib_drawn", tmp_path, 2)  # after the split
+        ours = tmp_path / world.dataset / "nnUNetTrainerCalib_drawn__nnUNetPlans__2d" / "fold_0"
         assert half_written(ours)[0].endswith("progress_calibration.png")
         assert not (ours / "progress_calibration.png").exists()
         with monkeypatch.context() as patch:
             patch.setattr(PatchSums, "add", fail)
             patch.setattr(nnUNetTrainerCalib, "draw_pseudo_ace", staticmethod(fail))
-            train(world.dataset, "nnUNetTrainerCalib_short", tmp_path)
+            train(world.dataset, "nnUNetTrainerCalib_drawn", tmp_path)
         check_same(stock, ours)
-        train(world.dataset, "nnUNetTrainerCalib_short", tmp_path)
+        train(world.dataset, "nnUNetTrainerCalib_drawn", tmp_path)
         check_same(stock, ours)
         assert (ours / "progress_calibration.png").is_file()
 

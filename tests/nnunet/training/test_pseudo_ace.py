@@ -183,14 +183,14 @@ def test_validation_step(world, cls, monkeypatch):
 
 def continued(world, epochs: int, change=lambda logging: None, **attributes):
     """A short training, continued from its checkpoint, whose log `change` may edit, up to a number of epochs."""
-    trainer = world.trainer("nnUNetTrainerCalib_short", "2d")
+    trainer = world.trainer("nnUNetTrainerCalib_drawn", "2d")
     trainer.save_every = 1
     trainer.run_training()
     path = Path(trainer.output_folder) / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
     change(checkpoint["logging"])
     torch.save(checkpoint, path)
-    trainer = world.trainer("nnUNetTrainerCalib_short", "2d")
+    trainer = world.trainer("nnUNetTrainerCalib_drawn", "2d")
     trainer.num_epochs = epochs
     vars(trainer).update(attributes)
     trainer.load_checkpoint(str(path))
