@@ -200,7 +200,7 @@ class FakeRun:
 
 @pytest.mark.usefixtures("in_threads")
 def test_weights_and_biases(world, monkeypatch):
-    """A run there has the loss' hyperparameters, the pseudo ACE, the results and the figures of the fold."""
+    """A run there has the hyperparameters and weights of the loss, the pseudo ACE, the results and all figures."""
     run = FakeRun()
     wandb = SimpleNamespace(init=lambda **_: run, Image=lambda path: Path(path).read_bytes())
     monkeypatch.setattr(nnunet_logger, "wandb", wandb)
@@ -208,11 +208,16 @@ def test_weights_and_biases(world, monkeypatch):
     fold = world.train("nnUNetTrainerNACL_drawn", "2d")
     calibration = fold / "validation" / "calibration"
     assert run.config["calibration"]["nacl_weight"] == 0.01
+    assert run.logged["calibration/weight_NACLLoss"] == 0.01  # a single epoch has no warm-up
     assert np.isfinite(run.logged["mean_fg_pseudo_ace"])
     temperature = json.loads((calibration / "temperature.json").read_text())["temperature"]
     assert run.summary["final_val/calibration/temperature"] == temperature
-    for name in (Path(picture) for picture in PICTURES if picture.endswith(".png")):
-        assert run.logged[f"calibration/{name.stem}"] == (calibration / name).read_bytes()
+    image = json.loads((calibration / "summary.json").read_text())["metrics"]["calibrated"]["image"]
+    assert run.summary["final_val/calibration/calibrated_nll"] == image["nll"]
+    assert run.summary["final_val/calibration/calibrated_ace"] == image["foreground_mean"]["ace"]
+    pictures = [calibration / picture for picture in PICTURES if picture.endswith(".png")]
+    for path in (*pictures, fold / "progress_calibration.png", fold / "progress_logits.png"):
+        assert run.logged[f"calibration/{path.stem}"] == path.read_bytes()
 
 
 def run_command(world, *arguments: str, **changed: str) -> subprocess.CompletedProcess:
