@@ -169,6 +169,8 @@ def read_lesions(folder: Path) -> list[dict[str, Any]] | None:
     if not file.is_file():
         return None
     rows: list[dict[str, Any]] = read_json(file, LESIONS, again)["metric_per_case"]
+    if not rows:
+        raise ValueError(f"expected the lesions of at least one case, found none in {file}: {again}")
     for row in rows:
         for of in (lesions for structure in row["structures"].values() for lesions in structure.values()):
             lists = [of["voxels"], *([of["meets"]] if "meets" in of else [])]

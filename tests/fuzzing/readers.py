@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_calib import CaseStatistics, calibration_errors
+from nnunet_calib.decisions.froc import froc_of_cases, read_lesions
 from nnunet_calib.figures.drawn_results import ReportedCase, worst_cases
 from nnunet_calib.io.atomic_files import write_json
 from nnunet_calib.io.json_forms import read_json
@@ -30,7 +31,7 @@ from nnunet_calib.results.heads import Heads
 from nnunet_calib.results.judged_cases import is_calibrated
 from nnunet_calib.results.layout import IDENTITY, ModelFolder
 from nnunet_calib.results.measured_folds import find_folds
-from nnunet_calib.results.schemas import SUMMARY
+from nnunet_calib.results.schemas import STAGES, SUMMARY
 from nnunet_calib.synthetic import synthetic_case
 
 HEADS = Heads(("0", "1", "2"), ("background", "bright", "dark"), None, None)
@@ -118,6 +119,7 @@ def make_readers(root: Path) -> dict[str, Reader]:
             lambda: dice_per_case(root / "theirs.json", ".nii.gz", HEADS),
             {"metric_per_case": theirs},
         ),
+        "lesions": _json(folder / "lesions.json", lambda: _lesions(folder), {"metric_per_case": [_found_lesions()]}),
         "dataset": _json(predictions / "dataset.json", lambda: find_predictions(predictions, None)),
         "plans": _json(predictions / "plans.json", lambda: find_predictions(predictions, None)),
         "spacing": _file(predictions / "case0.pkl", lambda: image_spacing(predictions / "case0.npz")),
@@ -203,6 +205,20 @@ def _deploy(path: Path, model: ModelFolder, kind: str | None = None) -> None:
     found.describe()
     found.origin()
     found.check(model, 0, "0")
+
+
+def _found_lesions() -> dict[str, Any]:
+    """A case with two predicted lesions, one of which is false, and a missed true one."""
+    predicted, true = ({s: {"mean_p": v, "max_p": v} for s in STAGES} for v in ([0.5, 0.9], [0.9, None]))
+    lesions = {"predicted": {"voxels": [3, 4], "meets": [0, 1], **predicted}, "true": {"voxels": [5, 1], **true}}
+    return {"case": "case0", "structures": {"1": lesions}}
+
+
+def _lesions(folder: Path) -> None:
+    rows = read_lesions(folder)
+    for stage in STAGES:
+        curve = froc_of_cases(rows, "1", stage, "mean_p")
+        assert (np.diff(curve.false_per_case) >= 0).all()
 
 
 def _content(file: Path) -> Any:
