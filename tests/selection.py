@@ -26,7 +26,7 @@ READING_CHECKPOINTS = (
 )
 
 # minutes long, in the order in which they begin
-LONGEST = ("test_demo.py", "test_kernels.py", "test_interrupts.py", "test_training.py")
+LONGEST = ("test_demo.py", "test_notebooks.py", "test_kernels.py", "test_interrupts.py", "test_training.py")
 
 Combination = dict[str, int]  # of each parameter, the number of its value
 
