@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import signal
@@ -59,6 +60,52 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# What to type after each command, with the options of the model or of the predictions that were typed before.
+_NEXT = {
+    "validate": "nnunet_calib crossval {model}, when all folds are measured",
+    "crossval": "nnunet_calib report {model} {folds}, or nnunet_calib bake {model} {folds}",
+    "report": "open the file in a browser",
+    "compare": "open report.html there in a browser",
+    "thresholds": "nnunet_calib predict with --masks and this file",
+    "bake": "nnUNetv2_predict with -chk and the name of this file",
+    "predict": "look at maps/cases.csv, sorted by its expected Dice",
+    "evaluate": "nnunet_calib report {predictions}",
+    "fit": "nnunet_calib export or predict with --temperature and this file",
+    "export": "open the maps in a viewer; maps.json says how to read them",
+}
+
+
+def _following(args: argparse.Namespace) -> str:
+    """Return what to type after a command that succeeded; empty for one that says so itself."""
+    if args.command == "evaluate" and args.output is not None:
+        return "open summary.json there, or its figures"
+    named = {"-d": "dataset", "-c": "configuration", "-tr": "trainer", "-p": "plans"}
+    given = {flag: getattr(args, name, None) for flag, name in named.items()}
+    return _NEXT.get(args.command, "").format(
+        model=" ".join(f"{flag} {value}" for flag, value in given.items() if isinstance(value, str)),
+        folds=f"-f {' '.join(map(str, getattr(args, 'folds', None) or ()))}",
+        predictions=f"-i {getattr(args, 'predictions', None)}",
+    )
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; for an unknown one, end with the closest option of the command."""
+    parser = _parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        (commands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        known = [option for action in commands[args.command]._actions for option in action.option_strings]
+        meant = difflib.get_close_matches(unknown[0], known, n=1)
+        advice = f"did you mean {meant[0]}? " if meant else ""
+        print(
+            f"nnunet_calib: expected the options of {args.command}, got {' '.join(unknown)}: {advice}nnunet_calib "
+            f"{args.command} --help lists them",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -70,11 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream, io.TextIOWrapper
         ):  # names of cases and folders may hold characters that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     try:
         with sigterm_interrupts():
             args.run(args)
         sys.stdout.flush()
+        if following := _following(args):
+            print(f"next: {following}", file=sys.stderr)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             return 0

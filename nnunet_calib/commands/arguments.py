@@ -25,6 +25,8 @@ CALIBRATORS_IN_WORDS = (
 
 def at_least_one(text: str) -> int:
     """Parse a number of processes or parts."""
+    if not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text}")
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number

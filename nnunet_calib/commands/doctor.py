@@ -19,7 +19,9 @@ def _run(args: argparse.Namespace) -> None:
             print(f"    {'':<{width}}  -> {finding.remedy}")
     wrong = [finding.subject for finding in found if finding.remedy]
     if wrong:
-        raise ValueError(f"expected an installation that is ready, found {', '.join(wrong)} to mend: see above")
+        raise ValueError(
+            f"expected an installation that is ready, found problems with {', '.join(wrong)}: type what stands after ->"
+        )
     print("\nAll is well. Next: nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerNACL")
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nnunet_calib.io.json_forms import NAME, check_form, read_json
-from nnunet_calib.io.wording import reason
+from nnunet_calib.io.wording import reason, shortened
 from nnunet_calib.results.layout import Fold, ModelFolder
 
 MODULE = "nnunet_calib_trainers.py"
@@ -109,10 +109,21 @@ def find_model(dataset: str | int, configuration: str, trainer: str, plans: str)
     try:
         folder = Path(get_output_folder(dataset, trainer, plans, configuration))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"expected the name or number of a dataset, got {dataset!r}: {reason(error)}") from error
+        known = _names_in(Path(os.environ["nnUNet_results"]), "Dataset*")
+        raise ValueError(
+            f"expected the name or number of a dataset, got {dataset!r} (in nnUNet_results: {known}): {reason(error)}"
+        ) from error
     if not folder.is_dir():
-        raise ValueError(f"expected a trained model in {folder}, found none: check -d, -c, -tr and -p")
+        raise ValueError(
+            f"expected a trained model in {folder}, found none: check -d, -c, -tr and -p "
+            f"({_names_in(folder.parent, '*__*__*')} there)"
+        )
     return ModelFolder(folder, folder.parent.name, trainer, plans, configuration)
+
+
+def _names_in(folder: Path, pattern: str) -> str:
+    """Return the names of the folders that a user may have meant."""
+    return shortened(sorted(path.name for path in folder.glob(pattern) if path.is_dir())) or "there are none"
 
 
 def model_in(folder: Path, fold: Fold, checkpoint: str, *, trust: bool = False) -> ModelFolder:

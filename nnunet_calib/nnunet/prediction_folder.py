@@ -56,9 +56,7 @@ def find_predictions(
     if labels_folders is None:  # nothing is measured, so no .pkl needs to be read
         boundary_mm = BOUNDARY_MM
     raters = [labels_folders or folder] if isinstance(labels_folders, Path | None) else [*labels_folders]
-    for kind, path in (("predictions", folder), *(("labels", rater) for rater in raters)):
-        if not path.is_dir():
-            raise ValueError(f"expected a folder with {kind}, found none at {path}")
+    _check_folders(folder, [] if labels_folders is None else raters)
     if len({rater.resolve() for rater in raters}) < len(raters):
         raise ValueError(f"expected a folder for each rater, got one twice ({', '.join(map(str, raters))})")
     dataset_json = dataset_json or _dataset_json_of(folder)
@@ -117,6 +115,15 @@ def _file_ending(dataset: dict[str, Any], dataset_json: Path) -> str:
 def _text(name: Any) -> str | None:
     """Return a dataset's name, or None: nnU-Net ignores this entry, so it may hold anything."""
     return str(name) if isinstance(name, str | int | float) else None
+
+
+def _check_folders(folder: Path, raters: Sequence[Path]) -> None:
+    """Raise ValueError unless the folders of predictions and labels are there, each with its own files."""
+    for kind, flag, path in (("predictions", "-i", folder), *(("labels", "-gt", rater) for rater in raters)):
+        if not path.is_dir():
+            raise ValueError(f"expected a folder with {kind}, found none at {path}: name it with {flag}")
+    if not any(folder.glob("*.npz")) and any(path for rater in raters for path in rater.glob("*.npz")):
+        raise ValueError(f"expected predictions with .npz in {folder}, found them beside the labels: swap -i and -gt")
 
 
 def _dataset_json_of(folder: Path) -> Path:

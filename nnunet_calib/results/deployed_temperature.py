@@ -292,6 +292,8 @@ def _fitted_before(file: str, wanted: str, kind: str | None) -> dict[str, Any]:
             check_form(content, CALIBRATOR_FITS, Path(file), "fit it again")
         else:
             from_json(content)
+    except FileNotFoundError as error:
+        raise ValueError(f"{wanted}, got {file}, which is neither: name a number, or an existing file") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{wanted}, got {file} ({type(error).__name__}: {reason(error)})") from error
     kinds = [*content["calibrators"]] if several else [kind_of(content).kind]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_calib import cli
+from nnunet_calib.commands import crossval
 from nnunet_calib.nnunet import require_nnunet
 from nnunet_calib.nnunet.lookup import trainers_folder
 from tests.worlds.command_line import content, sentence
@@ -139,13 +140,50 @@ def test_help(capsys, command):
     assert f"nnunet_calib {command}" in example
 
 
-@pytest.mark.parametrize("arguments", [[], ["unheard-of"], ["trainers", "--unheard-of"], ["demo", "-o"]])
+@pytest.mark.parametrize("arguments", [[], ["unheard-of"], ["demo", "-o"]])
 def test_misuse(capsys, arguments):
     """The message is argparse's own, and status 2."""
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert end.value.code == 2
     assert "usage: nnunet_calib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trainers", "--paht"], "got --paht: did you mean --path? nnunet_calib trainers --help lists them"),
+        (["validate", "-d", "4", "-c", "2d", "-tr", "x", "--boundary_mm", "2"], "did you mean --boundary-mm?"),
+        (["doctor", "4"], "expected the options of doctor, got 4: nnunet_calib doctor --help lists them"),
+    ],
+)
+def test_unknown_option(capsys, arguments, told):
+    """One sentence with the option that it resembles."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_next(capsys, monkeypatch):
+    """After its results on stdout a command says on stderr what to type next, with the model that was typed."""
+    monkeypatch.setattr(crossval, "_run", lambda args: print("results"))
+    assert cli.main(["crossval", "-d", "4", "-c", "2d", "-tr", "nnUNetTrainerNACL", "-f", "0", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "results\n"
+    typed = "-d 4 -c 2d -tr nnUNetTrainerNACL -p nnUNetPlans -f 0 1"
+    assert captured.err == f"next: nnunet_calib report {typed}, or nnunet_calib bake {typed}\n"
+
+
+@pytest.mark.parametrize("command", [name for name in commands() if name not in ("demo", "doctor", "trainers")])
+def test_each_command_has_a_next(command):
+    """Those that say it themselves aside, and what is said can be typed."""
+    named = {"dataset": "4", "configuration": "2d", "trainer": "x", "predictions": "p", "folds": [0], "output": None}
+    args = argparse.Namespace(command=command, **named)
+    said = cli._following(args)
+    assert said
+    assert not {*said} & {*"{}"}
 
 
 def test_reader_that_has_enough():

@@ -294,12 +294,12 @@ def said(capsys, arguments) -> str:
 
 def test_command(model, capsys, monkeypatch):
     """One sentence and status 2 for an unknown dataset, model or fold, and without nnUNet_results."""
-    assert "expected the name or number of a dataset, got '5': Could not find a dataset with the ID 5" in said(
-        capsys, ["crossval", "-d", "5", *CROSSVAL[3:]]
-    )
+    text = said(capsys, ["crossval", "-d", "5", *CROSSVAL[3:]])
+    assert f"got '5' (in nnUNet_results: {DATASET}): Could not find a dataset with the ID 5" in text
     assert "expected the name or number of a dataset, got 'x'" in said(capsys, ["crossval", "-d", "x", *CROSSVAL[3:]])
     text = said(capsys, [*CROSSVAL, "-p", "mine"])
     assert f"expected a trained model in {model.folder.parent / f'{TRAINER}__mine__3d_fullres'}, found none" in text
+    assert f"check -d, -c, -tr and -p ({model.folder.name} there)" in text
     assert "expected fold 3 in" in said(capsys, CROSSVAL)
     assert "got all" in said(capsys, [*CROSSVAL, "-f", "all"])
     monkeypatch.delenv("nnUNet_results")

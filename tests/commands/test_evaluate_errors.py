@@ -33,6 +33,10 @@ def shape(folder: Path, *new: int) -> None:
 NO_NPZ = "(predict with --save_probabilities, or validate with --npz)"
 REFUSALS = {
     "no folder": (lambda f: (f / "labels").rename(f / "l"), "expected a folder with labels, found none at {f}/labels"),
+    "swapped": (
+        lambda f: [p.rename(f / "labels" / p.name) for p in (f / "pred").glob("*.npz")],
+        "expected predictions with .npz in {f}/pred, found them beside the labels: swap -i and -gt",
+    ),
     "no label": (
         lambda f: (f / "labels/case.1.nii.gz").unlink(),
         "expected a label map and an .npz for each case, found no label for case.1: add "
@@ -144,7 +148,7 @@ def test_refusals(tmp_path, capsys, reason, command):
         ("-1.5", "got -1.5"),
         ("nan", "got nan"),
         ("inf", "got inf"),
-        ("nowhere.json", "got nowhere.json (FileNotFoundError"),
+        ("nowhere.json", "got nowhere.json, which is neither: name a number, or an existing file"),
         ("{f}/pred/dataset.json", "got {f}/pred/dataset.json (ValueError: expected temperature, found none)"),
         ("{f}/bound.json", "expected a temperature that the data determine, found T = 20.0 on the bound of the search"),
     ],
@@ -171,3 +175,6 @@ def test_processes_are_counted_from_one(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["fit", "-i", "a", "-gt", "b", "-np", "0"])
     assert "-np: expected at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-i", "a", "-gt", "b", "-np", "many"])
+    assert "-np: expected a whole number, got many" in capsys.readouterr().err
