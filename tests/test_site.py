@@ -40,6 +40,7 @@ def test_site(tmp_path):
     losses = pages[tmp_path / "site" / "api" / "losses" / "index.html"]
     assert losses.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"') >= 9  # one for each loss
     assert 'class="arithmatex"' not in losses
+    assert '<code class="option">--portable</code>' in pages[tmp_path / "site" / "deploy" / "index.html"]
 
 
 def test_formulas(formulas):

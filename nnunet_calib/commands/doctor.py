@@ -22,7 +22,7 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"expected an installation that is ready, found problems with {', '.join(wrong)}: type what stands after ->"
         )
-    print("\nAll is well. Next: nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerNACL")
+    print("\nAll is well. Next: nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerCalib")
 
 
 def add(commands: Commands) -> None:

@@ -41,6 +41,12 @@ def test_ready(ready, capsys):
     assert not [*ready.glob("*/*")]  # nothing is left behind
 
 
+def test_next_is_the_baseline(ready, capsys):
+    """The trainer to begin with is the one that the documents begin with."""
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out.endswith("FOLD -tr nnUNetTrainerCalib\n")
+
+
 def test_nothing_is_set(ready, monkeypatch, capsys):
     """Each variable with the line that sets it."""
     for variable in (*installation.FOLDERS, "nnUNet_extTrainer"):
