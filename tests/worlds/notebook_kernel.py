@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -20,8 +21,8 @@ from nnunet_calib import cli, demo
 from nnunet_calib.figures import fold_figures
 from tests.worlds.trained_fold import use_threads
 
-# as a shell reads it: the command, and where its messages go before their last lines are shown
-LINE = re.compile(r"nnunet_calib (?P<arguments>.+?)(?: > (?P<file>\S+) 2>&1 && tail -n (?P<lines>\d+) (?P=file))?")
+# as a shell reads it: the command, where its messages go, and how many of its last lines are shown
+LINE = re.compile(r"nnunet_calib (?P<arguments>.+?)(?: 2> (?P<messages>\S+))?(?: \| tail -n (?P<lines>\d+))?")
 
 
 def prepare(sizes: Mapping[str, Any]) -> None:
@@ -40,16 +41,16 @@ def run_line(line: str) -> None:
     """Run a line of a notebook that begins with an exclamation mark."""
     match = LINE.fullmatch(line)
     assert match, line
-    file = match["file"]
+    shown = io.StringIO()
     with ExitStack() as stack:
-        if file:
-            messages = stack.enter_context(open(file, "w", encoding="utf-8"))
-            for redirect in (redirect_stdout, redirect_stderr):
-                stack.enter_context(redirect(messages))
+        if match["messages"]:
+            messages = stack.enter_context(open(match["messages"], "w", encoding="utf-8"))
+            stack.enter_context(redirect_stderr(messages))
+        if match["lines"]:
+            stack.enter_context(redirect_stdout(shown))
         status = cli.main(shlex.split(match["arguments"]))
-    if file:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-        print(*lines[-int(match["lines"]) :], sep="\n")
+    if match["lines"]:
+        print(*shown.getvalue().splitlines()[-int(match["lines"]) :], sep="\n")
     if status:
         print(f"nnunet_calib: status {status}")
 
