@@ -36,6 +36,12 @@ def fail(*arguments, **options):
 
 
 @pytest.fixture
+def trained(make_trained):
+    """The fold with labels, of a trainer that draws its figures."""
+    return make_trained(trainer="nnUNetTrainerCalib_drawn")
+
+
+@pytest.fixture
 def again(trained, in_threads, monkeypatch):
     """Validates the fold once more, from nothing; checks nnU-Net's files, and returns what its log says since."""
     expected = nnunet_files(trained)
