@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,8 @@ def test_failures_cost_nothing(world, monkeypatch, broken):
 
     if broken == "add":
         monkeypatch.setattr(PatchSums, "add", fail)
+    # nnU-Net's log is named by the second, in which another of these trainings may have begun
+    shutil.rmtree(world.fold("nnUNetTrainerCalib_short", "2d"), ignore_errors=True)
     trainer = world.trainer("nnUNetTrainerCalib_short", "2d")
     trainer.initialize()
     trainer.num_epochs = 2
