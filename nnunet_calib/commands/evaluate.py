@@ -30,7 +30,7 @@ def _run(args: argparse.Namespace) -> None:
             draw_fold(folder)
     print(summary_table(summary))
     if args.lesions:
-        print(f"\n{lesion_table(summary['lesions'], dict(zip(found.heads.keys, found.heads.names, strict=True)))}\n")
+        print(f"\n{lesion_table(summary['lesions'], found.heads.names_by_key)}\n")
     print(folder / "summary.json")
 
 

@@ -137,14 +137,13 @@ class Results:
     @property
     def names_by_key(self) -> dict[str, str]:
         """Name of each head by its key."""
-        heads = self.summary["heads"]
-        return dict(zip(heads["keys"], heads["names"], strict=True))
+        return Heads.of_summary(self.summary["heads"]).names_by_key
 
     @property
     def foreground_names(self) -> dict[str, str]:
         """Name of each structure by its key."""
-        heads, names = Heads.of_summary({**self.summary["heads"]}), self.names_by_key
-        return {key: names[key] for key in heads.foreground}
+        heads = Heads.of_summary(self.summary["heads"])
+        return {key: heads.names_by_key[key] for key in heads.foreground}
 
     @classmethod
     def read(cls, calibration_folder: Path, summary: Summary | None = None) -> Results:

@@ -65,19 +65,16 @@ def _trust(results: Results) -> str:
 
 def _in_band(cases: DrawnCases, heads: Sequence[int]) -> tuple[NDArray[np.float64], ...]:
     """Return voxels, summed probabilities and voxels inside of each case, over heads and the bins of the band."""
-    sums = []
-    for values in ("", "confidence", "frequency"):
-        of_cases = [
-            (curve.counts * (np.nan_to_num(getattr(curve, values)) if values else 1.0))[heads, _BINS].sum()
-            for curve in cases.curves
-        ]
-        sums.append(np.array(of_cases, np.float64))
-    return tuple(sums)
+    counts, confidence, frequency = (
+        np.array([getattr(curve, name)[heads, _BINS] for curve in cases.curves], np.float64)
+        for name in ("counts", "confidence", "frequency")
+    )
+    return tuple((counts * np.nan_to_num(values)).sum((1, 2)) for values in (1.0, confidence, frequency))
 
 
 def _least(summary: Summary, noun: str) -> str:
     heads = Heads.of_summary(summary["heads"])
-    names = dict(zip(heads.keys, heads.names, strict=True))
+    names = heads.names_by_key
     before, after = (summary.get("pooled", summary["metrics"])[stage]["image"]["per_class"] for stage in STAGES)
     errors = {key: before[key]["ace"] for key in heads.foreground if not missing(before[key]["ace"])}
     if not errors:
@@ -132,7 +129,7 @@ def _thresholds(of: ModelFolder, folds: Sequence[Fold], summary: Summary) -> Ite
     levels = read_json(file, THRESHOLDS, _AGAIN)["levels"] if file.is_file() else []
     if recalls := [row for row in levels if row["of"] == "recall"]:
         row = max(recalls, key=lambda row: float(row["level"]))
-        names = dict(zip(summary["heads"]["keys"], summary["heads"]["names"], strict=True))
+        names = Heads.of_summary(summary["heads"]).names_by_key
         each = ", ".join(
             f"{names.get(key, key)} {number(of_key['threshold'], 3)}" for key, of_key in row["structures"].items()
         )

@@ -219,7 +219,7 @@ def _log_odds(models: Sequence[ComparedModel], cases: Sequence[str]) -> dict[str
     pooled = {model.name: np.sum([model.cases[case].log_odds for case in cases], axis=0) for model in models}
     return {
         "edges": EDGES.tolist(),
-        "names": dict(zip(heads.keys, heads.names, strict=True)),
+        "names": heads.names_by_key,
         "per_class": {
             key: {
                 name: {side: _shares(counts[row, of]) for of, side in enumerate(("outside", "inside"))}

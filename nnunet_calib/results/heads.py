@@ -73,6 +73,11 @@ class Heads:
         )
 
     @property
+    def names_by_key(self) -> dict[str, str]:
+        """Name of each head by its key."""
+        return dict(zip(self.keys, self.names, strict=True))
+
+    @property
     def background(self) -> int | None:
         """Channel of the background, None for regions."""
         return 0 if self.regions is None else None
