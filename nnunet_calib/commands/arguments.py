@@ -199,7 +199,12 @@ def add_predictions(
             metavar="LABELS",
             **({"nargs": "+"} if raters else {}),
             help="folder with their true label maps"
-            + ("; of several raters a folder each: every voxel counts once for each of them" if raters else ""),
+            + (
+                "; of several raters a folder each: every voxel counts once for each of them; or a "
+                "folder that has one of label frequencies for each structure"
+                if raters
+                else ""
+            ),
         )
     command.add_argument(
         "-djfile",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 MOST_RATERS = 16
 _ROUNDED = 0.002  # error of a frequency in 8 bits; fractions of up to 16 raters differ by 1/240 and more
-_SUMS_DIFFER = 0.01
+SUMS_DIFFER = 0.01
 
 
 def number_of_raters(frequencies: NDArray[Any]) -> int:
@@ -25,7 +25,7 @@ def number_of_raters(frequencies: NDArray[Any]) -> int:
     if not frequencies.size:
         return 1
     off = np.abs(frequencies.sum(0, dtype=np.float32) - 1)
-    if not (frequencies.min() >= 0 and off.max() <= _SUMS_DIFFER):  # neither holds for NaN
+    if not (frequencies.min() >= 0 and off.max() <= SUMS_DIFFER):  # neither holds for NaN
         raise ValueError(
             f"expected frequencies of labels from 0 that sum to 1 in each voxel, got sums that are off by up to "
             f"{off.max():.3g}: pass (labels, *spatial), background included"

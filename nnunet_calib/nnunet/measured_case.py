@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_calib.measuring.case_statistics import MAX_VOXELS, CaseStatistics
+from nnunet_calib.measuring.raters import SUMS_DIFFER
 from nnunet_calib.measuring.volume import Probabilities
 from nnunet_calib.results.heads import Heads
 
@@ -18,7 +19,7 @@ _OPAQUE = (255, 65535)  # in 8 and 16 bits
 
 def measure_case(
     probabilities: Probabilities,
-    labels_file: Path,
+    labels_file: Path | Sequence[Path],
     reader: Any,
     heads: Heads,
     *,
@@ -31,10 +32,16 @@ def measure_case(
 ) -> CaseStatistics:
     """Measure probabilities against a label file; `spacing` in mm defaults to that of the file.
 
+    Several files have the frequency of one label each, as for `read_frequencies`.
+
     For the other arguments and for errors see `CaseStatistics.from_probabilities`. Errors of nnU-Net's reader are not
     caught.
     """
-    labels, own_spacing = read_labels(labels_file, reader)
+    labels: NDArray[Any]
+    if isinstance(labels_file, Path):
+        labels, own_spacing = read_labels(labels_file, reader)
+    else:
+        labels, own_spacing = read_frequencies(labels_file, reader)
     return CaseStatistics.from_probabilities(
         probabilities,
         labels,
@@ -57,6 +64,40 @@ def read_labels(file: Path, reader: Any) -> tuple[NDArray[np.int16], Sequence[fl
     """
     labels, properties = reader.read_seg(str(file))
     return _in_two_bytes(_only_layer(labels, len(properties["spacing"]), file), file), properties["spacing"]
+
+
+def read_frequencies(files: Sequence[Path], reader: Any) -> tuple[NDArray[np.float32], Sequence[float]]:
+    """Return the frequencies of the labels 0, 1, ... (labels, *spatial) among raters, and the spacing in mm.
+
+    Args:
+        files: a file for each label from 1 with its frequency in each voxel, from 0 to 1; label 0 has the rest.
+        reader: nnU-Net's reader for label maps.
+
+    Raises:
+        ValueError: if a file has several layers, or if the files differ in shape, or for values that are no
+            frequencies. Errors of the reader are not caught.
+    """
+    layers = []
+    for file in files:
+        values, properties = reader.read_seg(str(file))
+        layers.append(_only_layer(values, len(properties["spacing"]), file).astype(np.float32))
+        if layers[-1].shape != layers[0].shape:
+            raise ValueError(
+                f"expected frequencies of one shape, found {layers[0].shape} in {files[0]} and {layers[-1].shape} in "
+                f"{file}: write all of them on the grid of the image"
+            )
+        if not (layers[-1].min(initial=0) >= 0 and layers[-1].max(initial=0) <= 1):  # neither holds for NaN
+            raise ValueError(
+                f"expected frequencies of a label from 0 to 1, found {layers[-1].min()} to {layers[-1].max()} in "
+                f"{file}: divide them by the number of raters"
+            )
+    rest = 1 - np.sum(layers, axis=0, dtype=np.float32)
+    if rest.min(initial=0) < -SUMS_DIFFER:
+        raise ValueError(
+            f"expected frequencies of labels that sum to 1 at most, found {1 - rest.min():.3g} in "
+            f"{', '.join(map(str, files))}: each rater gives a voxel one label"
+        )
+    return np.stack([np.maximum(rest, 0), *layers]), properties["spacing"]
 
 
 def _only_layer(labels: NDArray[Any], axes: int, file: Path) -> NDArray[Any]:

@@ -41,7 +41,8 @@ def find_predictions(
     Args:
         folder: nnU-Net's predictions, each with an .npz.
         labels_folders: the ground truth, with the file ending that dataset.json gives, or a folder for each of several
-            raters; None means the segmentations in `folder`.
+            raters, or one that has a folder of frequencies for each structure; None means the segmentations in
+            `folder`.
         dataset_json: None means that of `folder`, or of one or two folders above, as for a fold's validation.
         plans_json: None means the plans.json beside dataset.json. Without it, as in the output of nnUNetv2_ensemble,
             the reader for label maps is chosen from dataset.json alone.
@@ -65,17 +66,19 @@ def find_predictions(
         plans_json = beside
     plans = {} if plans_json is None else _read_json(plans_json, _PLANS)
     ending = _file_ending(dataset, dataset_json)
-    probabilities, labelled = _cases(folder, ".npz"), [_cases(rater, ending) for rater in raters]
+    heads = _heads(dataset, plans, dataset_json)
+    frequencies = [] if labels_folders is None else _frequency_folders(raters, ending, heads)
+    truths = [raters[0] / name for name in frequencies] or raters
+    probabilities, labelled = _cases(folder, ".npz"), [_cases(truth, ending) for truth in truths]
     check_cases(probabilities.union(*labelled))
     if not probabilities:
         raise ValueError(f"expected an .npz for each case, found none in {folder}: {SAVE_THEM}")
-    for rater, found in zip(raters, labelled, strict=True):
+    for truth, found in zip(truths, labelled, strict=True):
         if not found:
-            raise ValueError(f"expected {what}s that end with {ending}, as {dataset_json} says, found none in {rater}")
+            raise ValueError(f"expected {what}s that end with {ending}, as {dataset_json} says, found none in {truth}")
     labels = set.intersection(*labelled)
     cases, missing = _complete(probabilities, labels, _cases(folder, ending), what, allow_missing)
-    heads = _heads(dataset, plans, dataset_json)
-    first_labels = raters[0] / f"{cases[0]}{ending}"
+    first_labels = truths[0] / f"{cases[0]}{ending}"
     reader = _reader(dataset, plans, first_labels)
     if boundary_mm is None:
         spacing = spacing_of_plans(plans) or image_spacing(folder / f"{cases[0]}.npz")
@@ -99,7 +102,27 @@ def find_predictions(
         missing,
         boundary_mm,
         tuple(raters[1:]),
+        tuple(frequencies),
     )
+
+
+def _frequency_folders(raters: Sequence[Path], ending: str, heads: Heads) -> list[str]:
+    """Return the names of the folders with frequencies of the labels 1, 2, ..., none where there are label maps."""
+    of_labels = [name for i, name in enumerate(heads.folders) if i != heads.background]
+    there = [name for name in of_labels if (raters[0] / name).is_dir()]
+    if len(raters) > 1 or not there or _cases(raters[0], ending):
+        return []
+    if heads.regions is not None:
+        raise ValueError(
+            f"expected label maps for a model of regions, found folders of frequencies in {raters[0]}: name a folder "
+            f"of label maps for each rater"
+        )
+    if missing := [name for name in of_labels if name not in there]:
+        raise ValueError(
+            f"expected a folder of frequencies for each structure in {raters[0]}, found none for {', '.join(missing)}: "
+            f"add it, with zeros where no rater saw the structure"
+        )
+    return of_labels
 
 
 def _file_ending(dataset: dict[str, Any], dataset_json: Path) -> str:

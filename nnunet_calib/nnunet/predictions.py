@@ -44,6 +44,8 @@ class Predictions:
         missing: names of the cases that lack an .npz or a label map, sorted.
         boundary_mm: half width of the boundary scope.
         further_raters: folders with the label maps of more raters, each of whom counts as much as the first.
+        frequency_folders: names of the folders in `labels_folder` that have the frequencies of the labels 1, 2, ...
+            among raters, in the place of label maps.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class Predictions:
     missing: tuple[str, ...] = ()
     boundary_mm: float = BOUNDARY_MM
     further_raters: tuple[Path, ...] = ()
+    frequency_folders: tuple[str, ...] = ()
 
     def measure(self, case: str) -> CaseStatistics:
         """Return the statistics of one case; its probabilities are in memory once, at full resolution.
@@ -64,14 +67,19 @@ class Predictions:
             ValueError: if its files are damaged or do not belong together; the message names the case.
         """
         probabilities = SavedProbabilities(self.folder / f"{case}.npz", regions=self.heads.regions is not None)
-        raters = [folder / f"{case}{self.file_ending}" for folder in (self.labels_folder, *self.further_raters)]
+        name = f"{case}{self.file_ending}"
+        if self.frequency_folders:
+            files = [self.labels_folder / folder / name for folder in self.frequency_folders]
+            return self._measure_rater(case, probabilities, files, MAX_VOXELS)
+        raters = [folder / name for folder in (self.labels_folder, *self.further_raters)]
         return CaseStatistics.of_raters(
             self._measure_rater(case, probabilities, file, voxels_of_rater(MAX_VOXELS, len(raters))) for file in raters
         )
 
     def _measure_rater(
-        self, case: str, probabilities: SavedProbabilities, labels_file: Path, max_voxels: int
+        self, case: str, probabilities: SavedProbabilities, labels_file: Path | Sequence[Path], max_voxels: int
     ) -> CaseStatistics:
+        shown = ", ".join(map(str, [labels_file] if isinstance(labels_file, Path) else labels_file))
         npz = self.folder / f"{case}.npz"
         spacing = image_spacing(npz)
         try:
@@ -89,11 +97,11 @@ class Predictions:
         except MemoryError:
             raise
         except ValueError as error:
-            raise ValueError(f"case {case} ({npz} and {labels_file}): {error}") from error
+            raise ValueError(f"case {case} ({npz} and {shown}): {error}") from error
         except Exception as error:
             raise ValueError(
                 f"case {case}: expected a label map that nnU-Net's {type(self.reader).__name__} can read, found "
-                f"{labels_file} unreadable ({last_line(error)})"
+                f"{shown} unreadable ({last_line(error)})"
             ) from error
 
     def save(self, calibration_folder: Path, case: str) -> None:

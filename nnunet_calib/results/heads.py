@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,17 @@ class Heads:
     def names_by_key(self) -> dict[str, str]:
         """Name of each head by its key."""
         return dict(zip(self.keys, self.names, strict=True))
+
+    @property
+    def folders(self) -> list[str]:
+        """Name of a folder for each head: its name, with _ for characters that file systems may refuse.
+
+        Where two names would be equal, also on systems that ignore case, each begins with the number of its channel.
+        """
+        names = [re.sub(r"[^\w+-]+", "_", name) for name in self.names]
+        if len({name.casefold() for name in names}) == len(names):
+            return names
+        return [f"{channel}_{name}" for channel, name in enumerate(names)]
 
     @property
     def background(self) -> int | None:

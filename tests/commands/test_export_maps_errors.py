@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from nnunet_calib import cli
-from nnunet_calib.nnunet.deployment.map_folder import channel_folders
 from nnunet_calib.results.heads import Heads
 from tests.worlds.command_line import content, sentence
 from tests.worlds.maps import export
@@ -122,4 +121,4 @@ def test_no_space(tmp_path, capsys, monkeypatch):
 )
 def test_names(names, folders):
     """Any name of a class makes a folder of its own."""
-    assert channel_folders(Heads(tuple(map(str, range(len(names)))), names, None, None)) == folders
+    assert Heads(tuple(map(str, range(len(names)))), names, None, None).folders == folders

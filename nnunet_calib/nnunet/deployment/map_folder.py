@@ -16,8 +16,6 @@ The files have the names of the segmentations.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +67,7 @@ class MapFolder:
         several = {PROBABILITIES, VARIANCE} | ({CONFIDENCE} if self.heads.regions is not None else set())
         several = several if self.options.layout == "files" else set()
         return {
-            kind: [self.folder / kind / channel / name for channel in channel_folders(self.heads)]
+            kind: [self.folder / kind / channel / name for channel in self.heads.folders]
             if kind in several
             else [self.folder / kind / name]
             for kind in self.options.kinds
@@ -140,7 +138,7 @@ class MapFolder:
             "nnunet_calib": nnunet_calib.__version__,
             **about,
             "heads": asdict(self.heads),
-            "folders": channel_folders(self.heads),
+            "folders": self.heads.folders,
             "dtype": options.dtype,
             "layout": options.layout,
             "maps": describe_maps(options, len(self.heads.keys), regions=regions),
@@ -175,17 +173,3 @@ def claim_folder(file: Path, content: dict[str, Any], what: str) -> None:
             )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(content, file)
-
-
-def channel_folders(heads: Heads) -> list[str]:
-    """Return a folder name for each class or region: its name, with _ for characters that file systems may refuse.
-
-    Where two names would be equal, also on systems that ignore case, each begins with the number of its channel.
-    """
-    names = [re.sub(r"[^\w+-]+", "_", name) for name in heads.names]
-    return names if _different(names) else [f"{channel}_{name}" for channel, name in enumerate(names)]
-
-
-def _different(names: Iterable[str]) -> bool:
-    folded = [name.casefold() for name in names]
-    return len({*folded}) == len(folded)

@@ -20,7 +20,7 @@ import nnunet_calib
 from nnunet_calib.decisions.promised_masks import Promises
 from nnunet_calib.io.atomic_files import forget
 from nnunet_calib.measuring.volume import Probabilities, slab_slices
-from nnunet_calib.nnunet.deployment.map_folder import FORMAT_VERSION, channel_folders, claim_folder
+from nnunet_calib.nnunet.deployment.map_folder import FORMAT_VERSION, claim_folder
 from nnunet_calib.nnunet.deployment.map_images import write_map
 from nnunet_calib.results.heads import Heads
 
@@ -47,7 +47,7 @@ class MaskFolder:
 
     def paths(self, case: str) -> list[Path]:
         """Return the files of a case, in the order of the masks."""
-        structures = channel_folders(self.heads)
+        structures = self.heads.folders
         name = f"{case}{self.file_ending}"
         return [self.folder / mask.level / structures[mask.head] / name for mask in self.promises.masks]
 
@@ -99,7 +99,7 @@ class MaskFolder:
             "thresholds_of": self.promises.model,
             **self.promises.about,
             "heads": asdict(self.heads),
-            "folders": channel_folders(self.heads),
+            "folders": self.heads.folders,
             "value": "1 in the mask, 0 outside",
         }
         claim_folder(self.folder / "masks.json", content, "masks")

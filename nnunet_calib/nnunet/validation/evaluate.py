@@ -20,6 +20,7 @@ from nnunet_calib.results.judged_cases import MeasuredCase, read_cases
 from nnunet_calib.results.layout import case_file
 
 _RATERS = "Measured against {} raters: each voxel counts once for each of them."
+_FREQUENCIES = "Measured against frequencies of labels: each voxel counts once for each rater behind them."
 
 
 def evaluate(
@@ -50,10 +51,11 @@ def evaluate(
         ValueError: if a case cannot be measured, or no case has a voxel that counts.
         OSError: if the folder cannot be written, or memory runs out.
     """
-    if lesions and predictions.further_raters:
+    if lesions and (predictions.further_raters or predictions.frequency_folders):
+        got = "frequencies" if predictions.frequency_folders else 1 + len(predictions.further_raters)
         raise ValueError(
-            f"expected one folder of label maps with --lesions, got {1 + len(predictions.further_raters)}: a lesion is "
-            f"found or missed for one rater, so name one with -gt"
+            f"expected one folder of label maps with --lesions, got {got}: a lesion is found or missed for one rater, "
+            f"so name one with -gt"
         )
     with measured(predictions, calibration_folder, processes) as cases:
         fitted = None
@@ -65,6 +67,8 @@ def evaluate(
         summary = summarise(cases, predictions.missing, predictions.heads, predictions.model, used, without)
         if predictions.further_raters:
             summary["notes"].insert(0, _RATERS.format(1 + len(predictions.further_raters)))
+        if predictions.frequency_folders:
+            summary["notes"].insert(0, _FREQUENCIES)
         rows = []
         if lesions:
             of_all = from_json(used)
