@@ -18,6 +18,7 @@ def _run(args: argparse.Namespace) -> None:
         from nnunet_calib.report.tables import calibrators_table, crossval_table
         from nnunet_calib.results.compared_models import dice_of_structures
         from nnunet_calib.results.crossval import merge_folds
+        from nnunet_calib.results.heads import Heads
         from nnunet_calib.results.layout import CALIBRATORS as FILE
         from nnunet_calib.results.layout import EXPECTED_FILE
 
@@ -31,7 +32,7 @@ def _run(args: argparse.Namespace) -> None:
         write_expected(folder, dice)
         draw_fold(folder, raw_images(model_folder.path))
     summary = read_json(folder / "summary.json")
-    names = dict(zip(summary["heads"]["keys"], summary["heads"]["names"], strict=True))
+    names = Heads.of_summary(summary["heads"]).names_by_key
     print(crossval_table(summary))
     print(f"\n{expected_table(read_json(folder / EXPECTED_FILE), names)}")
     if args.calibrators:

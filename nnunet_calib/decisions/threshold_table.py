@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunet_calib.io.wording import aligned, number
+from nnunet_calib.results.heads import Heads
 
 
 def threshold_table(content: Mapping[str, Any]) -> str:
@@ -18,7 +19,7 @@ def threshold_table(content: Mapping[str, Any]) -> str:
         Lines of text, with "-" where there is no threshold. For several folds, each fold is judged with the threshold
         of the others, in a column of its own.
     """
-    names = dict(zip(content["heads"]["keys"], content["heads"]["names"], strict=True))
+    names = Heads.of_summary(content["heads"]).names_by_key
     folds = [row["fold"] for row in content["levels"][0].get("per_fold", ())]
     header = ["structure", "promised", "cases", "threshold", "found", "95 % interval", "mask / structure"]
     rows: list[list[str]] = [[*header, *(f"fold {fold}" for fold in folds)]]
