@@ -4,22 +4,21 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.utilities import utils
 
 from nnunet_calib.nnunet.lookup import trainers_folder
 from nnunet_calib.nnunet.training import loss_terms as integration
 from nnunet_calib.synthetic import synthetic_case
+from tests.worlds.quick_nnunet import list_in_threads, make_quick
 from tests.worlds.trained_fold import in_threads, make_trained, train_once, trained, use_threads  # noqa: F401
 
-# where nnU-Net lists a folder's files in twelve copies of this process, each time
-utils.Pool = ThreadPool
+make_quick()
+list_in_threads()
 
 CASES = 5
 PLANS = "nnUNetPlans"
