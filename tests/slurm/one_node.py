@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "docs" / "cluster"
-SECONDS = 600  # to wait for something, at most
+SECONDS = 1800  # to wait for something, at most; seconds where the cores are free
 
 
 class Slurm:
