@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -95,14 +96,22 @@ def _early_warm_start(monkeypatch):
     monkeypatch.setattr("nnunet_calib.posthoc.temperature._WARM_START", 20_000)
 
 
+@functools.cache
+def many_voxels(true: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Logits, labels, and the minimiser."""
+    logits, labels = trained(true, 100_000)
+    return logits, labels, scalar_search(logits, labels)
+
+
+@pytest.mark.usefixtures("_early_warm_start")
 @pytest.mark.parametrize(("true", "passes"), [(0.1, 3), (0.5, 2), (2.0, 2), (10.0, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_few_passes(true, passes, dtype):
     """After a start from a part of the voxels two passes are enough for 1e-6, or three far from T = 1."""
-    logits, labels = trained(true, 400_000)
+    logits, labels, expected = many_voxels(true)
     fit = fit_temperature(torch.from_numpy(logits).to(dtype), labels)
     assert fit.iterations <= passes
-    assert fit.temperature == pytest.approx(scalar_search(logits, labels), rel=1e-6)
+    assert fit.temperature == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("true", [0.1, 0.2, 0.5, 2.0, 10.0])

@@ -17,11 +17,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # nnU-Net, of pa
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
-    """What is collected of two methods with two folds of four cases, and a swept value on fold 0."""
+def results(collected, tmp_path, monkeypatch):
+    """What is collected, in a copy beside that of the study."""
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, "")  # the study sets them; they are restored
-    root, folder = tmp_path / "study", tmp_path / "collected"
+    shutil.copytree(collected, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "collected"
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    """A study of two methods with two folds of four cases, and a swept value on fold 0, and what is collected of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        return collect_study(tmp_path_factory.mktemp("collected"), patch)
+
+
+def collect_study(base, patch):
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        patch.setenv(name, "")
+    root, folder = base / "study", base / "collected"
     methods = (("Calib", 2.0, DICE, 2), ("ML1ACE", 1.2, DICE_OTHER, 2), ("ML1ACE_w03", 1.5, DICE_OTHER, 1))
     (root / "runs").mkdir(parents=True)
     for method, sure, dice, folds in methods:
@@ -45,12 +59,12 @@ def results(tmp_path, monkeypatch):
         for name in ("dataset_reliability_histogram", "worst_cases", "nll"):
             (folder / f"{name}.png").write_text(f"{name} of {folder.parents[1].name}")
 
-    monkeypatch.setattr(module, "draw_fold", draw_fold)  # tests/report draw them
-    (tmp_path / "pictures").mkdir()
+    patch.setattr(module, "draw_fold", draw_fold)  # tests/report draw them
+    (base / "pictures").mkdir()
     (folder / "runs").mkdir(parents=True)
     (folder / "runs" / "renamed_fold0.json").write_text("{}")
-    module.collect(root, folder, tmp_path / "pictures")
-    return folder
+    module.collect(root, folder, base / "pictures")
+    return base
 
 
 def test_collected(results):

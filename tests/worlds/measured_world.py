@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_calib.figures import fold_figures as figures
+from nnunet_calib.figures import dice_against_ace, fold_figures, logit_distributions
+from nnunet_calib.report import page
 from nnunet_calib.results.layout import ENDINGS
 from tests.worlds.measured_folds import three_folds
 
@@ -20,7 +21,7 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_figures(request, monkeypatch):
-    """Files in the place of a fold's figures, which take seconds; on real data they are drawn, as in tests/report."""
+    """Something in the place of figures, which take seconds; on real data they are drawn, as in tests/report."""
     if request.path.name == "test_real_data.py" or request.path.parent.name == "faults":
         return
 
@@ -28,4 +29,10 @@ def no_figures(request, monkeypatch):
         for ending in endings:
             (folder / f"{name}.{ending}").write_bytes(b"figure")
 
-    monkeypatch.setattr(figures, "save_figure", save_nothing)
+    monkeypatch.setattr(fold_figures, "save_figure", save_nothing)
+    if request.path.name == "test_golden.py":  # which knows those of comparisons and pages
+        return
+    for module in (dice_against_ace, logit_distributions):
+        monkeypatch.setattr(module, "save_figure", save_nothing)
+    empty = b'<svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="72pt"/>'
+    monkeypatch.setattr(page, "figure_bytes", lambda draw, *endings: dict.fromkeys(endings, empty))

@@ -97,13 +97,17 @@ def one_format(patch: pytest.MonkeyPatch, ending: str) -> None:
 
 @contextlib.contextmanager
 def one_figure(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let commands draw a single small figure, since all of them take seconds."""
+    """Let commands draw a single small figure, or small ones of a comparison, since all of them take seconds."""
     from matplotlib.figure import Figure
 
     from nnunet_calib.figures import fold_figures as figures
+    from nnunet_calib.figures import logit_distributions
+    from nnunet_calib.report import comparison_page
 
     with patch.context() as context:
         small = figures.FigureSpec("nll", "NLL", "A small figure.", lambda *_: Figure(figsize=(1, 1)))
         context.setattr(figures, "FIGURES", (small,))
         context.setattr(figures, "read_expected", lambda folder: None)
+        for module in (logit_distributions, comparison_page):
+            context.setattr(module, "logit_distributions_figure", lambda comparison: Figure(figsize=(1, 1)))
         yield
