@@ -39,6 +39,7 @@ def cases(number, mode="labels", without=None):
     return [case.measure(case=f"case{i}", model={"weights_sha256": "", "fold": 0}) for i, case in enumerate(made)]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("draw", DRAWN)
 @pytest.mark.parametrize("mode", ["labels", "regions"])
 @pytest.mark.parametrize("number", [1, 3])

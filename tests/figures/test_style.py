@@ -1,5 +1,6 @@
 """Every figure is a column wide, with text that is large enough, within the figure and not over other text."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -41,6 +42,7 @@ FIGURES = {
 }
 
 
+@functools.cache
 def drawn(name):
     """The figure with everything at its place, and its texts."""
     with styled():  # as figures are saved
@@ -76,7 +78,7 @@ def test_settings_of_others(name):
     """nnU-Net's logger leaves fonts 2.5 times as large."""
     expected = [text.get_fontsize() for text in drawn(name)[1]]
     with rc_context({"font.size": 30, "axes.titlesize": 30, "xtick.labelsize": 30}):
-        assert [text.get_fontsize() for text in drawn(name)[1]] == expected
+        assert [text.get_fontsize() for text in drawn.__wrapped__(name)[1]] == expected
 
 
 def test_lines():

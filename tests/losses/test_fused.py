@@ -56,9 +56,12 @@ OPTIONS_AND_SHAPES = [("3d", name) for name in OPTIONS] + [
 @pytest.mark.parametrize("classes", [2, 3, 15])
 @pytest.mark.parametrize(("shape", "name"), OPTIONS_AND_SHAPES)
 def test_plain_losses(classes, shape, ignore, name):
-    """float32 agrees to 1e-6, float64 to 1e-12, with the sum of the plain losses in the same precision."""
+    """float32 agrees to 1e-6, float64 to 1e-12, with the sum of the plain losses in the same precision.
+
+    float64 with few classes only, since the plain losses of many take long.
+    """
     options = OPTIONS[name]
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+    for dtype, tolerance in [(torch.float32, 1e-6), (torch.float64, 1e-12)][: 1 if classes > 3 else 2]:
         batch = make_batch(classes, shape, dtype, ignore)
         value, gradient = batch.of(fused_loss, **options)
         assert (value.dtype, gradient.dtype) == (dtype, dtype)
