@@ -9,14 +9,14 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_calib import CaseStatistics, calibration_errors
+from nnunet_calib.figures import fold_figures
 from nnunet_calib.measuring.scopes import SCOPES
 from nnunet_calib.posthoc.temperature import TEMPERATURE_BOUNDS
-from tests.nnunet.faults.processes import one_format
 from tests.worlds.nnunet_world import SHORT_TRAINERS, World, plan_and_preprocess
 from tests.worlds.trained_fold import use_threads
 
 VARIABLE = "NNUNET_CALIB_TEST_DATA"
-DATASET, NUMBER, CASES = "Dataset004_Hippocampus", 4, 8
+DATASET, NUMBER, CASES = "Dataset004_Hippocampus", 4, 6
 TRAINER = "nnUNetTrainerML1ACE_drawn"
 
 pytestmark = [
@@ -53,7 +53,8 @@ def fold(tmp_path) -> Path:
         for name, value in world.environment().items():
             patch.setenv(name, value)
         use_threads(patch)
-        one_format(patch, "png")
+        drawn = [figure for figure in fold_figures.FIGURES if figure.name == "reliability"]
+        patch.setattr(fold_figures, "FIGURES", drawn)
         plan_and_preprocess(world, ("3d_fullres",))
         return world.train(TRAINER, "3d_fullres") / "validation"
 
