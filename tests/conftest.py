@@ -8,6 +8,7 @@ import pytest
 
 from tests.selection import begin_with_longest, leave_out_combinations, skip_reading_of_checkpoints
 from tests.worlds.made_once import made_once, shared_folder  # noqa: F401
+from tests.worlds.warm_python import start_server, stop_server, use_warm_python
 
 # nnU-Net reads the first at import; one export worker and no augmentation process are enough for a few tiny cases.
 os.environ["nnUNet_def_n_proc"] = "1"
@@ -41,6 +42,19 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses = "logical"
         config.option.maxprocesses = config.option.maxprocesses or MOST_PROCESSES
         config.option.dist = "worksteal"  # so that no process waits long for the last file
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start what `warm_python` asks for processes, once for all processes of pytest."""
+    if hasattr(os, "fork") and "PYTEST_XDIST_WORKER" not in os.environ:
+        server = start_server()
+        config.add_cleanup(lambda: stop_server(server))
+
+
+@pytest.fixture
+def warm_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's processes, and nnU-Net's workers, start at once; see `tests.worlds.warm_python`."""
+    use_warm_python(monkeypatch)
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m

@@ -56,6 +56,7 @@ def without_arguments(folder) -> dict[str, bytes]:
 
 
 # Two cases, each with a segmentation, three probabilities and one entropy.
+@pytest.mark.usefixtures("warm_python")
 @pytest.mark.parametrize(("where", "call"), [("segmentation", 1), ("map", 7)])
 def test_killed(deployed, where, call):
     """While a segmentation of the first case or a map of the second is being written."""

@@ -16,7 +16,10 @@ from nnunet_calib.io.processes import sigterm_interrupts
 from tests.worlds.command_line import sentence
 from tests.worlds.predicted_folder import write_world
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.usefixtures("warm_python"),
+    pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc"),
+]
 SLOW = pytest.mark.slow
 # Signals differ in the handler, which all commands share: one command is stopped by each, the others by one of them.
 ALL = [pytest.param(signal.SIGINT, marks=SLOW), pytest.param(signal.SIGTERM, marks=SLOW), signal.SIGKILL]
@@ -24,24 +27,23 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 SECONDS = 120
 
 
-def processes() -> dict[int, int]:
-    """The parent of each process that runs."""
+def processes() -> dict[int, tuple[int, int]]:
+    """The parent and the group of each process that runs."""
     found = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent, *_ = file.read_text().rpartition(")")[2].split()
+            state, parent, group, *_ = file.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if state != "Z":
-            found[int(file.parent.name)] = int(parent)
+            found[int(file.parent.name)] = int(parent), int(group)
     return found
 
 
 def below(pid: int) -> set[int]:
-    """The processes that a process has started, and theirs."""
-    parents = processes()
-    found = {pid}
-    while new := {p for p, parent in parents.items() if parent in found} - found:
+    """The processes that a process has started, and theirs, and all of its group if it leads one."""
+    found, running = {pid}, processes()
+    while new := {p for p, above in running.items() if found & {*above}} - found:
         found |= new
     return found - {pid}
 
@@ -183,7 +185,7 @@ def test_demo(tmp_path):
     program.chmod(0o755)
     code = "import sys; from tests.nnunet.faults.test_interrupts import run_program; run_program(*sys.argv[1:])"
     command = [sys.executable, "-W", "ignore", "-c", code, program, tmp_path]
-    with subprocess.Popen(command, preexec_fn=hear_interrupts) as process:
+    with subprocess.Popen(command, preexec_fn=hear_interrupts, start_new_session=True) as process:
         assert until(lambda: len(below(process.pid)) == 2 and (tmp_path / "log.unfinished.txt").is_file())
         ours = below(process.pid)
         os.kill(process.pid, signal.SIGTERM)
@@ -219,4 +221,6 @@ def test_pools_that_end_at_once():
         "        with get_context('fork').Pool(2):\n"
         "            pass\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=SECONDS, check=False).returncode == 0
+    # a new interpreter, which is small and quickly copied
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, executable=sys.executable, timeout=SECONDS, check=False).returncode == 0

@@ -10,7 +10,7 @@ import pytest
 
 from tests.worlds.trained_fold import snapshot
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
