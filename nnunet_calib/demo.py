@@ -45,7 +45,6 @@ _MARKER = "nnunet_calib_demo.json"
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "trainers", "truth", "logs", "comparison")
 _PLANNING = "plan_and_preprocess"
 
-
 # of `make_model`
 PLAIN_TRAINER = "nnUNetTrainer"
 ALL_FOLDS = (0, 1, 2, 3, 4)
@@ -70,7 +69,8 @@ import nnunet_calib.trainers
 
 
 class Short:
-    draw_figures = None  # of single folds: those of all folds follow
+    # figures of all folds follow; those of each epoch and fold would take half as long as the training
+    draw_figures = draw_pseudo_ace = draw_logits = None
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(
@@ -85,6 +85,10 @@ class Short:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed({seed} + self.fold)
         super().initialize()
+
+    def on_train_start(self):
+        super().on_train_start()
+        self.logger.plot_progress_png = lambda output_folder: None
 '''
 _TRAINER = """
 

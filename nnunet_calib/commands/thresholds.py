@@ -46,7 +46,7 @@ def _of_folds(args: argparse.Namespace, goals: list[Any]) -> tuple[Path, dict[st
     found = find_folds(model_folder, args.folds, allow_missing=args.allow_missing)
     cases, missing = read_measured(found, allow_missing=args.allow_missing)
     if missing:
-        print(f"left out, for want of statistics: {', '.join(missing)}", file=sys.stderr)
+        print(f"left out, not measured: {', '.join(missing)}", file=sys.stderr)
     folds = [result.fold for result in found]
     return model_folder.crossval(folds), threshold_content(cases, found[0].heads, goals, merged_model(found), folds)
 

@@ -296,7 +296,7 @@ def comparison_about(comparison: dict[str, Any]) -> str:
 def _left_out(comparison: dict[str, Any]) -> list[str]:
     rows = comparison["left_out"]
     named = ", ".join(f"{row['case']} ({' and '.join(row['missing_in'])})" for row in rows)
-    return [f"Left out, for want of statistics in the model named: {named}."] if rows else []
+    return [f"Left out, not measured with the model named: {named}."] if rows else []
 
 
 def _used(comparison: dict[str, Any], model: dict[str, Any], stage: str) -> str:

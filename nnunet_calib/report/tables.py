@@ -110,7 +110,7 @@ def crossval_table(summary: dict[str, Any]) -> str:
                 rows.append(row)
     lines += [*aligned(rows), ""]
     if summary["missing_cases"]:
-        lines.append(f"left out, for want of statistics: {', '.join(summary['missing_cases'])}")
+        lines.append(f"left out, not measured: {', '.join(summary['missing_cases'])}")
     bounds = [("all", summary["temperature"]), *((f["fold"], f) for f in summary["temperature_per_fold"])]
     if at_bound := [str(name) for name, fit in bounds if fit["at_bound"]]:
         lines.append(f"T lies on the bound of the search, do not use it: {', '.join(at_bound)}")

@@ -215,7 +215,7 @@ def test_table_without_values(model):
     lines = crossval_table(summary).splitlines()
     (line,) = (line for line in lines if line.startswith("NLL"))
     assert line.endswith("-                     - to -")
-    assert "left out, for want of statistics: case.8, case.9" in lines
+    assert "left out, not measured: case.8, case.9" in lines
     assert "T lies on the bound of the search, do not use it: 2" in lines
 
 

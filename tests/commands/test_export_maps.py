@@ -235,7 +235,7 @@ def test_masks(tmp_path, mode, capsys):
     for name in cases:
         make_oblique(tmp_path / "pred" / f"{name}.nii.gz")
     export(tmp_path, "--masks", str(file), "--temperature", "2")
-    assert "no mask, for want of a threshold: recall 0.95 of dark" in capsys.readouterr().err
+    assert "no mask, since the file has no threshold for it: recall 0.95 of dark" in capsys.readouterr().err
     folder = tmp_path / "pred" / "masks"
     expected = {("recall_0.8", -2): 0.6, ("recall_0.95", -2): 0.3, ("recall_0.8", -1): 0.4}
     assert len([*folder.rglob("*.nii.gz")]) == len(expected) * len(cases)

@@ -104,4 +104,5 @@ class MaskFolder:
         }
         claim_folder(self.folder / "masks.json", content, "masks")
         if self.promises.without_threshold:
-            print(f"no mask, for want of a threshold: {', '.join(self.promises.without_threshold)}", file=sys.stderr)
+            without = ", ".join(self.promises.without_threshold)
+            print(f"no mask, since the file has no threshold for it: {without}", file=sys.stderr)

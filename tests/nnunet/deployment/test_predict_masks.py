@@ -43,7 +43,7 @@ def test_masks(deployed, capsys):
     file, _ = write_thresholds(deployed, (0, 1), (high, low))
     folder = deployed.predict("-f", "0", "1", "--masks", str(file))
     said = capsys.readouterr().err
-    assert said.count("no mask, for want of a threshold: recall 0.95 of ") == 1
+    assert said.count("no mask, since the file has no threshold for it: recall 0.95 of ") == 1
     about = json.loads((folder / "masks" / "masks.json").read_text())
     assert about["promise"] == "A promise."
     assert [level["level"] for level in about["levels"]] == [0.8, 0.95]
