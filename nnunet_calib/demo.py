@@ -129,6 +129,14 @@ def _prepare_folder(folder: Path, settings: Mapping[str, object]) -> None:
         raise OSError(f"expected a folder that can be written, got {error}: name another with -o") from error
 
 
+def _prepare(folder: Path, trainers: Sequence[str], seed: int, cases: int, folds: Sequence[int]) -> dict[str, str]:
+    """Prepare the folder and write the short trainers; return the environment variables of its commands."""
+    module = _trainer_module(trainers, seed)
+    _prepare_folder(folder, {"cases": cases, "folds": [*folds], "seed": seed, "trainers": module})
+    (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(module, encoding="utf-8")
+    return _variables(folder)
+
+
 def _write_dataset(folder: Path, seed: int, training: int, new: int = 0) -> None:
     """Write the synthetic cases in nnU-Net's raw format, and their true probabilities beside them."""
     raw = folder / "nnUNet_raw" / DATASET
@@ -202,10 +210,6 @@ def _trainings(trainers: Sequence[str], folds: Sequence[int], *options: str) -> 
     }
 
 
-def _write_trainers(folder: Path, module: str) -> None:
-    (folder / "trainers" / "nnunet_calib_demo_trainers.py").write_text(module, encoding="utf-8")
-
-
 def make_model(folder: Path, seed: int = 0) -> dict[str, str]:
     """Train all folds of a small plain nnU-Net on synthetic images: an example of a model to calibrate.
 
@@ -224,11 +228,8 @@ def make_model(folder: Path, seed: int = 0) -> dict[str, str]:
         OSError: if the folder cannot be written, or if a command fails.
     """
     folder = folder.resolve()
-    module = _trainer_module([PLAIN_TRAINER], seed)
-    _prepare_folder(folder, {"cases": MODEL_CASES, "folds": [*ALL_FOLDS], "seed": seed, "trainers": module})
-    variables = _variables(folder)
+    variables = _prepare(folder, [PLAIN_TRAINER], seed, MODEL_CASES, ALL_FOLDS)
     environment = os.environ | variables
-    _write_trainers(folder, module)
     if not (folder / "logs" / f"{_PLANNING}.txt").is_file():
         _write_dataset(folder, seed, MODEL_CASES, NEW_CASES)
     _plan(folder, environment)
@@ -257,11 +258,8 @@ def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[i
         OSError: if the folder cannot be written, or if a command fails.
     """
     folder = folder.resolve()
-    module = _trainer_module(trainers, seed)
-    _prepare_folder(folder, {"cases": CASES, "folds": [*folds], "seed": seed, "trainers": module})
+    environment = os.environ | _prepare(folder, trainers, seed, CASES, folds)
     logs = folder / "logs"
-    environment = os.environ | _variables(folder)
-    _write_trainers(folder, module)
     short = [trainer + SHORT for trainer in trainers]
     trainings = _trainings(short, folds, "--npz")
     all_epochs = EPOCHS * len(trainings)
