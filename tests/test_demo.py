@@ -230,7 +230,9 @@ def test_interrupted(tmp_path, monkeypatch):
 def test_commands_run_once(tmp_path):
     """A command that has ended well is not run again; one that failed is, and ends the others."""
     add = "import sys; open(sys.argv[1], 'a').write('x'); print('said'); sys.exit(sys.argv[2:] == ['fails'])"
-    good, bad = ([sys.executable, "-c", add, str(tmp_path / name)] for name in ("good", "bad"))
+    wait = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'good.txt')!r}): time.sleep(0.01)\n"
+    good = [sys.executable, "-c", add, str(tmp_path / "good")]
+    bad = [sys.executable, "-c", wait + add, str(tmp_path / "bad")]
     asleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     with pytest.raises(OSError, match=r"ended with status 1: see .*bad\.unfinished\.txt"):
         run_commands({"good": good, "bad": [*bad, "fails"], "asleep": asleep}, tmp_path, os.environ)
