@@ -288,8 +288,10 @@ def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[i
         show("merging the folds, writing reports", EPOCHS + all_epochs)
         model = ["-d", "999", "-c", CONFIGURATION, "-p", PLANS, "-f", *map(str, folds), "-tr"]
         compare = ["nnunet_calib", "compare", *model, *short, "-o", str(folder / "comparison")]
-        for command, more in (("crossval", {}), ("report", {"compare": compare})):
-            each = {f"{trainer}_{command}": ["nnunet_calib", command, *model, trainer] for trainer in short}
+        # the report has the figures
+        for command, more in (("crossval --no-figures", {}), ("report", {"compare": compare})):
+            what, *options = command.split()
+            each = {f"{trainer}_{what}": ["nnunet_calib", what, *options, *model, trainer] for trainer in short}
             run_commands(each | more, logs, environment)
         show("done", 2 * EPOCHS + all_epochs)
 

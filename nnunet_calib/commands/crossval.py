@@ -30,7 +30,8 @@ def _run(args: argparse.Namespace) -> None:
         except ValueError as error:  # nnU-Net's own summary.json is damaged; nothing else depends on it
             print(f"no Dice to compare with: {error}", file=sys.stderr)
         write_expected(folder, dice)
-        draw_fold(folder, raw_images(model_folder.path))
+        if args.figures:
+            draw_fold(folder, raw_images(model_folder.path))
     summary = read_json(folder / "summary.json")
     names = Heads.of_summary(summary["heads"]).names_by_key
     print(crossval_table(summary))
@@ -65,4 +66,5 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="merge the cases that were measured and name the others, instead of refusing",
     )
+    command.add_argument("--no-figures", dest="figures", action="store_false", help="draw no pictures")
     command.set_defaults(run=_run)

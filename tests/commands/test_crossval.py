@@ -205,6 +205,13 @@ def test_command(model, capsys):
     assert "reading cases" in captured.err
 
 
+def test_no_figures(model):
+    """Only numbers are written."""
+    assert cli.main([*CROSSVAL, "-f", "0", "1", "--no-figures"]) == 0
+    written = (model.folder / "crossval_results_folds_0_1" / "calibration").iterdir()
+    assert {path.suffix for path in written} == {".json"}
+
+
 def test_table_without_values(model):
     """What is not there is a dash; cases that were left out and temperatures on a bound are told."""
     summary, _ = merged(model)
