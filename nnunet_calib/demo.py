@@ -69,7 +69,7 @@ import nnunet_calib.trainers
 
 
 class Short:
-    # figures of all folds follow; those of each epoch and fold would take half as long as the training
+    # to save time, no figures of single epochs and folds: those of all folds follow
     draw_figures = draw_pseudo_ace = draw_logits = None
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
