@@ -288,11 +288,12 @@ def run_demo(folder: Path, trainers: Sequence[str] = TRAINERS, folds: Sequence[i
         show("merging the folds, writing reports", EPOCHS + all_epochs)
         model = ["-d", "999", "-c", CONFIGURATION, "-p", PLANS, "-f", *map(str, folds), "-tr"]
         compare = ["nnunet_calib", "compare", *model, *short, "-o", str(folder / "comparison")]
-        # the report has the figures
-        for command, more in (("crossval --no-figures", {}), ("report", {"compare": compare})):
-            what, *options = command.split()
-            each = {f"{trainer}_{what}": ["nnunet_calib", what, *options, *model, trainer] for trainer in short}
-            run_commands(each | more, logs, environment)
+
+        def each(command: str, *options: str) -> dict[str, list[str]]:
+            return {f"{trainer}_{command}": ["nnunet_calib", command, *model, trainer, *options] for trainer in short}
+
+        run_commands(each("crossval", "--no-figures"), logs, environment)  # the report has the figures
+        run_commands(each("report") | {"compare": compare}, logs, environment)
         show("done", 2 * EPOCHS + all_epochs)
 
     models = {trainer: _model_folder(folder, trainer + SHORT) for trainer in trainers}

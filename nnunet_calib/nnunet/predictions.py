@@ -68,10 +68,9 @@ class Predictions:
         """
         probabilities = SavedProbabilities(self.folder / f"{case}.npz", regions=self.heads.regions is not None)
         name = f"{case}{self.file_ending}"
+        raters: list[Path | list[Path]] = [folder / name for folder in (self.labels_folder, *self.further_raters)]
         if self.frequency_folders:
-            files = [self.labels_folder / folder / name for folder in self.frequency_folders]
-            return self._measure_rater(case, probabilities, files, MAX_VOXELS)
-        raters = [folder / name for folder in (self.labels_folder, *self.further_raters)]
+            raters = [[self.labels_folder / folder / name for folder in self.frequency_folders]]
         return CaseStatistics.of_raters(
             self._measure_rater(case, probabilities, file, voxels_of_rater(MAX_VOXELS, len(raters))) for file in raters
         )
