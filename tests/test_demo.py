@@ -20,6 +20,7 @@ import torch
 from nnunet_calib import CaseStatistics, apply_temperature, calibration_errors, cli, demo
 from nnunet_calib.demo_commands import run_commands
 from nnunet_calib.demo_truth import findings, read_probabilities
+from tests.worlds.warm_python import use_warm_python
 
 SLOW = pytest.mark.slow
 COLUMNS = ["trainer", "T", "Dice", "ECE", "ACE", "MCE", "NLL", "KL to truth", "distance to truth"]
@@ -52,6 +53,7 @@ def finished(shared_folder):
             environment, printed = dict(os.environ), io.StringIO()
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
                 shorten(patch)
+                use_warm_python(patch)
                 patch.chdir(place / "working")
                 demo.run_demo(Path("..") / "demo")
             assert dict(os.environ) == environment

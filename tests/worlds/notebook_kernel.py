@@ -9,16 +9,15 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nnunetv2.utilities import utils
 
 from nnunet_calib import cli, demo
 from nnunet_calib.figures import fold_figures
+from tests.worlds.quick_nnunet import list_in_threads, make_quick
 from tests.worlds.trained_fold import use_threads
 
 # as a shell reads it: the command, where its messages go, and how many of its last lines are shown
@@ -32,7 +31,8 @@ def prepare(sizes: Mapping[str, Any]) -> None:
     demo.run_commands = run_nnunet
     fold_figures.FIGURES = ()
     use_threads(pytest.MonkeyPatch())
-    utils.Pool = ThreadPool  # which lists a folder's files
+    make_quick()
+    list_in_threads()
     shell = get_ipython()  # type: ignore[name-defined]  # noqa: F821
     shell.system = lambda line: run_line(shell.var_expand(line))
 

@@ -52,17 +52,13 @@ def start_server() -> subprocess.Popen[bytes]:
     """Start the server; it imports nothing before it is asked for a process, and ends when its stdin is closed."""
     address = Path(tempfile.mkdtemp(prefix="warm_python_")) / "socket"
     os.environ[ADDRESS] = str(address)
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.environ[ADDRESS])
         listener.listen()
-        code = f"from tests.worlds.warm_python import serve; serve({listener.fileno()})"
-        return subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
-            pass_fds=(listener.fileno(),),
-        )
+        # not by PYTHONPATH: the interpreter leaves out of its path what the installation names again
+        tests = f"import sys; path = [*sys.path[1:]]; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
+        code = f"{tests}; from tests.worlds.warm_python import serve; serve({listener.fileno()}, path)"
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=(listener.fileno(),))
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:
@@ -230,9 +226,13 @@ def use_warm_python(patch: Any) -> None:
 # --- the server ---
 
 
-def serve(listening: int) -> None:
-    """Fork a process for each request, and tell who asked its number and its exit status."""
-    before = [*sys.path]
+def serve(listening: int, path: list[str]) -> None:
+    """Fork a process for each request, and tell who asked its number and its exit status.
+
+    Args:
+        listening: file descriptor of the socket.
+        path: where the interpreter looked for modules, but for the folder of the program.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     woken, wakes = os.pipe()
@@ -262,7 +262,7 @@ def serve(listening: int) -> None:
         stream.close()
     for end in (woken, wakes):
         os.close(end)
-    _become(request, streams, before)
+    _become(request, streams, path)
     _run(request)
 
 
@@ -345,7 +345,7 @@ def _become(request: Request, received: list[int], path: list[str]) -> None:
     os.chdir(request["folder"])
     process.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]  # which workers find the program by
     given = [os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    sys.path[:] = [*given, *(p for p in path[1:] if p not in inherited)]
+    sys.path[:] = [*given, *(p for p in path if p not in inherited)]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     sys.dont_write_bytecode = request["no_bytecode"] or bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))

@@ -243,6 +243,7 @@ def test_missing_plans(world):
         get_trainer_from_args(world.dataset, "2d", 0, "nnUNetTrainerNACL", "nnUNetPlansNone")
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_command_line(world):
     """The command that users type, with a trainer of the package itself: found, and stopped by what it is given."""
     train = ("nnUNetv2_train", str(world.dataset_id), "3d_fullres", "0", "-device", "cpu", "-tr")
