@@ -60,6 +60,7 @@ def test_found_once_and_again(folder, name):
     assert pickle.loads(pickle.dumps(first)) is first
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_spawned_process(folder):
     """Spawned workers, which start without our imports, get the class that they find themselves."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -79,6 +79,8 @@ def python_request(command: list[str], environment: dict[str, str]) -> Request |
         return None
     if ADDRESS not in environment or any(environment.get(name) != os.environ.get(name) for name in FIXED):
         return None
+    if any(Path(folder, "sitecustomize.py").exists() for folder in environment.get("PYTHONPATH", "").split(os.pathsep)):
+        return None
     request: Request = {"environment": environment, "warn": [], "no_bytecode": False}
     while arguments:
         option, *arguments = arguments

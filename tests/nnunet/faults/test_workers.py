@@ -45,6 +45,7 @@ def test_results_of_the_living():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.usefixtures("warm_python")
 def test_training(trained, monkeypatch):
     """Killed with the last case: nnU-Net validates once more, and its files are as if all had gone well."""
     expected = nnunet_files(trained)
@@ -66,6 +67,7 @@ def test_training(trained, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.usefixtures("warm_python")
 def test_validate(trained, monkeypatch, capsys):
     """One sentence; what was measured before is kept when the command is typed again."""
     hook, before = trained.results(), snapshot(trained.without_results().model)

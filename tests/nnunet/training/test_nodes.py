@@ -33,7 +33,7 @@ from tests.worlds.made_trainers import make
 from tests.worlds.measured_folds import LABELS, Model, made
 from tests.worlds.ranks import RANKS, on_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm_python")]
 
 CASES = ["case.0", "case.1", "case.2"]
 

@@ -12,6 +12,7 @@ from nnunet_calib.synthetic import synthetic_case
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("warm_python")
 def test_same_checkpoint(trained):
     """Measured by the hook, then again in two processes of nnU-Net's: the same bytes in every file."""
     hook = trained.results()
@@ -22,6 +23,7 @@ def test_same_checkpoint(trained):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning", "ignore::ResourceWarning")
+@pytest.mark.usefixtures("warm_python")
 def test_same_archives(trained):
     """From nnU-Net's .npz in one and in two processes."""
     results = []
