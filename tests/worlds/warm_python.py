@@ -55,9 +55,10 @@ def start_server() -> subprocess.Popen[bytes]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.environ[ADDRESS])
         listener.listen()
-        # not by PYTHONPATH: the interpreter leaves out of its path what the installation names again
-        tests = f"import sys; path = [*sys.path[1:]]; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
-        code = f"{tests}; from tests.worlds.warm_python import serve; serve({listener.fileno()}, path)"
+        # Not by PYTHONPATH: a folder in both that and an editable installation is in sys.path once, and would be taken
+        # out with PYTHONPATH's for a process that has another PYTHONPATH.
+        find = f"import sys; path = sys.path[1:]; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
+        code = f"{find}; from tests.worlds.warm_python import serve; serve({listener.fileno()}, path)"
         return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=(listener.fileno(),))
 
 
@@ -78,8 +79,6 @@ def python_request(command: list[str], environment: dict[str, str]) -> Request |
     elif program != sys.executable:
         return None
     if ADDRESS not in environment or any(environment.get(name) != os.environ.get(name) for name in FIXED):
-        return None
-    if any(Path(folder, "sitecustomize.py").exists() for folder in environment.get("PYTHONPATH", "").split(os.pathsep)):
         return None
     request: Request = {"environment": environment, "warn": [], "no_bytecode": False}
     while arguments:

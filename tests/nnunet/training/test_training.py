@@ -243,16 +243,22 @@ def test_missing_plans(world):
         get_trainer_from_args(world.dataset, "2d", 0, "nnUNetTrainerNACL", "nnUNetPlansNone")
 
 
-@pytest.mark.usefixtures("warm_python")
+def train_command(world) -> list[str]:
+    return ["nnUNetv2_train", str(world.dataset_id), "3d_fullres", "0", "-device", "cpu", "-tr"]
+
+
 def test_command_line(world):
-    """The command that users type, with a trainer of the package itself: found, and stopped by what it is given."""
-    train = ("nnUNetv2_train", str(world.dataset_id), "3d_fullres", "0", "-device", "cpu", "-tr")
-    done = run_command(world, *train, "nnUNetTrainerML1ACE_short", "--npz")
+    """The command that users type, in a new interpreter with nnU-Net's own look-up, and a worker that it spawns."""
+    done = run_command(world, *train_command(world), "nnUNetTrainerML1ACE_short", "--npz")
     assert done.returncode == 0, done.stderr
     assert "Mean Validation Calibration: ACE" in done.stdout
 
+
+@pytest.mark.usefixtures("warm_python")
+def test_command_line_refused(world):
+    """A trainer of the package itself is found, and stopped by what it is given."""
     blocked = world.folder / "a file"
     blocked.write_text("")
-    refused = run_command(world, *train, "nnUNetTrainerNACL", nnUNet_results=str(blocked))
+    refused = run_command(world, *train_command(world), "nnUNetTrainerNACL", nnUNet_results=str(blocked))
     assert refused.returncode != 0
     assert "expected a results folder that can be written" in refused.stderr.strip().splitlines()[-1]
