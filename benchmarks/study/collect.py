@@ -202,7 +202,7 @@ def collect(folder: Path, results: Path, images: Path) -> None:
         write_rows(case_rows(comparison), results / "cases.csv")
         write_compact(curves(study, comparison), results / "reliability.json")
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "methods.json")
-        if set(PICTURED) <= set(methods):
+        if settings.chosen().images_shown and set(PICTURED) <= set(methods):
             pictures(study, folds, images, f"study_{settings.chosen().name}")
     if names := swept(done):
         comparison = compare(study, names, [settings.chosen().sweep_fold])

@@ -107,6 +107,7 @@ class Study:
         probabilities: keep nnU-Net's `.npz` of the validation cases, to measure them against other labels.
         calibrators: compare calibrators on `sweep_fold`.
         own_splits: use the `splits_final.json` that lies in the raw dataset.
+        images_shown: its licence lets the documents show images of cases.
     """
 
     dataset: int
@@ -124,6 +125,7 @@ class Study:
     probabilities: bool = False
     calibrators: bool = False
     own_splits: bool = False
+    images_shown: bool = True
 
     @property
     def name(self) -> str:
@@ -223,7 +225,9 @@ STUDIES = {
         methods=("Calib", "ML1ACE", "NACL", "SVLS", "Dice", "DiceML1ACE"),
         sweep=("NACL_w01", "ML1ACE_w03"),
         sweep_after=1,
+        calibrators=True,
         own_splits=True,
+        images_shown=False,  # CC BY-NC-SA
     ),
 }
 

@@ -65,7 +65,7 @@ def start_server() -> subprocess.Popen[bytes]:
 def stop_server(server: subprocess.Popen[bytes]) -> None:
     """Let the server end."""
     server.communicate()
-    shutil.rmtree(Path(os.environ.pop(ADDRESS)).parent)
+    del os.environ[ADDRESS]
 
 
 # --- who asks ---
@@ -247,7 +247,8 @@ def serve(listening: int, path: list[str]) -> None:
             selector.register(stream, selectors.EVENT_READ)
         while True:
             ready = {key.fileobj for key, _ in selector.select()}
-            if sys.stdin in ready:
+            if sys.stdin in ready:  # also where who started the server was killed
+                shutil.rmtree(Path(os.environ[ADDRESS]).parent, ignore_errors=True)
                 os._exit(0)
             if woken in ready:
                 os.read(woken, 65536)
