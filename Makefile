@@ -15,7 +15,7 @@ test: say-time $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
 say-time:
-	@echo "All tests: 20 to 30 minutes on two cores, after the installation"
+	@echo "All tests: about 11 minutes on two idle cores, after the installation"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

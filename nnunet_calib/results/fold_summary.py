@@ -345,7 +345,10 @@ def _complete(stack: ExitStack, path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def _is_same(new: Path, old: Path) -> bool:
-    return old.is_file() and new.read_bytes() == old.read_bytes()
+    try:
+        return new.read_bytes() == old.read_bytes()
+    except FileNotFoundError:  # also where another part of `validate` has just removed it
+        return False
 
 
 def _made_from_numbers(calibration_folder: Path, with_calibrators: bool) -> Iterator[Path]:

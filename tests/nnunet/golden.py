@@ -31,10 +31,12 @@ def environment() -> dict[str, str]:
     """Return what decides about the last digits: versions and the processor."""
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     info = Path("/proc/cpuinfo")
-    processor = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    # a name alone may stand for several generations, whose instructions libraries choose by
+    text = info.read_text() if info.is_file() else ""
+    told = re.findall(r"^(?:cpu family|model|model name|flags)\s*: (.*)", text, re.MULTILINE)[:4]
     return versions | {
         "python": platform.python_version(),
-        "processor": processor[1] if processor else platform.processor(),
+        "processor": platform.processor() if not told else f"{told[2]}, {_hash(' '.join(told).encode())}",
     }
 
 

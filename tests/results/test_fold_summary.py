@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def mean(values):
     """Mean of the numbers that are there; None, as in the files, for none."""
     finite = [v for v in values if not np.isnan(v)]
     return pytest.approx(np.mean(finite), rel=1e-12) if finite else None
+
+
+def test_summary_that_another_part_has_removed(tmp_path, monkeypatch):
+    """A file system of a network may name a file that is gone: the fold is written all the same."""
+    cases = {"case0": case(0)}
+    expected = [*fold(tmp_path, cases)]
+    gone = tmp_path / "summary.json"
+    gone.unlink()
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: path == gone or is_file(path))
+    write_fold(tmp_path, [*cases], LABELS, MODEL)
+    monkeypatch.undo()
+    assert [*files(tmp_path)] == expected
 
 
 def load(folder, name):
