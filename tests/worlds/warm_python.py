@@ -141,7 +141,10 @@ class Connection:
 
 
 class WarmPopen(subprocess.Popen):
-    """subprocess.Popen whose commands of Python's the server runs; `preexec_fn` is not called then."""
+    """subprocess.Popen whose commands of Python's the server runs.
+
+    `preexec_fn` is not called then. Tests have one to let a process hear signals that this one ignores, and so it does.
+    """
 
     _connection: Connection | None = None
 
@@ -157,6 +160,8 @@ class WarmPopen(subprocess.Popen):
             super()._execute_child(args, executable, preexec_fn, *others)
             return
         request |= {"folder": os.fspath(folder or os.getcwd()), **({"group": 0} if session else {})}
+        if preexec_fn:
+            request["ignored"] = []
         streams = {i: i if end == -1 else end for i, end in enumerate((pipes[0], pipes[3], pipes[5]))}
         self._connection = Connection(request, streams)
         self.pid, self._child_created = self._connection.pid, True
