@@ -1,0 +1,76 @@
+"""Tell how far the studies agree on the order of the methods, in the table of docs/results.md.
+
+    python -m benchmarks.study.agreement
+
+For each pair of datasets it gives Kendall's tau-b of the methods' means over cases: 1 if both put the methods that they
+share into the same order, 0 if the orders have nothing in common, -1 if they are reversed. It takes the comparison over
+folds where a study has one (`methods.json`), and that of one fold otherwise (`sweep.json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import kendalltau
+
+from benchmarks.study import settings
+from benchmarks.study.report import DOCUMENTS, RESULTS, filled, read
+from benchmarks.study.tables import find, markdown
+from nnunet_calib.io.atomic_files import replaced_when_complete
+from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
+
+STUDIES = ("hippocampus", "lidc", "acdc")
+# name of the column, metric, of, stage
+MEASURES = (
+    ("Dice", "dice", "foreground_mean", UNCALIBRATED),
+    ("ACE", "ace", "foreground_mean", UNCALIBRATED),
+    ("ACE, T", "ace", "foreground_mean", CALIBRATED),
+    ("NLL", "nll", None, UNCALIBRATED),
+    ("NLL, T", "nll", None, CALIBRATED),
+)
+
+
+def comparison_of(results: Path) -> dict[str, Any] | None:
+    """Return a study's comparison of methods, over folds if there is one."""
+    return read(results / "methods.json") or read(results / "sweep.json")
+
+
+def shared_methods(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the methods, no swept values, that both have compared."""
+    names = {model["name"] for model in other["models"]}
+    return [model["name"] for model in one["models"] if model["name"] in names & {*settings.METHODS}]
+
+
+def agreement_table(comparisons: Mapping[str, dict[str, Any]]) -> str:
+    """Return a row for each pair of studies that share at least three methods: how many, and tau of each measure."""
+    rows = [["datasets", "methods", *(name for name, *_ in MEASURES)]]
+    for one, other in combinations(comparisons, 2):
+        methods = shared_methods(comparisons[one], comparisons[other])
+        if len(methods) < 3:
+            continue
+        taus = []
+        for _, metric, of, stage in MEASURES:
+            means = [
+                [find(comparisons[study], metric, of, stage, method)["mean"] for method in methods]
+                for study in (one, other)
+            ]
+            taus.append(f"{kendalltau(*means).statistic:.2f}")
+        rows.append([f"{one}, {other}", str(len(methods)), *taus])
+    return markdown(rows)
+
+
+def main() -> None:
+    """Write the table."""
+    found = {study: comparison_of(RESULTS / study) for study in STUDIES}
+    table = agreement_table({study: comparison for study, comparison in found.items() if comparison is not None})
+    document = DOCUMENTS / "results.md"
+    text = filled(document.read_text(encoding="utf-8"), {"agreement": table})
+    with replaced_when_complete(document) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
