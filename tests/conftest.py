@@ -17,7 +17,7 @@ os.environ["nnUNet_wandb_enabled"] = "0"
 os.environ.setdefault("MPLBACKEND", "agg")
 # A worker a core, not each with threads for all of them; PyTorch reads it at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# nnU-Net's commands take a thread a core all the same; waiting for each other, they shall not keep the cores busy.
+# nnU-Net's commands take a thread per core all the same; threads that wait should leave the cores to the others.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 MOST_PROCESSES = 8  # each takes about a GB

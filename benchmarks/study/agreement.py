@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import kendalltau
 
 from benchmarks.study import settings
-from benchmarks.study.report import DOCUMENTS, RESULTS, filled, read
+from benchmarks.study.report import DOCUMENTS, RESULTS, fill, read
 from benchmarks.study.tables import find, markdown
-from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.results.schemas import CALIBRATED, UNCALIBRATED
 
 STUDIES = ("hippocampus", "lidc", "acdc")
@@ -33,9 +31,9 @@ MEASURES = (
 )
 
 
-def comparison_of(results: Path) -> dict[str, Any] | None:
-    """Return a study's comparison of methods, over folds if there is one."""
-    return read(results / "methods.json") or read(results / "sweep.json")
+def comparisons() -> dict[str, dict[str, Any]]:
+    """Return each study's comparison of methods, over folds if there is one."""
+    return {study: read(RESULTS / study / "methods.json") or read(RESULTS / study / "sweep.json") for study in STUDIES}
 
 
 def shared_methods(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -44,17 +42,17 @@ def shared_methods(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
     return [model["name"] for model in one["models"] if model["name"] in names & {*settings.METHODS}]
 
 
-def agreement_table(comparisons: Mapping[str, dict[str, Any]]) -> str:
+def orders_table(compared: Mapping[str, dict[str, Any]]) -> str:
     """Return a row for each pair of studies that share at least three methods: how many, and tau of each measure."""
     rows = [["datasets", "methods", *(name for name, *_ in MEASURES)]]
-    for one, other in combinations(comparisons, 2):
-        methods = shared_methods(comparisons[one], comparisons[other])
+    for one, other in combinations(compared, 2):
+        methods = shared_methods(compared[one], compared[other])
         if len(methods) < 3:
             continue
         taus = []
         for _, metric, of, stage in MEASURES:
             means = [
-                [find(comparisons[study], metric, of, stage, method)["mean"] for method in methods]
+                [find(compared[study], metric, of, stage, method)["mean"] for method in methods]
                 for study in (one, other)
             ]
             taus.append(f"{kendalltau(*means).statistic:.2f}")
@@ -64,12 +62,7 @@ def agreement_table(comparisons: Mapping[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Write the table."""
-    found = {study: comparison_of(RESULTS / study) for study in STUDIES}
-    table = agreement_table({study: comparison for study, comparison in found.items() if comparison is not None})
-    document = DOCUMENTS / "results.md"
-    text = filled(document.read_text(encoding="utf-8"), {"agreement": table})
-    with replaced_when_complete(document) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    fill(DOCUMENTS / "results.md", {"agreement": orders_table(comparisons())})
 
 
 if __name__ == "__main__":

@@ -112,6 +112,13 @@ def filled(document: str, found: dict[str, str]) -> str:
     return document
 
 
+def fill(document: Path, found: dict[str, str]) -> None:
+    """Put the tables into the document."""
+    text = filled(document.read_text(encoding="utf-8"), found)
+    with replaced_when_complete(document) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def with_foreground(comparison: dict[str, Any]) -> dict[str, Any]:
     """Return a comparison without the models that learned no foreground, whose Dice would set the scale."""
     (dice,) = (group for group in comparison["results"] if group["metric"] == "dice")
@@ -158,9 +165,7 @@ def main() -> None:
         from benchmarks.study.collect import collect
 
         collect(args.folder, results, images)
-    text = filled(document.read_text(encoding="utf-8"), tables(results))
-    with replaced_when_complete(document) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    fill(document, tables(results))
     draw(results, images)
 
 

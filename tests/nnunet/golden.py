@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
     told = re.findall(r"^(?:cpu family|model|model name|flags)\s*: (.*)", text, re.MULTILINE)[:4]
     return versions | {
         "python": platform.python_version(),
-        "processor": platform.processor() if not told else f"{told[2]}, {_hash(' '.join(told).encode())}",
+        "processor": f"{' '.join(told[:-1])}, {_hash(told[-1].encode())}" if told else platform.processor(),
     }
 
 

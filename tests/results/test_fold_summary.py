@@ -75,19 +75,6 @@ def mean(values):
     return pytest.approx(np.mean(finite), rel=1e-12) if finite else None
 
 
-def test_summary_that_another_part_has_removed(tmp_path, monkeypatch):
-    """A file system of a network may name a file that is gone: the fold is written all the same."""
-    cases = {"case0": case(0)}
-    expected = [*fold(tmp_path, cases)]
-    gone = tmp_path / "summary.json"
-    gone.unlink()
-    is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: path == gone or is_file(path))
-    write_fold(tmp_path, [*cases], LABELS, MODEL)
-    monkeypatch.undo()
-    assert [*files(tmp_path)] == expected
-
-
 def load(folder, name):
     """The statistics of a case."""
     return CaseStatistics.load(case_file(folder, name))
@@ -303,3 +290,16 @@ def test_definitions_beside_the_values(tmp_path):
         assert [tree[scope]["definition"].get("boundary_mm") for scope in tree] == [None, None, 2.0]
         for place, _value in numbers(tree):
             assert place[-1].removeprefix("brier_") in summary["definitions"]
+
+
+def test_summary_that_another_part_has_removed(tmp_path, monkeypatch):
+    """A file system of a network may name a file that is gone: the fold is written all the same."""
+    cases = {"case0": case(0)}
+    expected = [*fold(tmp_path, cases)]
+    gone = tmp_path / "summary.json"
+    gone.unlink()
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: path == gone or is_file(path))
+    write_fold(tmp_path, [*cases], LABELS, MODEL)
+    monkeypatch.undo()
+    assert [*files(tmp_path)] == expected

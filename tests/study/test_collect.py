@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,3 +176,26 @@ def test_report(results, tmp_path):
         "study_hippocampus_reliability.png",
         "study_hippocampus_sweep.png",
     ]
+
+
+def test_report_of_methods_alone(results, tmp_path):
+    """One fold without a swept value has the figure of its methods."""
+    for name in ("methods.json", "reliability.json"):
+        (results / name).unlink()
+    sweep = json.loads((results / "sweep.json").read_text())
+    sweep["models"] = [model for model in sweep["models"] if model["name"] in settings.METHODS]
+    for group in sweep["results"]:
+        group["models"] = [row for row in group["models"] if row["model"] in settings.METHODS]
+    (results / "sweep.json").write_text(json.dumps(sweep))
+    (tmp_path / "images").mkdir()
+    report.draw(results, tmp_path / "images")
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["study_hippocampus_sweep.png"]
+
+
+def test_images_that_may_not_be_shown(results, tmp_path, monkeypatch):
+    """Where a licence forbids it, no image of a case is copied into the documents."""
+    study = settings.chosen()
+    monkeypatch.setitem(settings.STUDIES, study.name, replace(study, images_shown=False))
+    (tmp_path / "images").mkdir()
+    module.collect(results.parent / "study", results, tmp_path / "images")
+    assert not [*(tmp_path / "images").iterdir()]

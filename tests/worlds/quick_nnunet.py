@@ -33,7 +33,7 @@ def collect_few(segmentation: Any, images: Any, seed: int = 1234, num_samples: i
 def make_quick() -> None:
     """Let nnU-Net in this process look up trainers and plan quickly, and compute in one thread.
 
-    On a CPU it takes a thread a core. Processes that run at once, each with threads for all cores, wait for each other.
+    On a CPU it takes a thread per core, so that processes that run at once wait for each other.
     """
     os.cpu_count = lambda: 1
     find_class_by_name._module_originates_from_path = originates_from
