@@ -1,6 +1,7 @@
 """Run or resume the study: plan, preprocess, then train and validate one run after the other.
 
     nnUNet_raw=... python -m benchmarks.study.run lidc FOLDER
+    nnUNet_raw=... python -m benchmarks.study.run lidc FOLDER --only Calib_fold1 ML1ACE_fold1
 
 Everything goes to FOLDER: preprocessed/, results/ (as nnU-Net lays them out), logs/, runs/ (the facts of each finished
 run) and STATUS. Killed, it can be started again: finished runs are kept, a training that was not finished begins anew
@@ -150,13 +151,23 @@ class Study:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def select(names: list[str] | None) -> list[tuple[str, int]]:
+    """Return method and fold of the runs of these names, in this order; without names of all in the study's order."""
+    queue = {run_name(*of_run): of_run for of_run in settings.chosen().queue()}
+    if unknown := sorted({*(names or ())} - {*queue}):
+        sys.exit(f"expected --only with runs of the study, got {', '.join(unknown)}: it has {', '.join(queue)}")
+    return [queue[name] for name in names or queue]
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.run", description=__doc__.split("\n")[0])
     parser.add_argument("study", choices=settings.STUDIES, help="what is trained, see settings.py")
     parser.add_argument("folder", type=Path, help="where everything goes; the same again to go on")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="these runs in this order, as STATUS names them")
     args = parser.parse_args()
     os.environ[settings.CHOSEN] = args.study
+    runs = select(args.only)
     if "nnUNet_raw" not in os.environ:
         sys.exit("expected nnUNet_raw to name the folder of the raw data sets, got none: set it")
     study = Study(args.folder)
@@ -167,7 +178,7 @@ def main() -> None:
             sys.exit(f"expected nobody else at work in {study.folder}, got a running study: wait, or end it")
         study.check_settings()
         prepare(study.environment)
-        for method, fold in settings.chosen().queue():
+        for method, fold in runs:
             if (study.runs / f"{run_name(method, fold)}.json").is_file():
                 continue
             name = run_name(method, fold)

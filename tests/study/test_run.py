@@ -109,6 +109,18 @@ def test_runs_once(study, training):
     assert len(training.done) == 2
 
 
+def test_only_some(study, training, monkeypatch):
+    """They run in the order given; an unknown name is refused before anything runs."""
+    command = ["run", "lidc", str(study.folder), "--only"]
+    monkeypatch.setattr(sys, "argv", [*command, "NACL_fold0", "Dice_fold0"])
+    with pytest.raises(SystemExit, match="runs of the study, got Dice_fold0: it has Calib_fold0, NACL_fold0"):
+        runner.main()
+    assert not training.done
+    monkeypatch.setattr(sys, "argv", [*command, "NACL_fold0", "Calib_fold0"])
+    runner.main()
+    assert training.done == [("NACL", False), ("Calib", False)]
+
+
 def test_goes_on(study, training):
     """A training that was killed begins anew; of one that was killed in its validation only that is repeated."""
     killed, trained_only = study.fold_folder("Calib", 0), study.fold_folder("NACL", 0)
