@@ -41,8 +41,9 @@ def test_batch_scripts(slurm, world, tmp_path, monkeypatch, in_threads):
     hold.touch()
     train = slurm.submit("train.sh", "--array=0-1", TRAINER=TRAINER)
     slurm.wait(lambda: not hold.exists())
-    # the first fold is in its second epoch; SLURM looks every thirty seconds who is out of time
-    slurm.call("scontrol", "update", f"JobId={train}_0", "EndTime=now")
+    # the first fold is in its second epoch; SLURM looks every thirty seconds who is out of time, and refuses an end that
+    # has passed when the request arrives
+    slurm.call("scontrol", "update", f"JobId={train}_0", "EndTime=now+5")
 
     validate = slurm.submit("validate.sh", "--array=0-1", TRAINER=PLAIN)
     killed, log = f"{validate}_0", slurm.folder / f"validate-{validate}_0.log"
