@@ -1,5 +1,8 @@
 """Collect the results of a study folder in a few small files: `results/STUDY` beside this module.
 
+Results may come from several folders, one after the other: a folder adds its runs, and replaces a comparison only by
+one of at least the same methods and folds.
+
 `runs/*.json` are copies of the runs' facts. `methods.json` compares the methods on the folds in which all of them have
 learned foreground, and `sweep.json` everything on the fold of the sweep, both with `nnunet_calib compare`; `cases.csv`
 has the numbers of the cases behind the first one, and `reliability.json` its reliability curves and where its NLL lies.
@@ -72,6 +75,14 @@ def swept(done: dict[str, set[int]]) -> list[str]:
     study = settings.chosen()
     names = [name for name in study.runs if study.sweep_fold in done.get(name, ())]
     return names if BASELINE in names and len(names) > 1 else []
+
+
+def covers(methods: Sequence[str], folds: Sequence[int], path: Path) -> bool:
+    """Return whether a comparison of these methods and folds has all that the one in a file has."""
+    if not path.is_file():
+        return True
+    known = json.loads(path.read_text(encoding="utf-8"))
+    return {*methods} >= {model["name"] for model in known["models"]} and {*folds} >= {*known["folds"]}
 
 
 def compare(study: Study, methods: Sequence[str], folds: Sequence[int], kind: str = Temperature.kind) -> dict[str, Any]:
@@ -190,21 +201,22 @@ def collect(folder: Path, results: Path, images: Path) -> None:
     study = Study(folder)
     (results / "runs").mkdir(parents=True, exist_ok=True)
     done = finished(study.runs)
-    kept = {f"{run_name(method, fold)}.json" for method, folds in done.items() for fold in folds}
-    for name in kept:
+    for name in (f"{run_name(method, fold)}.json" for method, folds in done.items() for fold in folds):
         shutil.copyfile(study.runs / name, results / "runs" / name)
+    known = {f"{run_name(method, fold)}.json" for method, fold in settings.chosen().queue()}
     for path in (results / "runs").glob("*.json"):
-        if kept and path.name not in kept:  # its method has got another name
+        if path.name not in known:  # its method has got another name
             path.unlink()
     methods, folds = comparable(learned(study.runs, done))
-    if methods:
+    if methods and covers(methods, folds, results / "methods.json"):
         comparison = compare(study, methods, folds)
         write_rows(case_rows(comparison), results / "cases.csv")
         write_compact(curves(study, comparison), results / "reliability.json")
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "methods.json")
         if settings.chosen().images_shown and set(PICTURED) <= set(methods):
             pictures(study, folds, images, f"study_{settings.chosen().name}")
-    if names := swept(done):
+    names = swept(done)
+    if names and covers(names, [settings.chosen().sweep_fold], results / "sweep.json"):
         comparison = compare(study, names, [settings.chosen().sweep_fold])
         write_compact({k: v for k, v in comparison.items() if k != "metric_per_case"}, results / "sweep.json")
         if settings.chosen().calibrators:

@@ -112,6 +112,23 @@ def test_collected(results):
             assert text.startswith(f"{name} of nnUNetTrainerStudy{method}__")
 
 
+def test_a_folder_of_fewer_runs(results):
+    """It takes nothing away: what it holds less of is kept, and what it has more of replaces it."""
+    study = results.parent / "study"
+    names = ("methods.json", "sweep.json", "reliability.json", "cases.csv", "calibrators.csv")
+    before = {name: (results / name).read_bytes() for name in names if (results / name).is_file()}
+    (study / "runs" / "ML1ACE_w03_fold0.json").unlink()
+    (study / "runs" / "ML1ACE_fold1.json").unlink()
+    module.collect(study, results, results.parent / "pictures")
+    assert {name: (results / name).read_bytes() for name in before} == before
+    assert len(list((results / "runs").iterdir())) == 5
+    sweep = json.loads((results / "sweep.json").read_text())
+    sweep["models"] = sweep["models"][:2]
+    (results / "sweep.json").write_text(json.dumps(sweep | {"results": []}))
+    module.collect(study, results, results.parent / "pictures")
+    assert json.loads((results / "sweep.json").read_text())["results"]
+
+
 def test_calibrators(results):
     """A row for each method and case before and after each kind, and the means of a comparison in the table."""
     models = module.Study(results.parent / "study")
