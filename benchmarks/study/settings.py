@@ -181,6 +181,17 @@ STUDIES = {
         folds=(0,),
         methods=("Calib", "ML1ACE", "NACL", "NACL_published", "SVLS"),
     ),
+    "hippocampus_2d": Study(
+        dataset=4,
+        title="Hippocampus, slice by slice (2D)",
+        configuration="2d",
+        plan_changes={"batch_size": 24},
+        architecture_changes=SMALL_2D,
+        epochs=20,
+        iterations=100,
+        folds=(0, 1, 2),
+        methods=("Calib", "ML1ACE", "ML1ACE_pooled"),
+    ),
     "lidc": Study(
         dataset=516,
         title="LIDC nodules (CT, 2D, four raters)",
