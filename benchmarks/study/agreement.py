@@ -3,8 +3,8 @@
     python -m benchmarks.study.agreement
 
 For each pair of datasets it gives Kendall's tau-b of the methods' means over cases: 1 if both put the methods that they
-share into the same order, 0 if the orders have nothing in common, -1 if they are reversed. It takes the comparison over
-folds where a study has one (`methods.json`), and that of one fold otherwise (`sweep.json`).
+share into the same order, 0 if the orders have nothing in common, -1 if they are reversed. Of a study it takes the
+comparison over folds (`methods.json`), unless that of one fold (`sweep.json`) has more methods.
 """
 
 from __future__ import annotations
@@ -32,14 +32,22 @@ MEASURES = (
 
 
 def comparisons() -> dict[str, dict[str, Any]]:
-    """Return each study's comparison of methods, over folds if there is one."""
-    return {study: read(RESULTS / study / "methods.json") or read(RESULTS / study / "sweep.json") for study in STUDIES}
+    """Return each study's comparison of most methods, of equal ones that over folds."""
+    found = {}
+    for study in STUDIES:
+        files = (read(RESULTS / study / f"{name}.json") for name in ("methods", "sweep"))
+        found[study] = max(filter(None, files), key=lambda comparison: len(compared_methods(comparison)))
+    return found
+
+
+def compared_methods(comparison: Mapping[str, Any]) -> list[str]:
+    """Return the names of the compared methods, without swept values."""
+    return [model["name"] for model in comparison["models"] if model["name"] in settings.METHODS]
 
 
 def shared_methods(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the methods, no swept values, that both have compared."""
-    names = {model["name"] for model in other["models"]}
-    return [model["name"] for model in one["models"] if model["name"] in names & {*settings.METHODS}]
+    """Return the methods that both have compared."""
+    return [name for name in compared_methods(one) if name in compared_methods(other)]
 
 
 def orders_table(compared: Mapping[str, dict[str, Any]]) -> str:

@@ -1,7 +1,11 @@
 """The agreement of the studies' orders of methods, and that the page has today's."""
 
+import json
+
 from benchmarks.study import agreement
 from benchmarks.study.report import DOCUMENTS
+
+NAMES = ("Calib", "NACL")
 
 
 def comparison(means, reversed_nll=False):
@@ -25,6 +29,20 @@ def test_table():
     assert len(lines) == 3
     cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
     assert cells == ["a, b", "3", *["0.33"] * 3, *["-0.33"] * 2]
+
+
+def test_comparison_of_most_methods(tmp_path, monkeypatch):
+    """That over folds, unless the one fold has more methods; swept values are none."""
+    monkeypatch.setattr(agreement, "RESULTS", tmp_path)
+    monkeypatch.setattr(agreement, "STUDIES", ("lidc",))
+    over_folds, one_fold = ({"models": [{"name": n} for n in names]} for names in (NAMES, [*NAMES, "NACL_w01"]))
+    (tmp_path / "lidc").mkdir()
+    for name, content in (("methods", over_folds), ("sweep", one_fold)):
+        (tmp_path / "lidc" / f"{name}.json").write_text(json.dumps(content))
+    assert agreement.comparisons() == {"lidc": over_folds}
+    one_fold["models"].append({"name": "SVLS"})
+    (tmp_path / "lidc" / "sweep.json").write_text(json.dumps(one_fold))
+    assert agreement.comparisons() == {"lidc": one_fold}
 
 
 def test_documented():
