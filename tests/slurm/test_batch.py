@@ -41,8 +41,8 @@ def test_batch_scripts(slurm, world, tmp_path, monkeypatch, in_threads):
     hold.touch()
     train = slurm.submit("train.sh", "--array=0-1", TRAINER=TRAINER)
     slurm.wait(lambda: not hold.exists())
-    # the first fold is in its second epoch; SLURM looks every thirty seconds who is out of time, and refuses an end that
-    # has passed when the request arrives
+    # the first fold is in its second epoch; SLURM looks every thirty seconds who is out of time, and refuses an end
+    # that has passed when the request arrives
     slurm.call("scontrol", "update", f"JobId={train}_0", "EndTime=now+5")
 
     validate = slurm.submit("validate.sh", "--array=0-1", TRAINER=PLAIN)
