@@ -61,7 +61,7 @@ def tables(results: Path) -> dict[str, str]:
     runs = [read(path) for path in sorted((results / "runs").glob("*.json"))]
     found["not learned"] = not_learned(runs)
     if methods is not None:
-        names = settings.chosen().methods
+        names = [model["name"] for model in methods["models"]]
         shown = sorted(
             (run for run in runs if run["run"]["method"] in names), key=lambda run: names.index(run["run"]["method"])
         )
