@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.study import settings
 from benchmarks.study.run import Study, run_name
@@ -41,6 +42,7 @@ from nnunet_calib.results.schemas import STAGES
 
 BASELINE = "Calib"
 PICTURED = (BASELINE, "ML1ACE")  # the methods whose cases are shown
+FEW = 3  # voxels, from which a bin can observe no more than four frequencies
 _DIGITS = 6
 
 
@@ -127,10 +129,20 @@ def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in row.items()}
 
 
+def foreground_bins(statistics: CaseStatistics) -> tuple[NDArray[Any], ...]:
+    """Return counts, mean probability and frequency (C, M) of the bins of the foreground classes or regions."""
+    curve = reliability_curve(statistics)
+    # before them the background, which regions have not; after them the top label
+    heads = slice(0 if statistics.regions else 1, -1)
+    return tuple(x[heads] for x in (curve.counts, curve.confidence, curve.frequency))
+
+
 def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
     """Return method -> stage -> reliability curve of all foreground classes, over the voxels of all cases.
 
     "nll" and "voxels" hold the sums of NLL and the voxels near label borders (the boundary scope) and away from them.
+    "of_bins" tells how many voxels a single case has in a bin between the first and the last: the median over the bins
+    that have one, and the share of these with at most `FEW`.
     """
     found: dict[str, dict[str, Any]] = {}
     near = [*scope_members("boundary")]
@@ -139,14 +151,14 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
         cases = [row for row in comparison["metric_per_case"] if row["model"] == model["name"]]
         bins = dict.fromkeys(STAGES, np.zeros((3, 0)))
         parts = dict.fromkeys(STAGES, np.zeros((2, 2)))
+        filled: dict[str, list[Any]] = {stage: [] for stage in STAGES}
         for row in cases:
             folder = study.model_folder(row["model"]).calibration(row["fold"])
             case = CaseStatistics.load(case_file(folder, row["case"]))
             for stage, statistics in zip(STAGES, (case, case.with_temperature(row["temperature"])), strict=True):
-                curve = reliability_curve(statistics)
-                # rows: background, the foreground classes, the top label
-                counts, *means = (x[1:-1] for x in (curve.counts, curve.confidence, curve.frequency))
+                counts, *means = foreground_bins(statistics)
                 sums = np.array([counts.sum(0), *(np.nansum(counts * mean, 0) for mean in means)])
+                filled[stage] += counts[:, 1:-1][counts[:, 1:-1] > 0].tolist()
                 bins[stage] = sums + bins[stage] if bins[stage].size else sums
                 of_scopes = statistics.histograms
                 parts[stage] = parts[stage] + [
@@ -155,6 +167,7 @@ def curves(study: Study, comparison: dict[str, Any]) -> dict[str, Any]:
         found[model["name"]] = {
             stage: {"counts": n.tolist(), "probability": [*map(float, p)], "positives": [*map(float, y)]}
             | dict(zip(("nll", "voxels"), parts[stage].tolist(), strict=True))
+            | {"of_bins": [float(np.median(filled[stage])), float(np.mean(np.array(filled[stage]) <= FEW))]}
             for stage, (n, p, y) in bins.items()
         }
     return found

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
 from benchmarks.study.tables import (
+    bins_table,
     calibrators_table,
     differences_table,
     folds_table,
@@ -51,6 +52,8 @@ def tables(results: Path) -> dict[str, str]:
             found[f"trainings {stage}"] = trainings(methods, results / "cases.csv", stage)
     if (curves := read(results / "reliability.json")) is not None:
         found["nll"] = nll_table(curves)
+        if all("of_bins" in of_stage for stages in curves.values() for of_stage in stages.values()):
+            found["bins"] = bins_table(curves)
     if (sweep := read(results / "sweep.json")) is not None:
         found["sweep"] = sweep_table(sweep)
         found["sweep cases"] = f"{len(sweep['cases'])} cases of fold {sweep['folds'][0]}."

@@ -114,6 +114,15 @@ def nll_table(curves: dict[str, Any]) -> str:
     return markdown(rows)
 
 
+def bins_table(curves: dict[str, Any]) -> str:
+    """Return a row for each method: how many voxels a bin of a single case holds; see `collect.curves`."""
+    rows = [["method", "median", "at most 3", "median, T", "at most 3, T"]]
+    for method, stages in curves.items():
+        of_bins = (stages[stage]["of_bins"] for stage in STAGES)
+        rows.append([method, *(cell for median, few in of_bins for cell in (f"{median:g}", f"{100 * few:.0f} %"))])
+    return markdown(rows)
+
+
 def sweep_table(comparison: dict[str, Any]) -> str:
     """Return a row for each value: means at T = 1 and with temperature, the temperature, and the setting."""
     rows = [["run", "hyperparameters", "Dice", "ECE", "ECE, T", "ACE", "ACE, T", "NLL", "NLL, T", "T"]]

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.study import collect as module
 from benchmarks.study import report, settings
 from nnunet_calib import CaseStatistics, calibration_errors
+from nnunet_calib.metrics.errors import reliability_curve
 from tests.worlds.compared_folds import DICE, DICE_OTHER, write_dice
 from tests.worlds.measured_folds import Model, made
 
@@ -100,7 +101,12 @@ def test_collected(results):
     assert sum(before["voxels"]) == 8 * voxels
     assert min(*before["nll"], *before["voxels"], *after["nll"]) > 0
     files = (results.parent / "study").rglob("*StudyCalib__*/**/calibration/cases/*.npz")
-    merged = CaseStatistics.merge([CaseStatistics.load(path) for path in files])
+    cases = [CaseStatistics.load(path) for path in files]
+    voxels_of_bins = np.concatenate([reliability_curve(case).counts[1:3, 1:19].ravel() for case in cases])
+    voxels_of_bins = voxels_of_bins[voxels_of_bins > 0]
+    assert before["of_bins"] == pytest.approx([np.median(voxels_of_bins), np.mean(voxels_of_bins <= 3)], rel=1e-5)
+    assert 0 < before["of_bins"][1] < 1
+    merged = CaseStatistics.merge(cases)
     near = calibration_errors(merged, scope="boundary")["nll"]
     assert before["nll"][0] / before["voxels"][0] == pytest.approx(float(near), rel=1e-5)
     assert len(list((results / "runs").iterdir())) == 5
@@ -110,6 +116,19 @@ def test_collected(results):
         for name in ("dataset_reliability_histogram", "worst_cases"):
             text = pictures[f"study_hippocampus_{method}_{name}.png"]
             assert text.startswith(f"{name} of nnUNetTrainerStudy{method}__")
+
+
+@pytest.mark.parametrize(("mode", "foreground"), [("labels", slice(1, 3)), ("regions", slice(0, 3))])
+def test_foreground_bins(mode, foreground):
+    """All regions, and all classes but the background; no top label."""
+    case = made(0, mode=mode)
+    counts, probability, frequency = module.foreground_bins(case.measure())
+    volume = case.labels.size
+    assert counts.sum(1).tolist() == [volume] * (foreground.stop - foreground.start)
+    positives = np.nansum(counts * frequency, 1)
+    assert positives == pytest.approx(case.targets()[foreground].reshape(len(counts), -1).sum(1))
+    expected = case.probabilities[foreground].reshape(len(counts), -1).sum(1)
+    assert np.nansum(counts * probability, 1) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_folder_of_fewer_runs(results):

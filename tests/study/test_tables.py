@@ -9,6 +9,7 @@ from benchmarks.study.figures import families, looks_of, reliability_figure, swe
 from benchmarks.study.report import filled, trainings
 from benchmarks.study.tables import (
     COLUMNS,
+    bins_table,
     differences_table,
     folds_table,
     means_table,
@@ -136,6 +137,12 @@ def test_nll():
         }
     }
     assert nll_table(curves).splitlines()[2] == "| Calib | 0.0300 | 0.0100 | 0.0400 | 0.0200 | 0.0150 | 0.0350 |"
+
+
+def test_bins():
+    """Median and share, before and after."""
+    curves = {"Calib": {STAGES[0]: {"of_bins": [3.0, 0.531]}, STAGES[1]: {"of_bins": [4.5, 0.4]}}}
+    assert bins_table(curves).splitlines()[2] == "| Calib | 3 | 53 % | 4.5 | 40 % |"
 
 
 def test_families():
