@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.study import settings
 from benchmarks.study.run import Study, run_name
+from benchmarks.study.tables import FEW
 from nnunet_calib.figures.fold_figures import draw_fold
 from nnunet_calib.io.atomic_files import replaced_when_complete
 from nnunet_calib.measuring.case_statistics import CaseStatistics
@@ -42,7 +43,6 @@ from nnunet_calib.results.schemas import STAGES
 
 BASELINE = "Calib"
 PICTURED = (BASELINE, "ML1ACE")  # the methods whose cases are shown
-FEW = 3  # voxels, from which a bin can observe no more than four frequencies
 _DIGITS = 6
 
 

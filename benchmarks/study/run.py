@@ -152,7 +152,7 @@ class Study:
 
 
 def select(names: list[str] | None) -> list[tuple[str, int]]:
-    """Return method and fold of the runs of these names, in this order; without names of all in the study's order."""
+    """Return method and fold of the named runs, in this order; without names all of them, in the study's order."""
     queue = {run_name(*of_run): of_run for of_run in settings.chosen().queue()}
     if unknown := sorted({*(names or ())} - {*queue}):
         sys.exit(f"expected --only with runs of the study, got {', '.join(unknown)}: it has {', '.join(queue)}")

@@ -13,6 +13,7 @@ from nnunet_calib.report.comparison_page import SURE
 from nnunet_calib.results.error_tree import mean_of_known
 from nnunet_calib.results.schemas import CALIBRATED, STAGES, UNCALIBRATED
 
+FEW = 3  # voxels of a bin, which can observe no more than four frequencies
 # metric, of, name, digits
 COLUMNS = (
     ("dice", "foreground_mean", "Dice", 3),
@@ -116,7 +117,7 @@ def nll_table(curves: dict[str, Any]) -> str:
 
 def bins_table(curves: dict[str, Any]) -> str:
     """Return a row for each method: how many voxels a bin of a single case holds; see `collect.curves`."""
-    rows = [["method", "median", "at most 3", "median, T", "at most 3, T"]]
+    rows = [["method", "median", f"at most {FEW}", "median, T", f"at most {FEW}, T"]]
     for method, stages in curves.items():
         of_bins = (stages[stage]["of_bins"] for stage in STAGES)
         rows.append([method, *(cell for median, few in of_bins for cell in (f"{median:g}", f"{100 * few:.0f} %"))])
