@@ -58,7 +58,8 @@ class StudyMixin:
         """Return nnU-Net's loaders, each in one worker with a seed, which nnU-Net does not set."""
         with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # has no worker started in vain
             loaders = [augmenter.data_loader for augmenter in super().get_dataloaders()]
-        seed = 2 * (self.first_seed + self.fold)
+        # A training that goes on from a checkpoint does not see the patches of its first epochs again.
+        seed = 2 * (self.first_seed + self.fold) + 1000 * self.current_epoch
         augmenters = tuple(
             NonDetMultiThreadedAugmenter(
                 data_loader=loader,

@@ -4,8 +4,9 @@
     nnUNet_raw=... python -m benchmarks.study.run lidc FOLDER --only Calib_fold1 ML1ACE_fold1
 
 Everything goes to FOLDER: preprocessed/, results/ (as nnU-Net lays them out), logs/, runs/ (the facts of each finished
-run) and STATUS. Killed, it can be started again: finished runs are kept, a training that was not finished begins anew
-with the same seed (so that it is the run it would have been), and an unfinished validation is repeated.
+run) and STATUS. Killed, it can be started again: finished runs are kept, and an unfinished validation is repeated. A
+training goes on from nnU-Net's last checkpoint, of every 50 epochs, with other patches than it would have seen; one
+without a checkpoint begins anew with the same seed, so that it is the run it would have been.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Study:
         """Train and validate, or only validate if training is done; return False if nnU-Net failed."""
         folder = self.fold_folder(method, fold)
         trained = (folder / "checkpoint_final.pth").is_file()
-        if not trained and folder.exists():
+        continued = not trained and (folder / "checkpoint_latest.pth").is_file()
+        if not trained and not continued and folder.exists():
             shutil.rmtree(folder)
         study = settings.chosen()
         command = [
@@ -106,6 +108,7 @@ class Study:
             "-device",
             settings.DEVICE,
             *(["--val"] if trained else []),
+            *(["--c"] if continued else []),
             *(["--npz"] if study.probabilities else []),
         ]
         begin, started = time.monotonic(), datetime.now()
@@ -121,6 +124,7 @@ class Study:
             "started": started.isoformat(timespec="seconds"),
             "wall_seconds": round(time.monotonic() - begin),
             "validation_only": trained,
+            "continued": continued,
         }
         facts = {
             "run": study_run,

@@ -67,6 +67,7 @@ class Training:
     def __init__(self, study):
         self.study = study
         self.done = []  # trainer, and whether it only validated
+        self.continued = []  # trainers that went on from a checkpoint
         self.not_measured = set()
 
     def __call__(self, command, **_):
@@ -75,6 +76,7 @@ class Training:
         assert command[3:5] == ["516", "2d"]
         assert "--npz" in command
         self.done.append((method, "--val" in command))
+        self.continued += [method] if "--c" in command else []
         folder = self.study.fold_folder(method, int(command[5]))
         (folder / "validation" / "calibration").mkdir(parents=True, exist_ok=True)
         (folder / "checkpoint_final.pth").touch()
@@ -122,16 +124,29 @@ def test_only_some(study, training, monkeypatch):
 
 
 def test_goes_on(study, training):
-    """A training that was killed begins anew; of one that was killed in its validation only that is repeated."""
+    """A training goes on from its checkpoint or begins anew; one that was killed in its validation only repeats that."""
     killed, trained_only = study.fold_folder("Calib", 0), study.fold_folder("NACL", 0)
     for folder in (killed, trained_only):
         folder.mkdir(parents=True)
-    (killed / "checkpoint_latest.pth").touch()
+    (killed / "progress.png").touch()
     (trained_only / "checkpoint_final.pth").touch()
     runner.main()
     assert training.done == [("Calib", False), ("NACL", True)]
-    assert not (killed / "checkpoint_latest.pth").exists()
-    assert json.loads((study.runs / "NACL_fold0.json").read_text())["run"]["validation_only"] is True
+    assert not (killed / "progress.png").exists()
+
+    def told(name):
+        return json.loads((study.runs / f"{name}_fold0.json").read_text())["run"]
+
+    assert told("NACL")["validation_only"] is True
+    assert told("Calib")["continued"] is False
+    assert training.continued == []
+
+    (study.runs / "Calib_fold0.json").unlink()
+    (killed / "checkpoint_final.pth").rename(killed / "checkpoint_latest.pth")
+    runner.main()
+    assert training.continued == ["Calib"]
+    assert (killed / "checkpoint_latest.pth").exists()
+    assert told("Calib")["continued"] is True
 
 
 def test_a_failed_run_stops_no_other(study, training):
