@@ -21,11 +21,13 @@ from benchmarks.study import settings
 from benchmarks.study.facts import REPOSITORY
 from benchmarks.study.tables import (
     bins_table,
+    calibrator_differences_table,
     calibrators_table,
     differences_table,
     folds_table,
     means_table,
     nll_table,
+    sweep_differences_table,
     sweep_table,
     trainings_table,
 )
@@ -55,10 +57,12 @@ def tables(results: Path) -> dict[str, str]:
         if all("of_bins" in of_stage for stages in curves.values() for of_stage in stages.values()):
             found["bins"] = bins_table(curves)
     if (sweep := read(results / "sweep.json")) is not None:
-        found["sweep"] = sweep_table(sweep)
+        found["sweep"], found["sweep differences"] = sweep_table(sweep), sweep_differences_table(sweep)
         found["sweep cases"] = f"{len(sweep['cases'])} cases of fold {sweep['folds'][0]}."
     if (file := results / "calibrators.csv").is_file():
-        found["calibrators"] = calibrators_table(read_rows(file))
+        rows = read_rows(file)
+        found["calibrators"] = calibrators_table(rows)
+        found["calibrator differences"] = calibrator_differences_table(rows)
     if (told := read(results / "truth.json")) is not None:
         found["truth"], found["truth agreement"] = truth_table(told), agreement_table(told)
     runs = [read(path) for path in sorted((results / "runs").glob("*.json"))]

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_calib.io.wording import missing
 from nnunet_calib.metrics.catalogue import LABELS
-from nnunet_calib.metrics.significance import holm, training_difference
+from nnunet_calib.metrics.significance import holm, paired_difference, resampling_counts, training_difference
 from nnunet_calib.posthoc import KINDS
 from nnunet_calib.report.comparison_page import SURE
 from nnunet_calib.results.error_tree import mean_of_known
@@ -50,6 +50,11 @@ def means_table(comparison: dict[str, Any], stage: str) -> str:
     return markdown(rows)
 
 
+def _change(mean: float | None, low: float | None, high: float | None, digits: int) -> str:
+    """Return a difference with its interval."""
+    return f"{_number(mean, digits, '+')} ({_number(low, digits, '+')} to {_number(high, digits, '+')})"
+
+
 def differences_table(comparison: dict[str, Any], stage: str) -> str:
     """Return a row for each method but the first: paired differences from it, intervals and corrected p."""
     rows = [["method", *(name for _, _, name, _ in COLUMNS)]]
@@ -59,9 +64,7 @@ def differences_table(comparison: dict[str, Any], stage: str) -> str:
         cells = [model["name"]]
         for metric, of, _, digits in COLUMNS:
             row = find(comparison, metric, of, stage, model["name"])
-            low, high = row["difference_interval"]
-            limits = f"{_number(low, digits, '+')} to {_number(high, digits, '+')}"
-            cells.append(f"{_number(row['difference'], digits, '+')} ({limits}), {_p(row['p_holm'])}")
+            cells.append(f"{_change(row['difference'], *row['difference_interval'], digits)}, {_p(row['p_holm'])}")
         rows.append(cells)
     return markdown(rows)
 
@@ -86,8 +89,7 @@ def trainings_table(comparison: dict[str, Any], cases: Sequence[dict[str, str]],
         }
         corrected = holm([found[name].p for name in others])
         for name, p in zip(others, corrected, strict=True):
-            limits = f"{_number(found[name].low, digits, '+')} to {_number(found[name].high, digits, '+')}"
-            text = f"{_number(found[name].mean, digits, '+')} ({limits}), {_p(p)}"
+            text = f"{_change(found[name].mean, found[name].low, found[name].high, digits)}, {_p(p)}"
             row = find(comparison, metric, of, stage, name)
             same = (row["difference"] > 0) == (found[name].mean > 0)
             agree = same and max(p, row["p_holm"]) < SURE
@@ -124,16 +126,36 @@ def bins_table(curves: dict[str, Any]) -> str:
     return markdown(rows)
 
 
+_SWEEP_COLUMNS = tuple(
+    (metric, of, name + ", T" * (stage == CALIBRATED), digits, stage)
+    for metric, of, name, digits in (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[4])
+    for stage in (STAGES[:1] if metric == "dice" else STAGES)
+)
+
+
 def sweep_table(comparison: dict[str, Any]) -> str:
     """Return a row for each value: means at T = 1 and with temperature, the temperature, and the setting."""
-    rows = [["run", "hyperparameters", "Dice", "ECE", "ECE, T", "ACE", "ACE, T", "NLL", "NLL, T", "T"]]
+    rows = [["run", "hyperparameters", *(name for _, _, name, _, _ in _SWEEP_COLUMNS), "T"]]
     for model in comparison["models"]:
         name = model["name"]
         cells = [name, set_here(model["hyperparameters"] or {})]
-        for metric, of, _, digits in (COLUMNS[0], COLUMNS[1], COLUMNS[2], COLUMNS[4]):
-            for stage in STAGES[:1] if metric == "dice" else STAGES:
-                cells.append(_number(find(comparison, metric, of, stage, name)["mean"], digits))
+        for metric, of, _, digits, stage in _SWEEP_COLUMNS:
+            cells.append(_number(find(comparison, metric, of, stage, name)["mean"], digits))
         rows.append([*cells, _temperature(model, CALIBRATED)])
+    return markdown(rows)
+
+
+def sweep_differences_table(comparison: dict[str, Any]) -> str:
+    """Return a row for each value: paired differences from the first model with their intervals over cases."""
+    rows = [["run", *(name for _, _, name, _, _ in _SWEEP_COLUMNS)]]
+    for model in comparison["models"]:
+        if model["name"] == comparison["first_model"]:
+            continue
+        cells = [model["name"]]
+        for metric, of, _, digits, stage in _SWEEP_COLUMNS:
+            row = find(comparison, metric, of, stage, model["name"])
+            cells.append(_change(row["difference"], *row["difference_interval"], digits))
+        rows.append(cells)
     return markdown(rows)
 
 
@@ -156,6 +178,35 @@ def calibrators_table(cases: Sequence[dict[str, str]]) -> str:
             for metric, _, _, digits in columns:
                 name = f"{metric}_{stage}"
                 cells.append(_number(mean(name if name in of_method[0] else metric), digits))
+            rows.append(cells)
+    return markdown(rows)
+
+
+def calibrator_differences_table(cases: Sequence[dict[str, str]]) -> str:
+    """Return what a calibrator changes in each method, with intervals over cases.
+
+    The first kind, a temperature, is held against no calibrator, and every other one against the temperature.
+
+    Args:
+        cases: the rows of calibrators.csv.
+    """
+    columns = [column for column in COLUMNS if column[0] not in ("mce", "brier")]
+    rows = [["method", "calibrator", *(name for _, _, name, _ in columns)]]
+    for method in dict.fromkeys(row["model"] for row in cases):
+        of_method = [row for row in cases if row["model"] == method]
+        counts = resampling_counts(len(of_method))
+
+        def values(metric: str, stage: str, rows: Sequence[dict[str, str]] = of_method) -> list[float]:
+            name = f"{metric}_{stage}"
+            return [float(row[name if name in row else metric] or "nan") for row in rows]
+
+        for number, kind in enumerate(KINDS):
+            against = "before" if number == 0 else next(iter(KINDS))
+            other = "-" if number == 0 else KINDS[against].calibrator.short
+            cells = ["" if number else method, f"{KINDS[kind].calibrator.short} against {other}"]
+            for metric, _, _, digits in columns:
+                found = paired_difference(values(metric, kind), values(metric, against), counts)
+                cells.append(_change(found.mean, found.low, found.high, digits))
             rows.append(cells)
     return markdown(rows)
 

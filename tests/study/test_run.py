@@ -124,7 +124,7 @@ def test_only_some(study, training, monkeypatch):
 
 
 def test_goes_on(study, training):
-    """A training goes on from its checkpoint or begins anew; one that was killed in its validation only repeats that."""
+    """A training goes on from its checkpoint or begins anew; a validation that was killed is repeated."""
     killed, trained_only = study.fold_folder("Calib", 0), study.fold_folder("NACL", 0)
     for folder in (killed, trained_only):
         folder.mkdir(parents=True)

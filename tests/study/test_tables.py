@@ -10,10 +10,12 @@ from benchmarks.study.report import filled, trainings
 from benchmarks.study.tables import (
     COLUMNS,
     bins_table,
+    calibrator_differences_table,
     differences_table,
     folds_table,
     means_table,
     nll_table,
+    sweep_differences_table,
     sweep_table,
     swept_value,
 )
@@ -108,6 +110,34 @@ def test_sweep():
         "| ML1ACE_w03 | mL1-ACE 0.3, full resolution only | 0.005 | 0.0100 | 0.0105 | 0.015 | 0.015 | 0.0250 | 0.0255 "
         "| 1.25 |"
     )
+
+
+def test_sweep_differences():
+    """A row for each run but the first, with the intervals of the comparison."""
+    head, _, row = sweep_differences_table(comparison()).splitlines()
+    assert head == "| run | Dice | ECE | ECE, T | ACE | ACE, T | NLL | NLL, T |"
+    assert row.startswith("| ML1ACE_w03 | -0.005 (-0.010 to +0.000) | -0.0100 (-0.0200 to +0.0000) | -0.0105 (")
+
+
+def test_calibrator_differences():
+    """The temperature against nothing, the others against the temperature; only vector scaling moves the Dice."""
+    change = {"temperature": -0.2, "classwise": -0.25, "vector": -0.1}
+    cases = []
+    for number in range(20):
+        row = {"model": "Calib", "dice": "0.5", "dice_vector": f"{0.5 + 0.01 * (number + 1)}"}
+        for metric in ("ece", "ace", "nll"):
+            row |= {f"{metric}_{kind}": f"{0.4 + 0.01 * number + by}" for kind, by in (("before", 0), *change.items())}
+        cases.append(row)
+    head, _, *rows = calibrator_differences_table(cases).splitlines()
+    assert head == "| method | calibrator | Dice | ECE | ACE | NLL |"
+    found = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[1] for row in found] == ["T against -", "T by class against T", "w z + b against T"]
+    means = [[float(cell.split(" (")[0]) for cell in row[2:]] for row in found]
+    expected = [[0, -0.2, -0.2, -0.2], [0, -0.05, -0.05, -0.05], [0.105, 0.1, 0.1, 0.1]]
+    assert np.array(means) == pytest.approx(np.array(expected), abs=1e-9)
+    assert found[0][4] == "-0.200 (-0.200 to -0.200)"  # every case changes by the same, so no interval has a width
+    low, high = (float(limit) for limit in found[2][2].partition("(")[2].rstrip(")").split(" to "))
+    assert 0.07 < low < 0.105 < high < 0.14
 
 
 def test_folds():
