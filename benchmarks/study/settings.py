@@ -48,6 +48,9 @@ METHODS = {
     "NACLML1ACE": Method(("nnUNetTrainerNACLML1ACE",)),
     "NACL_published": Method(("nnUNetTrainerNACL_published",)),
     "ML1ACE_pooled": Method(("nnUNetTrainerML1ACE",), {"ml1_ace_pool_with_batch_dice": True}),
+    "ML1ACE_pooled_w03": Method(
+        ("nnUNetTrainerML1ACE",), {"ml1_ace_pool_with_batch_dice": True, "ml1_ace_weight": 0.3}
+    ),
     "LS": Method(("nnUNetTrainerLS",)),
     "MbLS": Method(("nnUNetTrainerMbLS",)),
     "Focal": Method(("nnUNetTrainerFocal",)),
@@ -180,6 +183,7 @@ STUDIES = {
         iterations=100,
         folds=(0,),
         methods=("Calib", "ML1ACE", "NACL", "NACL_published", "SVLS"),
+        calibrators=True,
     ),
     "hippocampus_2d": Study(
         dataset=4,
@@ -205,6 +209,7 @@ STUDIES = {
             "Calib",
             "ML1ACE",
             "ML1ACE_pooled",
+            "ML1ACE_pooled_w03",
             "NACL",
             "Dice",
             "DiceML1ACE",
