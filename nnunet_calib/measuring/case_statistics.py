@@ -64,6 +64,7 @@ class CaseStatistics:
         *,
         regions: Sequence[tuple[int, ...]] | None = None,
         ignore_label: int | None = None,
+        raters: int | None = None,
         spacing: Sequence[float] | None = None,
         max_voxels: int = MAX_VOXELS,
         boundary_mm: float | None = None,
@@ -83,6 +84,8 @@ class CaseStatistics:
             regions: label values of each head, in channel order, for region-based models; None for the classes 0 to
                 C - 1.
             ignore_label: label of voxels that are excluded everywhere.
+            raters: number of raters behind frequencies, the same for all cases that are put together, for which each
+                voxel counts so often; None means the smallest number that can have the frequencies of this case.
             spacing: voxel size in mm along each axis of `labels`, for the boundary scope; None means 1.
             max_voxels: size of the voxel sample, at least 34; a case with fewer voxels is kept whole. The
                 sample is smaller where a file would exceed 4 MB.
@@ -104,7 +107,7 @@ class CaseStatistics:
         boundary_mm = check_boundary_mm(default_boundary_mm(spacing) if boundary_mm is None else boundary_mm)
         labels = np.asarray(labels)
         if labels.ndim == len(probabilities.shape) and labels.dtype.kind == "f":
-            raters = number_of_raters(labels)
+            raters = number_of_raters(labels) if raters is None else raters
             measure = partial(
                 cls.from_probabilities,
                 probabilities,

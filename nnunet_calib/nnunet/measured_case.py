@@ -29,6 +29,7 @@ def measure_case(
     boundary_mm: float | None = None,
     crop: tuple[slice, ...] | None = None,
     max_voxels: int = MAX_VOXELS,
+    raters: int | None = None,
 ) -> CaseStatistics:
     """Measure probabilities against a label file; `spacing` in mm defaults to that of the file.
 
@@ -51,6 +52,7 @@ def measure_case(
         boundary_mm=boundary_mm,
         crop=crop,
         max_voxels=max_voxels,
+        raters=raters,
         case=case,
         model=model,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,9 @@ from tqdm import tqdm
 from nnunet_calib.io.processes import workers_end_with_us
 from nnunet_calib.io.wording import last_line
 from nnunet_calib.measuring.case_statistics import MAX_VOXELS, CaseStatistics, voxels_of_rater
+from nnunet_calib.measuring.raters import common_number, number_of_raters
 from nnunet_calib.measuring.scopes import BOUNDARY_MM
-from nnunet_calib.nnunet.measured_case import measure_case
+from nnunet_calib.nnunet.measured_case import measure_case, read_frequencies
 from nnunet_calib.nnunet.pickled_properties import image_spacing
 from nnunet_calib.nnunet.saved_probabilities import SavedProbabilities
 from nnunet_calib.results.heads import Heads
@@ -46,6 +48,8 @@ class Predictions:
         further_raters: folders with the label maps of more raters, each of whom counts as much as the first.
         frequency_folders: names of the folders in `labels_folder` that have the frequencies of the labels 1, 2, ...
             among raters, in the place of label maps.
+        frequency_raters: number of raters behind the frequencies of all cases, from `with_raters_counted`; with None
+            each case has its own.
     """
 
     folder: Path
@@ -59,6 +63,32 @@ class Predictions:
     boundary_mm: float = BOUNDARY_MM
     further_raters: tuple[Path, ...] = ()
     frequency_folders: tuple[str, ...] = ()
+    frequency_raters: int | None = None
+
+    def with_raters_counted(self, processes: int | None = None) -> Predictions:
+        """Return the predictions with the number of raters behind the frequencies, for whom voxels of all cases count.
+
+        It takes a pass over the frequencies; without these nothing changes.
+
+        Args:
+            processes: as for `save_all`.
+
+        Raises:
+            ValueError: as for `measure`, or if cases have frequencies among too many different numbers of raters.
+            OSError: if a process ran out of memory.
+        """
+        if not self.frequency_folders:
+            return self
+        number = common_number(for_each_case(self._number_of_raters, self.cases, processes, "counting raters"))
+        return replace(self, frequency_raters=number, model=self.model | ({"raters": number} if number > 1 else {}))
+
+    def _number_of_raters(self, case: str) -> int:
+        files = self._frequency_files(case)
+        with self._named(case, files):
+            return number_of_raters(read_frequencies(files, self.reader)[0])
+
+    def _frequency_files(self, case: str) -> list[Path]:
+        return [self.labels_folder / folder / f"{case}{self.file_ending}" for folder in self.frequency_folders]
 
     def measure(self, case: str) -> CaseStatistics:
         """Return the statistics of one case; its probabilities are in memory once, at full resolution.
@@ -70,7 +100,7 @@ class Predictions:
         name = f"{case}{self.file_ending}"
         raters: list[Path | list[Path]] = [folder / name for folder in (self.labels_folder, *self.further_raters)]
         if self.frequency_folders:
-            raters = [[self.labels_folder / folder / name for folder in self.frequency_folders]]
+            raters = [self._frequency_files(case)]
         return CaseStatistics.of_raters(
             self._measure_rater(case, probabilities, file, voxels_of_rater(MAX_VOXELS, len(raters))) for file in raters
         )
@@ -78,10 +108,8 @@ class Predictions:
     def _measure_rater(
         self, case: str, probabilities: SavedProbabilities, labels_file: Path | Sequence[Path], max_voxels: int
     ) -> CaseStatistics:
-        shown = ", ".join(map(str, [labels_file] if isinstance(labels_file, Path) else labels_file))
-        npz = self.folder / f"{case}.npz"
-        spacing = image_spacing(npz)
-        try:
+        spacing = image_spacing(self.folder / f"{case}.npz")
+        with self._named(case, [labels_file] if isinstance(labels_file, Path) else labels_file):
             return measure_case(
                 probabilities,
                 labels_file,
@@ -92,7 +120,15 @@ class Predictions:
                 spacing=spacing,
                 boundary_mm=self.boundary_mm,
                 max_voxels=max_voxels,
+                raters=self.frequency_raters,
             )
+
+    @contextmanager
+    def _named(self, case: str, labels_files: Sequence[Path]) -> Iterator[None]:
+        """Let errors name the case and its files."""
+        shown, npz = ", ".join(map(str, labels_files)), self.folder / f"{case}.npz"
+        try:
+            yield
         except MemoryError:
             raise
         except ValueError as error:

@@ -30,19 +30,34 @@ def test_frequencies(tmp_path, capsys):
     """A folder of frequencies for each structure gives the errors and the temperature of the raters behind them."""
     cases = write_world(tmp_path)
     folder, predictions = tmp_path / "frequencies", ["-i", str(tmp_path / "pred")]
+    agreed = min(cases)  # its frequencies alone do not tell that there are three raters
     for name, case in cases.items():
-        raters = [case.labels, np.roll(case.labels, 1, 0), case.labels]
+        raters = [case.labels, case.labels if name == agreed else np.roll(case.labels, 1, 0), case.labels]
         of = {structure: np.mean([one == c for one in raters], axis=0) for c, structure in enumerate(STRUCTURES, 1)}
         write_frequencies(folder, name, of)
     assert cli.main(["evaluate", *predictions, "-gt", str(folder), "--no-figures"]) == 0
-    note = "Measured against frequencies of labels: each voxel counts once for each rater behind them."
+    note = "multiples of 1/3 in every case: each voxel counts once for each of so many raters."
     assert note in capsys.readouterr().out
+    summary = json.loads((tmp_path / "pred" / "calibration" / "summary.json").read_text())
+    assert summary["model"]["raters"] == 3
     for name, case in cases.items():
-        raters = [case.labels, case.labels, np.roll(case.labels, 1, 0)]
+        raters = [case.labels, case.labels, case.labels if name == agreed else np.roll(case.labels, 1, 0)]
         of_raters = CaseStatistics.of_raters(replace(case, labels=labels).measure() for labels in raters)
         measured = CaseStatistics.load(tmp_path / "pred" / "calibration" / "cases" / f"{name}.npz")
         assert_same_histograms(measured.histograms.scope("image"), of_raters.histograms.scope("image"))
     fitted = json.loads((tmp_path / "pred" / "calibration" / "temperature.json").read_text())["temperature"]
+    for rater in range(3):
+        for name, case in cases.items():
+            (tmp_path / f"rater_{rater}").mkdir(exist_ok=True)
+            labels = np.roll(case.labels, 1, 0) if rater == 1 and name != agreed else case.labels
+            sitk.WriteImage(sitk.GetImageFromArray(labels), tmp_path / f"rater_{rater}" / f"{name}.nii.gz")
+    folders = [str(tmp_path / f"rater_{rater}") for rater in range(3)]
+    assert cli.main(["evaluate", *predictions, "-gt", *folders, "--no-figures", "-o", str(tmp_path / "of_raters")]) == 0
+    of_raters = json.loads((tmp_path / "of_raters" / "summary.json").read_text())
+    assert of_raters["temperature"]["temperature"] == pytest.approx(fitted)
+    pooled = [of["metrics"]["uncalibrated"]["image"]["foreground_mean"] for of in (summary, of_raters)]
+    for name in ("ace", "ace_by_chance", "ece"):
+        assert pooled[0][name] == pytest.approx(pooled[1][name])
     fit = ["fit", *predictions, "-gt", str(folder), "-o", str(tmp_path / "fit")]
     assert cli.main(fit) == 0
     assert json.loads((tmp_path / "fit" / "temperature.json").read_text())["temperature"] == fitted

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from nnunet_calib import CaseStatistics, calibration_errors, fit_temperature
-from nnunet_calib.measuring.raters import label_maps, number_of_raters
+from nnunet_calib.measuring.raters import common_number, label_maps, number_of_raters
 from tests.worlds.measured_cases import assert_same_histograms
 
 RATERS = 4
@@ -102,6 +102,23 @@ def test_number_of_raters(raters):
     maps = [*label_maps(f, number)]
     np.testing.assert_allclose(frequencies_of(maps), f, atol=1e-6)
     assert all((early <= late).all() for early, late in itertools.pairwise(maps))
+
+
+def test_more_raters_than_the_frequencies_tell():
+    """With the number of raters a case counts as often as the others, though its raters agree."""
+    _, p, raters = drawn()
+    statistics = CaseStatistics.from_probabilities(p, frequencies_of(raters[:1]), raters=RATERS)
+    assert_same_histograms(statistics.histograms, measured(p, raters[:1] * RATERS).histograms)
+    with pytest.raises(ValueError, match="expected frequencies among 3 raters, multiples of 1/3, got others"):
+        CaseStatistics.from_probabilities(p, frequencies_of(raters), raters=3)
+
+
+def test_common_number():
+    """Of all cases; of too many raters a sentence."""
+    assert common_number([1, 4, 2, 3]) == 12
+    assert common_number([1, 1]) == 1
+    with pytest.raises(ValueError, match=r"among up to 16 raters, got multiples of 1/4, 1/5 in different cases: round"):
+        common_number([5, 4, 4])
 
 
 def test_sample_size():

@@ -20,7 +20,10 @@ from nnunet_calib.results.judged_cases import MeasuredCase, read_cases
 from nnunet_calib.results.layout import case_file
 
 _RATERS = "Measured against {} raters: each voxel counts once for each of them."
-_FREQUENCIES = "Measured against frequencies of labels: each voxel counts once for each rater behind them."
+_FREQUENCIES = (
+    "Measured against frequencies of labels, multiples of 1/{} in every case: each voxel counts once for each of so "
+    "many raters."
+)
 
 
 def evaluate(
@@ -57,6 +60,7 @@ def evaluate(
             f"expected one folder of label maps with --lesions, got {got}: a lesion is found or missed for one rater, "
             f"so name one with -gt"
         )
+    predictions = predictions.with_raters_counted(processes)
     with measured(predictions, calibration_folder, processes) as cases:
         fitted = None
         if given is None:
@@ -68,7 +72,7 @@ def evaluate(
         if predictions.further_raters:
             summary["notes"].insert(0, _RATERS.format(1 + len(predictions.further_raters)))
         if predictions.frequency_folders:
-            summary["notes"].insert(0, _FREQUENCIES)
+            summary["notes"].insert(0, _FREQUENCIES.format(predictions.frequency_raters))
         rows = []
         if lesions:
             of_all = from_json(used)
@@ -91,6 +95,7 @@ def fit(
 
     Arguments and errors are those of `evaluate`.
     """
+    predictions = predictions.with_raters_counted(processes)
     with measured(predictions, calibration_folder, processes) as cases:
         fitted = fit_calibrator(cases, predictions.heads, predictions.model, kind=kind)
     write_fits(calibration_folder, fitted)
