@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import settings
+from benchmarks.study import raters, settings
 from benchmarks.study.facts import REPOSITORY
 from benchmarks.study.tables import (
     bins_table,
@@ -73,6 +73,7 @@ def tables(results: Path) -> dict[str, str]:
             (run for run in runs if run["run"]["method"] in names), key=lambda run: names.index(run["run"]["method"])
         )
         found["folds"] = folds_table(shown, methods["first_model"])
+        found |= raters.tables(results, test_to_train(methods))
     return found
 
 
@@ -80,8 +81,12 @@ def trainings(methods: dict[str, Any], cases: Path, stage: str) -> str:
     """Return the table of differences over trainings, or why there is none."""
     if len(methods["folds"]) < LEAST_FOLDS:
         return trainings_note(len(methods["folds"]))
-    ratio = methods.get("test_to_train") or 1 / (NNUNET_FOLDS - 1)
-    return trainings_table(methods, read_rows(cases), stage, ratio)
+    return trainings_table(methods, read_rows(cases), stage, test_to_train(methods))
+
+
+def test_to_train(methods: dict[str, Any]) -> float:
+    """Return the validated cases of a fold for each case that it trains on."""
+    return methods.get("test_to_train") or 1 / (NNUNET_FOLDS - 1)
 
 
 def not_learned(runs: list[dict[str, Any]]) -> str:

@@ -45,14 +45,19 @@ def means_table(comparison: dict[str, Any], stage: str) -> str:
         for metric, of, _, digits in COLUMNS:
             row = find(comparison, metric, of, stage, model["name"])
             low, high = row["interval"]
-            cells.append(f"{_number(row['mean'], digits)} ({_number(low, digits)} to {_number(high, digits)})")
+            cells.append(f"{decimal(row['mean'], digits)} ({decimal(low, digits)} to {decimal(high, digits)})")
         rows.append(cells)
     return markdown(rows)
 
 
-def _change(mean: float | None, low: float | None, high: float | None, digits: int) -> str:
+def decimal(value: float | None, digits: int, sign: str = "") -> str:
+    """Return a number for a table, a dash without one."""
+    return "-" if missing(value) else f"{value:{sign}.{digits}f}"
+
+
+def changed(mean: float | None, low: float | None, high: float | None, digits: int) -> str:
     """Return a difference with its interval."""
-    return f"{_number(mean, digits, '+')} ({_number(low, digits, '+')} to {_number(high, digits, '+')})"
+    return f"{decimal(mean, digits, '+')} ({decimal(low, digits, '+')} to {decimal(high, digits, '+')})"
 
 
 def differences_table(comparison: dict[str, Any], stage: str) -> str:
@@ -64,7 +69,7 @@ def differences_table(comparison: dict[str, Any], stage: str) -> str:
         cells = [model["name"]]
         for metric, of, _, digits in COLUMNS:
             row = find(comparison, metric, of, stage, model["name"])
-            cells.append(f"{_change(row['difference'], *row['difference_interval'], digits)}, {_p(row['p_holm'])}")
+            cells.append(f"{changed(row['difference'], *row['difference_interval'], digits)}, {_p(row['p_holm'])}")
         rows.append(cells)
     return markdown(rows)
 
@@ -89,7 +94,7 @@ def trainings_table(comparison: dict[str, Any], cases: Sequence[dict[str, str]],
         }
         corrected = holm([found[name].p for name in others])
         for name, p in zip(others, corrected, strict=True):
-            text = f"{_change(found[name].mean, found[name].low, found[name].high, digits)}, {_p(p)}"
+            text = f"{changed(found[name].mean, found[name].low, found[name].high, digits)}, {_p(p)}"
             row = find(comparison, metric, of, stage, name)
             same = (row["difference"] > 0) == (found[name].mean > 0)
             agree = same and max(p, row["p_holm"]) < SURE
@@ -112,7 +117,7 @@ def nll_table(curves: dict[str, Any]) -> str:
         cells = [method]
         for stage in STAGES:
             near, away = (part / sum(stages[stage]["voxels"]) for part in stages[stage]["nll"])
-            cells += [_number(value, 4) for value in (near, away, near + away)]
+            cells += [decimal(value, 4) for value in (near, away, near + away)]
         rows.append(cells)
     return markdown(rows)
 
@@ -140,7 +145,7 @@ def sweep_table(comparison: dict[str, Any]) -> str:
         name = model["name"]
         cells = [name, set_here(model["hyperparameters"] or {})]
         for metric, of, _, digits, stage in _SWEEP_COLUMNS:
-            cells.append(_number(find(comparison, metric, of, stage, name)["mean"], digits))
+            cells.append(decimal(find(comparison, metric, of, stage, name)["mean"], digits))
         rows.append([*cells, _temperature(model, CALIBRATED)])
     return markdown(rows)
 
@@ -154,7 +159,7 @@ def sweep_differences_table(comparison: dict[str, Any]) -> str:
         cells = [model["name"]]
         for metric, of, _, digits, stage in _SWEEP_COLUMNS:
             row = find(comparison, metric, of, stage, model["name"])
-            cells.append(_change(row["difference"], *row["difference_interval"], digits))
+            cells.append(changed(row["difference"], *row["difference_interval"], digits))
         rows.append(cells)
     return markdown(rows)
 
@@ -177,7 +182,7 @@ def calibrators_table(cases: Sequence[dict[str, str]]) -> str:
             cells = [method if stage == "before" else "", "-" if stage == "before" else KINDS[stage].calibrator.short]
             for metric, _, _, digits in columns:
                 name = f"{metric}_{stage}"
-                cells.append(_number(mean(name if name in of_method[0] else metric), digits))
+                cells.append(decimal(mean(name if name in of_method[0] else metric), digits))
             rows.append(cells)
     return markdown(rows)
 
@@ -206,7 +211,7 @@ def calibrator_differences_table(cases: Sequence[dict[str, str]]) -> str:
             cells = ["" if number else method, f"{KINDS[kind].calibrator.short} against {other}"]
             for metric, _, _, digits in columns:
                 found = paired_difference(values(metric, kind), values(metric, against), counts)
-                cells.append(_change(found.mean, found.low, found.high, digits))
+                cells.append(changed(found.mean, found.low, found.high, digits))
             rows.append(cells)
     return markdown(rows)
 
@@ -220,10 +225,10 @@ def folds_table(runs: Sequence[dict[str, Any]], baseline: str) -> str:
         for name, digits in (("Dice", 3), ("ACE", 3), ("NLL", 4)):
             values = [_run_value(by_run.get((method, fold)), name) for fold in folds]
             if method == baseline:
-                rows.append([method, name, *(_number(value, digits) for value in values)])
+                rows.append([method, name, *(decimal(value, digits) for value in values)])
                 continue
             base = [_run_value(by_run[baseline, fold], name) for fold in folds]
-            cells = ["-" if v is None else _number(v - b, digits, "+") for v, b in zip(values, base, strict=True)]
+            cells = ["-" if v is None else decimal(v - b, digits, "+") for v, b in zip(values, base, strict=True)]
             rows.append([method, name, *cells])
     return markdown(rows)
 
@@ -294,11 +299,7 @@ def set_here(hyperparameters: Mapping[str, Any]) -> str:
 
 
 def _temperature(model: dict[str, Any], stage: str) -> str:
-    return "1" if stage == UNCALIBRATED else _number(model["temperature"]["mean"], 2)
-
-
-def _number(value: float | None, digits: int, sign: str = "") -> str:
-    return "-" if missing(value) else f"{value:{sign}.{digits}f}"
+    return "1" if stage == UNCALIBRATED else decimal(model["temperature"]["mean"], 2)
 
 
 def _p(value: float | None) -> str:
