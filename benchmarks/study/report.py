@@ -146,7 +146,7 @@ def draw(results: Path, images: Path) -> None:
     """Draw every figure for which there are results."""
     from matplotlib import style
 
-    from benchmarks.study.figures import reliability_figure, save, sweep_figure
+    from benchmarks.study.figures import families, reliability_figure, save, sweep_figure
     from nnunet_calib.figures.dice_against_ace import dice_against_ace_figure
 
     prefix = f"study_{settings.chosen().name}"
@@ -158,7 +158,8 @@ def draw(results: Path, images: Path) -> None:
             save(dice_against_ace_figure(with_foreground(methods)), images / f"{prefix}_methods.png")
         if (sweep := read(results / "sweep.json")) is not None:
             compared = with_foreground(sweep)
-            draw_sweep = sweep_figure if settings.chosen().sweep else dice_against_ace_figure
+            swept = settings.chosen().sweep and families([model["name"] for model in compared["models"]])
+            draw_sweep = sweep_figure if swept else dice_against_ace_figure
             save(draw_sweep(compared), images / f"{prefix}_sweep.png")
 
 
