@@ -43,7 +43,7 @@ from nnunet_calib.results.schemas import STAGES
 
 BASELINE = "Calib"
 PICTURED = (BASELINE, "ML1ACE")  # the methods whose cases are shown
-_DIGITS = 6
+DIGITS = 6
 
 
 def finished(runs: Path) -> dict[str, set[int]]:
@@ -110,7 +110,7 @@ def calibrator_rows(comparisons: Mapping[str, dict[str, Any]]) -> list[dict[str,
                 row[f"dice_{kind}"] = case["estimated_dice"]["after"]
             for stage, name in zip(STAGES, ("before", kind), strict=True):
                 row |= {f"{m}_{name}": case_error(case[stage]["image"], m) for m in (*HEAD_ERRORS, "nll")}
-    return [*map(_rounded, rows.values())]
+    return [*map(rounded, rows.values())]
 
 
 def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,12 +121,13 @@ def case_rows(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         for stage in STAGES:
             errors = case[stage]["image"]
             row |= {f"{metric}_{stage}": case_error(errors, metric) for metric in (*HEAD_ERRORS, *SCORES, *RANKINGS)}
-        rows.append(_rounded(row))
+        rows.append(rounded(row))
     return rows
 
 
-def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: round(value, _DIGITS) if isinstance(value, float) else value for name, value in row.items()}
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with numbers of as many digits as the files keep."""
+    return {name: round(value, DIGITS) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def foreground_bins(statistics: CaseStatistics) -> tuple[NDArray[Any], ...]:
@@ -192,7 +193,7 @@ def write_compact(content: Any, path: Path) -> None:
         if isinstance(value, list | tuple):
             return [shortened(v) for v in value]
         if isinstance(value, float):
-            return float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None
+            return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
         return value
 
     with replaced_when_complete(path) as temporary:

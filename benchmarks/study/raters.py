@@ -12,7 +12,6 @@ radiologists each case is also judged by one that was fitted to the drawn labels
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.study import settings
-from benchmarks.study.collect import write_compact, write_rows
+from benchmarks.study.collect import DIGITS, rounded, write_compact, write_rows
 from benchmarks.study.plan import dataset_folder
 from benchmarks.study.run import Study
-from benchmarks.study.tables import changed, decimal, markdown
+from benchmarks.study.tables import changed, decimal, markdown, means_of_folds
 from nnunet_calib import CaseStatistics, calibration_errors, fit_temperature
 from nnunet_calib.measuring.voxel_sample import VoxelSample
 from nnunet_calib.metrics.pooled_errors import CaseSums, PooledCases
@@ -40,7 +39,6 @@ RATERS, DRAWN, MAJORITY = "four radiologists", "the drawn one", "the majority"
 AGAINST = (RATERS, DRAWN, MAJORITY)
 NODULE = 1
 _BITS = 4  # of a picture in raters/, one for each radiologist
-_DIGITS = 6
 
 
 class Measured(NamedTuple):
@@ -127,7 +125,7 @@ def method_results(
                     row[f"{name}_{stage}"] = value
             for stage, statistics in stages.items():
                 sums.setdefault(stage, []).append(CaseSums.of(statistics))
-            rows.append({key: round(v, _DIGITS) if isinstance(v, float) else v for key, v in row.items()})
+            rows.append(rounded(row))
         pooled[against] = {stage: PooledAce.of(of_stage) for stage, of_stage in sums.items()}
     return rows, pooled
 
@@ -150,12 +148,23 @@ class PooledAce(NamedTuple):
         """Return the ACE and its difference from that of another method, each with its interval over cases."""
         difference, resampled = self.value - first.value, self.resampled - first.resampled
         return {
-            name: [round(x, _DIGITS) for x in (value, *limits)]
+            name: [round(x, DIGITS) for x in (value, *limits)]
             for name, value, limits in (
                 ("ace", self.value, pooled_interval(self.resampled, self.value, self.cases)),
                 ("difference", difference, pooled_interval(resampled, difference, self.cases, lowest=-np.inf)),
             )
         }
+
+
+def compared_pools(pools: Mapping[str, dict[str, dict[str, PooledAce]]], first: str) -> dict[str, Any]:
+    """Return the content of raters.json: the pooled ACE of each method, kind of label and stage, beside the first's."""
+    return {
+        method: {
+            against: {stage: ace.compared(pools[first][against][stage]) for stage, ace in stages.items()}
+            for against, stages in of_method.items()
+        }
+        for method, of_method in pools.items()
+    }
 
 
 def _values(rows: Sequence[dict[str, str]], column: str) -> NDArray[np.float64]:
@@ -205,23 +214,19 @@ def raters_differences_table(rows: Sequence[dict[str, str]], pooled: dict[str, A
         "NLL, T": (RATERS, "nll_after", 4),
     }
     lines = [["method", "intervals over", *columns, "ACE, pooled", "ACE, pooled, T"]]
+    folds = sorted({int(row["fold"]) for row in rows})
     for model in others:
         over_cases, over_trainings = [model, "cases"], ["", "trainings"]
         for against, column, digits in columns.values():
             mine, base = (_of(rows, name, against) for name in (model, first))
             change = paired_difference(_values(mine, column), _values(base, column), resampling_counts(len(mine)))
             over_cases.append(changed(change.mean, change.low, change.high, digits))
-            means, base_means = (_means_of_folds(of, column) for of in (mine, base))
-            trained = training_difference([mean - base_means[fold] for fold, mean in means.items()], ratio)
+            means = means_of_folds([*mine, *base], column)
+            trained = training_difference([means[model, k] - means[first, k] for k in folds], ratio)
             over_trainings.append(changed(trained.mean, trained.low, trained.high, digits))
         over_cases += [changed(*pooled[model][RATERS][stage]["difference"], 3) for stage in ("before", "after")]
         lines += [over_cases, [*over_trainings, "-", "-"]]
     return markdown(lines)
-
-
-def _means_of_folds(rows: Sequence[dict[str, str]], column: str) -> dict[str, float]:
-    folds = sorted({row["fold"] for row in rows})
-    return {fold: mean_of_known(_values([row for row in rows if row["fold"] == fold], column)) for fold in folds}
 
 
 def raters_temperature_table(rows: Sequence[dict[str, str]]) -> str:
@@ -239,13 +244,8 @@ def raters_temperature_table(rows: Sequence[dict[str, str]]) -> str:
     return markdown(lines)
 
 
-def tables(results: Path, ratio: float) -> dict[str, str]:
-    """Return the tables by the names of their markers; none without raters.csv."""
-    if not (results / "raters.csv").is_file():
-        return {}
-    with (results / "raters.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    pooled = json.loads((results / "raters.json").read_text(encoding="utf-8"))
+def tables(rows: Sequence[dict[str, str]], pooled: dict[str, Any], ratio: float) -> dict[str, str]:
+    """Return the tables by the names of their markers, from the content of raters.csv and raters.json."""
     return {
         "raters": raters_table(rows, pooled),
         "raters differences": raters_differences_table(rows, pooled, ratio),
@@ -268,16 +268,8 @@ def main() -> None:
         cases = [case for fold in compared["folds"] for case in measure(folder.validation(fold), dataset, fold)]
         of_method, pools[method] = method_results(method, cases)
         rows += of_method
-    first = pools[compared["first_model"]]
-    pooled = {
-        method: {
-            against: {stage: ace.compared(first[against][stage]) for stage, ace in stages.items()}
-            for against, stages in of_method.items()
-        }
-        for method, of_method in pools.items()
-    }
     write_rows(rows, RESULTS / "raters.csv")
-    write_compact(pooled, RESULTS / "raters.json")
+    write_compact(compared_pools(pools, compared["first_model"]), RESULTS / "raters.json")
 
 
 if __name__ == "__main__":

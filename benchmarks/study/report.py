@@ -73,7 +73,8 @@ def tables(results: Path) -> dict[str, str]:
             (run for run in runs if run["run"]["method"] in names), key=lambda run: names.index(run["run"]["method"])
         )
         found["folds"] = folds_table(shown, methods["first_model"])
-        found |= raters.tables(results, test_to_train(methods))
+        if (file := results / "raters.csv").is_file():
+            found |= raters.tables(read_rows(file), read(results / "raters.json"), test_to_train(methods))
     return found
 
 

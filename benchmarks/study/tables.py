@@ -87,7 +87,7 @@ def trainings_table(comparison: dict[str, Any], cases: Sequence[dict[str, str]],
     others = [model["name"] for model in comparison["models"] if model["name"] != first]
     cells: dict[str, list[str]] = {name: [name] for name in others}
     for metric, of, _, digits in COLUMNS:
-        values = _means_of_folds(cases, metric if metric == "dice" else f"{metric}_{stage}")
+        values = means_of_folds(cases, metric if metric == "dice" else f"{metric}_{stage}")
         found = {
             name: training_difference([values[name, k] - values[first, k] for k in comparison["folds"]], ratio)
             for name in others
@@ -102,7 +102,7 @@ def trainings_table(comparison: dict[str, Any], cases: Sequence[dict[str, str]],
     return markdown([["method", *(name for _, _, name, _ in COLUMNS)], *cells.values()])
 
 
-def _means_of_folds(cases: Sequence[dict[str, str]], column: str) -> dict[tuple[str, int], float]:
+def means_of_folds(cases: Sequence[dict[str, str]], column: str) -> dict[tuple[str, int], float]:
     """Return the mean of a column of cases.csv for each method and fold."""
     values: dict[tuple[str, int], list[float]] = {}
     for row in cases:

@@ -96,13 +96,7 @@ def test_tables(cases):
         if row["model"] == "Other":
             row["nll_before"] -= 0.01 * (1 + row["fold"])
     texts = [{name: str(value) for name, value in row.items()} for row in rows]
-    pooled = {
-        method: {
-            against: {stage: ace.compared(pools["Calib"][against][stage]) for stage, ace in stages.items()}
-            for against, stages in of_method.items()
-        }
-        for method, of_method in pools.items()
-    }
+    pooled = raters.compared_pools(pools, "Calib")
     lines = [line.split(" | ") for line in raters.raters_table(texts, pooled).splitlines()[2:]]
     assert [line[1] for line in lines] == [*AGAINST, *AGAINST]
     assert lines[0][3] == "-"
